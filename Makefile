@@ -1,0 +1,51 @@
+# make demo | test | test-gpu | check | format | clean: each sets up what it needs in .venv, once.
+
+PYTHON ?= python3
+VENV := .venv
+BIN := $(VENV)/bin
+STAMP := $(VENV)/.installed
+
+# Tests compile with the newest NVRTC and with the oldest that gemmir supports.
+NVRTC_NEWEST := 13.5.37
+NVRTC_OLDEST := 13.0.88
+export GEMMIR_NVRTC_13_0 := $(CURDIR)/$(VENV)/nvrtc-$(NVRTC_OLDEST)
+
+PIP := $(BIN)/python -m pip --disable-pip-version-check --quiet
+
+.PHONY: demo test test-gpu check format setup clean
+
+demo: setup
+	$(BIN)/python examples/demo.py
+
+test: setup
+	$(BIN)/python -m pytest
+
+test-gpu: setup
+	$(BIN)/python -m pytest -m gpu
+
+check: setup
+	$(BIN)/ruff check
+	$(BIN)/ruff format --check
+	$(BIN)/basedpyright
+
+format: setup
+	$(BIN)/ruff check --fix
+	$(BIN)/ruff format
+
+setup: $(STAMP)
+
+$(BIN)/python:
+	$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 11) and "gemmir needs Python 3.11; set PYTHON=")'
+	$(PYTHON) -m venv $(VENV)
+
+# The newest NVRTC comes by --no-deps: a CUDA build of torch pins its own, and any 13.x serves it.
+$(STAMP): requirements-dev.txt pyproject.toml Makefile | $(BIN)/python
+	$(PIP) install -r requirements-dev.txt
+	$(PIP) install --no-deps nvidia-cuda-nvrtc==$(NVRTC_NEWEST)
+	$(PIP) install --no-deps --no-build-isolation -e .
+	rm -rf $(GEMMIR_NVRTC_13_0)
+	$(PIP) install --no-deps --target $(GEMMIR_NVRTC_13_0) nvidia-cuda-nvrtc==$(NVRTC_OLDEST)
+	touch $@
+
+clean:
+	rm -rf $(VENV) build dist *.egg-info .pytest_cache .ruff_cache .hypothesis

@@ -1,0 +1,45 @@
+"""
+gemmir: a GEMM compiler for NVIDIA Hopper.
+
+    p = gemmir.Program("down_proj")
+    ...
+    kernel = gemmir.compile(p)
+    y = kernel(x, xs, w.t(), ws)
+
+Importing gemmir loads neither xDSL, torch, NumPy nor CUDA; each name below loads what it needs when first used.
+"""
+
+from __future__ import annotations
+
+from importlib import import_module
+from typing import TYPE_CHECKING
+
+if TYPE_CHECKING:
+    from gemmir import errors
+    from gemmir.compiler import compile
+    from gemmir.kernel import CompiledKernel
+    from gemmir.program import Program
+    from gemmir.tensors import align_scales
+
+__version__ = "0.1.0"
+__all__ = ["CompiledKernel", "Program", "__version__", "align_scales", "compile", "errors"]
+
+_HOMES = {
+    "CompiledKernel": "gemmir.kernel",
+    "Program": "gemmir.program",
+    "align_scales": "gemmir.tensors",
+    "compile": "gemmir.compiler",
+}
+
+
+def __getattr__(name: str) -> object:
+    if name == "errors":
+        return import_module("gemmir.errors")
+    if (home := _HOMES.get(name)) is None:
+        raise AttributeError(f"module 'gemmir' has no attribute '{name}'")
+    value = globals()[name] = getattr(import_module(home), name)
+    return value
+
+
+def __dir__() -> list[str]:
+    return sorted(__all__)

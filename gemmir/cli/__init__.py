@@ -1,0 +1,1 @@
+"""The `gemmir` command: one file per subcommand."""
