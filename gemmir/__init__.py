@@ -19,7 +19,7 @@ if TYPE_CHECKING:
     from gemmir.compiler import compile
     from gemmir.kernel import CompiledKernel
     from gemmir.program import Program
-    from gemmir.tensors import align_scales
+    from gemmir.scales import align_scales
 
 __version__ = "0.1.0"
 __all__ = ["CompiledKernel", "Program", "__version__", "align_scales", "compile", "errors"]
@@ -27,7 +27,7 @@ __all__ = ["CompiledKernel", "Program", "__version__", "align_scales", "compile"
 _HOMES = {
     "CompiledKernel": "gemmir.kernel",
     "Program": "gemmir.program",
-    "align_scales": "gemmir.tensors",
+    "align_scales": "gemmir.scales",
     "compile": "gemmir.compiler",
 }
 

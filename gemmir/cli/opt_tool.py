@@ -1,0 +1,62 @@
+"""xdsl-opt as a class of ours: gemmir is registered even where it is not installed, and errors are typed."""
+
+from __future__ import annotations
+
+import argparse
+from collections.abc import Sequence
+
+from xdsl.utils.exceptions import ArgSpecParseError, DiagnosticException, ParseError
+from xdsl.xdsl_opt_main import xDSLOptMain
+
+from gemmir.errors import IRError, SourceLocation
+from gemmir.universe import GEMMIR_UNIVERSE
+
+HINT = "gemmir opt --help lists the passes"
+
+
+class GemmirOpt(xDSLOptMain):
+    """The stock driver; gemmir's universe is there whether or not the entry point is installed."""
+
+    version_format = "gemmir opt, on xdsl {xdsl_version}"
+
+    def register_all_arguments(self, arg_parser: argparse.ArgumentParser) -> None:
+        arg_parser.prog = "gemmir opt"
+        super().register_all_arguments(arg_parser)
+
+    def register_all_dialects(self) -> None:
+        super().register_all_dialects()
+        for name, factory in GEMMIR_UNIVERSE.all_dialects.items():
+            if name not in self.ctx.registered_dialect_names:
+                self.ctx.register_dialect(name, factory)
+
+    def register_all_passes(self) -> None:
+        super().register_all_passes()
+        self.available_passes = {**GEMMIR_UNIVERSE.all_passes, **self.available_passes}
+
+    def register_all_targets(self) -> None:
+        super().register_all_targets()
+        self.available_targets = {**GEMMIR_UNIVERSE.all_targets, **self.available_targets}
+
+
+def run_opt(argv: Sequence[str]) -> None:
+    """Run xdsl-opt on `argv`. Raises IRError (GMR-R001, R002, R004) or what a pass of gemmir raises."""
+    try:
+        GemmirOpt(description="xdsl-opt with gemmir's dialects, passes and targets.", args=argv).run()
+    except ArgSpecParseError as error:  # NOTE: derives from BaseException in xDSL 0.74.
+        raise IRError("GMR-R004", str(error), fix="write -p 'pass-a,pass-b{option=1}'") from error
+    except ParseError as error:
+        raise IRError("GMR-R001", error.msg, location=location_of(error)) from error
+    except DiagnosticException as error:
+        raise IRError("GMR-R002", str(error)) from error
+    except ValueError as error:
+        raise IRError("GMR-R004", str(error), fix=HINT) from error
+
+
+def location_of(error: ParseError) -> SourceLocation:
+    """The span of a parse error as file, line, column and the text of the line."""
+    span = error.span
+    at = span.get_location()
+    first, last = span.input.get_start_of_line(span.start), span.input.get_end_of_line(span.start)
+    line = span.input.content[first:last]
+    text = line if isinstance(line, str) else line.decode(errors="replace")
+    return SourceLocation(span.input.name, at.line, at.col, text, max(1, min(span.end, last) - span.start))

@@ -1,0 +1,13 @@
+"""docs/errors.md and gemmir.errors.CODES say the same."""
+
+import re
+from pathlib import Path
+
+from gemmir.errors import CODES
+
+PAGE = Path(__file__).resolve().parents[1] / "docs" / "errors.md"
+
+
+def test_the_page_lists_every_code_with_its_meaning():
+    rows = dict(re.findall(r"^\| `(GMR-[A-Z]\d+)` \| (.+?) \| .+ \|$", PAGE.read_text(), re.MULTILINE))
+    assert rows == CODES

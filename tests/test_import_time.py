@@ -1,0 +1,52 @@
+"""`import gemmir` is cheap: nothing heavy is loaded, and it costs milliseconds."""
+
+import json
+import statistics
+import subprocess
+import sys
+import time
+
+import pytest
+
+HEAVY = ("xdsl", "torch", "numpy", "cuda")
+BUDGET_SECONDS = 0.030
+
+
+def loaded_by(code: str) -> set[str]:
+    """The top-level modules that a fresh interpreter holds after `code`."""
+    program = f"{code}\nimport json, sys\nprint(json.dumps(sorted({{m.split('.')[0] for m in sys.modules}})))"
+    done = subprocess.run([sys.executable, "-c", program], capture_output=True, text=True, check=True)
+    return set(json.loads(done.stdout))
+
+
+def seconds(code: str) -> float:
+    start = time.perf_counter()
+    subprocess.run([sys.executable, "-c", code], check=True)
+    return time.perf_counter() - start
+
+
+@pytest.mark.parametrize(
+    "code",
+    [
+        "import gemmir",
+        "import gemmir.errors, gemmir.schedule, gemmir.legality, gemmir.manifest",
+        "import gemmir.cli.main as m; m.make_parser().format_help()",
+    ],
+)
+def test_nothing_heavy_is_loaded(code: str):
+    assert loaded_by(code).isdisjoint(HEAVY)
+
+
+def test_every_public_name_is_listed_and_unknown_ones_are_refused():
+    import gemmir
+
+    assert set(gemmir.__all__) <= set(dir(gemmir))
+    with pytest.raises(AttributeError, match="no attribute 'gemm'"):
+        _ = gemmir.gemm  # type: ignore[attr-defined]
+
+
+def test_import_takes_at_most_30_ms_over_bare_python():
+    # Bare and importing runs alternate, so that a busy moment of the machine hits both.
+    pairs = [(seconds("pass"), seconds("import gemmir")) for _ in range(9)]
+    extra = statistics.median(with_gemmir - bare for bare, with_gemmir in pairs)
+    assert extra <= BUDGET_SECONDS, f"import gemmir costs {extra * 1e3:.1f} ms"
