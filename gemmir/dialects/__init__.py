@@ -1,0 +1,1 @@
+"""The IR of gemmir: `gemm` says what is computed, `hopper` how one kernel computes it."""

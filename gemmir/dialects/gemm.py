@@ -1,0 +1,574 @@
+"""
+The gemm dialect: what is computed.
+
+`gemm.matmul` is one scaled matrix product, D = epilogue(A @ B + C). Shapes are those of the mathematics: A is M x K,
+B K x N, D M x N. How an operand lies in memory, how it is scaled, what may change a bit of the result and what is
+already chosen about the kernel are clauses of the op.
+"""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Callable, Iterable, Mapping, Sequence
+
+from xdsl.dialects.builtin import (
+    DYNAMIC_INDEX,
+    I64,
+    AnyFloat,
+    AnyTensorTypeConstr,
+    BFloat16Type,
+    Float8E4M3FNType,
+    Float8E5M2Type,
+    Float16Type,
+    Float32Type,
+    FunctionType,
+    IndexType,
+    IntegerAttr,
+    IntegerType,
+    ModuleOp,
+    NoneAttr,
+    TensorType,
+    i64,
+)
+from xdsl.dialects.func import FuncOp, ReturnOp
+from xdsl.ir import Attribute, Dialect, Operation, Region, SSAValue
+from xdsl.irdl import (
+    AttrSizedOperandSegments,
+    IRDLOperation,
+    irdl_op_definition,
+    lazy_traits_def,
+    operand_def,
+    opt_operand_def,
+    opt_prop_def,
+    opt_region_def,
+    result_def,
+    traits_def,
+    var_operand_def,
+)
+from xdsl.parser import Parser, UnresolvedOperand
+from xdsl.printer import Printer
+from xdsl.traits import HasParent, IsolatedFromAbove, IsTerminator, Pure, is_side_effect_free
+from xdsl.utils.exceptions import VerifyException
+
+from gemmir.dialects.gemm_attributes import (
+    EpilogueKindsAttr,
+    Layout,
+    LayoutAttr,
+    NumericsAttr,
+    RecipeAttr,
+    ScheduleAttr,
+    parse_epilogue_kind,
+    parse_recipe,
+)
+from gemmir.dtypes import BF16, F8E4M3FN, F8E5M2, F16, F32, DType
+from gemmir.errors import UnsupportedError
+from gemmir.legality import Violation, violation
+from gemmir.matmul_rules import (
+    Fault,
+    MatmulInfo,
+    TensorInfo,
+    default_numerics,
+    find_fault,
+    numerics_with,
+    problem_from,
+)
+from gemmir.problem import GemmProblem, Recipe
+from gemmir.schedule import Schedule
+
+_ELEMENTS: dict[type[Attribute], DType] = {
+    Float8E4M3FNType: F8E4M3FN,
+    Float8E5M2Type: F8E5M2,
+    BFloat16Type: BF16,
+    Float16Type: F16,
+    Float32Type: F32,
+}
+_TYPES: dict[DType, AnyFloat] = {
+    F8E4M3FN: Float8E4M3FNType(),
+    F8E5M2: Float8E5M2Type(),
+    BF16: BFloat16Type(),
+    F16: Float16Type(),
+    F32: Float32Type(),
+}
+_SCALARS = (IntegerType, IndexType, *_ELEMENTS)
+_IDENTIFIER = re.compile(r"[A-Za-z_][A-Za-z0-9_]{0,63}")
+
+
+class GemmFault(VerifyException):
+    """A product that breaks a rule of `gemmir.matmul_rules`."""
+
+    def __init__(self, fault: Fault):
+        self.fault = fault
+        super().__init__(f"{fault.what}\n  rule: {fault.rule}\n  fix: {fault.fix}")
+
+
+class ScheduleFault(VerifyException):
+    """A schedule that breaks a rule of `gemmir.legality`; `violation` has the arithmetic."""
+
+    def __init__(self, found: Violation):
+        self.violation = found
+        super().__init__(f"{found.code}: {found.what}\n  rule: {found.rule}\n  fix: {found.fix}")
+
+
+def element_type(dtype: DType) -> AnyFloat:
+    """The IR type of `dtype`."""
+    return _TYPES[dtype]
+
+
+def dtype_of(type: Attribute) -> DType:
+    """The element type behind an IR type; `VerifyException` if gemmir has none such."""
+    if (found := _ELEMENTS.get(type.__class__)) is None:
+        raise VerifyException(f"element type {type} is not one of {', '.join(t.name for t in _TYPES)}")
+    return found
+
+
+def tensor_info(name: str, value: SSAValue) -> TensorInfo:
+    """Shape (None where `?` stands) and element type of a tensor value, under the name that messages use."""
+    tensor = value.type
+    if not isinstance(tensor, TensorType):
+        raise VerifyException(f"{name} is {tensor}, not a ranked tensor")
+    if tensor.encoding != NoneAttr():
+        raise VerifyException(f"{name}: tensor encodings have no meaning here; use the layout clause")
+    shape = tuple(None if d == DYNAMIC_INDEX else d for d in tensor.get_shape())
+    return TensorInfo(name, shape, dtype_of(tensor.get_element_type()))
+
+
+@irdl_op_definition
+class YieldOp(IRDLOperation):
+    """Gives one element of the result of an epilogue."""
+
+    name = "gemm.yield"
+
+    value = operand_def()
+
+    traits = lazy_traits_def(lambda: (IsTerminator(), HasParent(MatmulOp), Pure()))
+
+    assembly_format = "$value attr-dict `:` type($value)"
+
+    def __init__(self, value: SSAValue | Operation):
+        super().__init__(operands=[value])
+
+
+@irdl_op_definition
+class MatmulOp(IRDLOperation):
+    """
+    D = epilogue(A @ B + C), accumulated in f32.
+
+    ```mlir
+    %y = gemm.matmul %x, %w scaled (%xs by 1x128, %ws by 128x128)
+        schedule <block = 128x256x128, cluster = 2x1>
+        epilogue (%bias by column) {
+        ^bb0(%acc: f32, %b: f32):
+          %sum = arith.addf %acc, %b : f32
+          %r = arith.truncf %sum : f32 to bf16
+          gemm.yield %r : bf16
+        }
+        : (tensor<?x2048xf8E4M3FN>, ..., tensor<7168xf32>) -> tensor<?x7168xbf16>
+    ```
+
+    Clauses may be written in any order. Without an epilogue the accumulator is rounded to the result's type. An
+    epilogue sees the f32 accumulator first, then one element of each of its operands.
+    """
+
+    name = "gemm.matmul"
+
+    a = operand_def(AnyTensorTypeConstr)
+    b = operand_def(AnyTensorTypeConstr)
+    scale_a = opt_operand_def(AnyTensorTypeConstr)
+    scale_b = opt_operand_def(AnyTensorTypeConstr)
+    c = opt_operand_def(AnyTensorTypeConstr)
+    epilogue_operands = var_operand_def(AnyTensorTypeConstr)
+    d = result_def(AnyTensorTypeConstr)
+    epilogue = opt_region_def("single_block")
+
+    recipe = opt_prop_def(RecipeAttr)
+    layout = opt_prop_def(LayoutAttr)
+    numerics = opt_prop_def(NumericsAttr)
+    expect = opt_prop_def(IntegerAttr.constr(I64))
+    schedule = opt_prop_def(ScheduleAttr)
+    by = opt_prop_def(EpilogueKindsAttr)
+
+    irdl_options = (AttrSizedOperandSegments(as_property=True),)
+    traits = traits_def(IsolatedFromAbove(), Pure())
+
+    def __init__(
+        self,
+        a: SSAValue | Operation,
+        b: SSAValue | Operation,
+        result_type: Attribute,
+        *,
+        scales: tuple[SSAValue, SSAValue] | None = None,
+        recipe: tuple[Recipe, Recipe] | None = None,
+        c: SSAValue | Operation | None = None,
+        layout: Layout | None = None,
+        numerics: NumericsAttr | None = None,
+        expected_m: int | None = None,
+        schedule: Schedule | None = None,
+        epilogue_operands: Sequence[SSAValue] = (),
+        epilogue_kinds: Sequence[str] = (),
+        epilogue: Region | None = None,
+    ):
+        optional = ([], []) if scales is None else ([scales[0]], [scales[1]])
+        super().__init__(
+            operands=[a, b, *optional, [] if c is None else [c], epilogue_operands],
+            result_types=[result_type],
+            properties={
+                "recipe": None if recipe is None else RecipeAttr(recipe),
+                "layout": None if layout is None else LayoutAttr(layout),
+                "numerics": numerics,
+                "expect": None if expected_m is None else IntegerAttr(expected_m, i64),
+                "schedule": None if schedule is None else ScheduleAttr(schedule),
+                "by": EpilogueKindsAttr(tuple(epilogue_kinds)) if epilogue_kinds else None,
+            },
+            regions=[[] if epilogue is None else [epilogue]],
+        )
+
+    @property
+    def scale_a_recipe(self) -> Recipe:
+        return Recipe.NONE if self.recipe is None else self.recipe.data[0]
+
+    @property
+    def scale_b_recipe(self) -> Recipe:
+        return Recipe.NONE if self.recipe is None else self.recipe.data[1]
+
+    @property
+    def a_major(self) -> str:
+        """ "k" or "m"."""
+        return "k" if self.layout is None else self.layout.data.a
+
+    @property
+    def b_major(self) -> str:
+        """ "k" or "n"."""
+        return "k" if self.layout is None else self.layout.data.b
+
+    @property
+    def epilogue_kinds(self) -> tuple[str, ...]:
+        """ "column", "row", "element" or "scalar", one for each epilogue operand."""
+        return () if self.by is None else self.by.data
+
+    @property
+    def expected_m(self) -> int | None:
+        return None if self.expect is None else self.expect.value.data
+
+    def info(self) -> MatmulInfo:
+        """The op as plain data, for `gemmir.matmul_rules`."""
+        a = tensor_info("A", self.a)
+        numerics = default_numerics(a.dtype, self.scale_a_recipe)
+        if self.numerics is not None:
+            numerics = numerics_with(a.dtype, self.numerics.data)
+        operands = (tensor_info(f"epilogue operand {i}", v) for i, v in enumerate(self.epilogue_operands))
+        return MatmulInfo(
+            a=a,
+            b=tensor_info("B", self.b),
+            d=tensor_info("D", self.d),
+            numerics=numerics,
+            scale_a=None if self.scale_a is None else tensor_info("scale of A", self.scale_a),
+            scale_b=None if self.scale_b is None else tensor_info("scale of B", self.scale_b),
+            recipe_a=self.scale_a_recipe,
+            recipe_b=self.scale_b_recipe,
+            c=None if self.c is None else tensor_info("C", self.c),
+            a_major=self.a_major,
+            b_major=self.b_major,
+            expected_m=self.expected_m,
+            epilogue=tuple(zip(self.epilogue_kinds, operands, strict=False)),
+        )
+
+    def verify_(self) -> None:
+        if len(self.epilogue_kinds) != len(self.epilogue_operands):
+            raise VerifyException(
+                f"{len(self.epilogue_operands)} epilogue operands but {len(self.epilogue_kinds)} kinds: each is "
+                "`by` column, row, element or scalar"
+            )
+        info = self.info()
+        if (fault := find_fault(info)) is not None:
+            raise GemmFault(fault)
+        _verify_epilogue(self, info)
+        schedule = schedule_of(self)
+        problem = problem_from(info, has_epilogue=self.epilogue is not None)
+        if (found := violation(problem, schedule)) is not None:
+            raise ScheduleFault(found)
+
+    @classmethod
+    def parse(cls, parser: Parser) -> MatmulOp:
+        return _parse_matmul(parser)
+
+    def print(self, printer: Printer) -> None:
+        _print_matmul(self, printer)
+
+
+def _verify_epilogue(op: MatmulOp, info: MatmulInfo) -> None:
+    region = op.epilogue
+    if region is None:
+        if op.epilogue_operands:
+            raise VerifyException("epilogue operands without an epilogue that uses them")
+        return
+    if region.first_block is None:
+        raise VerifyException("the epilogue is empty; leave it out, or yield a value")
+    expected = (element_type(F32), *(element_type(tensor.dtype) for _, tensor in info.epilogue))
+    got = tuple(argument.type for argument in region.block.args)
+    if got != expected:
+        raise VerifyException(
+            f"the epilogue takes ({_list(got)}), expected ({_list(expected)}): the f32 accumulator, then one element "
+            "of each operand"
+        )
+    for inner in region.block.ops:
+        _verify_epilogue_op(inner)
+    last = region.block.last_op
+    if not isinstance(last, YieldOp):
+        raise VerifyException("the epilogue ends with gemm.yield")
+    if last.value.type != element_type(info.d.dtype):
+        raise VerifyException(f"the epilogue yields {last.value.type}, but the result holds {info.d.dtype}")
+
+
+def _verify_epilogue_op(op: Operation) -> None:
+    if isinstance(op, YieldOp):
+        return
+    if op.dialect_name() not in ("arith", "math") or op.regions or not is_side_effect_free(op):
+        raise VerifyException(f"{op.name} in an epilogue: only arith and math ops without side effects")
+    for value in (*op.operands, *op.results):
+        if not isinstance(value.type, _SCALARS):
+            raise VerifyException(f"{op.name} in an epilogue has {value.type}: only scalars of integer or float type")
+
+
+def _list(types: Iterable[Attribute]) -> str:
+    return ", ".join(map(str, types))
+
+
+class _Clauses:
+    """What the clauses of one `gemm.matmul` said, while it is parsed."""
+
+    def __init__(self) -> None:
+        self.seen: set[str] = set()
+        self.properties: dict[str, Attribute] = {}
+        self.scales: list[UnresolvedOperand] = []
+        self.c: list[UnresolvedOperand] = []
+        self.epilogue_operands: list[UnresolvedOperand] = []
+        self.epilogue: Region | None = None
+
+
+def _parse_scaled(parser: Parser, clauses: _Clauses) -> None:
+    recipes: list[Recipe] = []
+    with parser.in_parens():
+        for separator in (",", ""):
+            clauses.scales.append(parser.parse_unresolved_operand("expected a scale"))
+            parser.parse_keyword("by")
+            recipes.append(parse_recipe(parser))
+            if separator:
+                parser.parse_punctuation(",", ": A and B are both scaled")
+    clauses.properties["recipe"] = RecipeAttr((recipes[0], recipes[1]))
+
+
+def _parse_accumulate(parser: Parser, clauses: _Clauses) -> None:
+    clauses.c.append(parser.parse_unresolved_operand())
+
+
+def _parse_layout(parser: Parser, clauses: _Clauses) -> None:
+    clauses.properties["layout"] = LayoutAttr(LayoutAttr.parse_parameter(parser))
+
+
+def _parse_numerics(parser: Parser, clauses: _Clauses) -> None:
+    clauses.properties["numerics"] = NumericsAttr(NumericsAttr.parse_parameter(parser))
+
+
+def _parse_expect(parser: Parser, clauses: _Clauses) -> None:
+    with parser.in_angle_brackets():
+        parser.parse_keyword("m")
+        parser.parse_punctuation("=")
+        start = parser.pos
+        m = parser.parse_integer(allow_boolean=False, allow_negative=False)
+        if m >= 1 << 63:
+            parser.raise_error("m does not fit 64 bits", start, parser.pos)
+    clauses.properties["expect"] = IntegerAttr(m, i64)
+
+
+def _parse_schedule(parser: Parser, clauses: _Clauses) -> None:
+    clauses.properties["schedule"] = ScheduleAttr(ScheduleAttr.parse_parameter(parser))
+
+
+def _parse_epilogue(parser: Parser, clauses: _Clauses) -> None:
+    kinds: list[str] = []
+
+    def operand() -> None:
+        clauses.epilogue_operands.append(parser.parse_unresolved_operand())
+        parser.parse_keyword("by")
+        kinds.append(parse_epilogue_kind(parser))
+
+    parser.parse_optional_comma_separated_list(parser.Delimiter.PAREN, operand)
+    if kinds:
+        clauses.properties["by"] = EpilogueKindsAttr(tuple(kinds))
+    clauses.epilogue = parser.parse_region()
+
+
+_CLAUSES: dict[str, Callable[[Parser, _Clauses], None]] = {
+    "scaled": _parse_scaled,
+    "accumulate": _parse_accumulate,
+    "layout": _parse_layout,
+    "numerics": _parse_numerics,
+    "expect": _parse_expect,
+    "schedule": _parse_schedule,
+    "epilogue": _parse_epilogue,
+}
+
+
+def _parse_matmul(parser: Parser) -> MatmulOp:
+    operands = [parser.parse_unresolved_operand()]
+    parser.parse_punctuation(",")
+    operands.append(parser.parse_unresolved_operand())
+    clauses = _Clauses()
+    start = parser.pos
+    while (word := parser.parse_optional_keyword_in(tuple(_CLAUSES))) is not None:
+        if word in clauses.seen:
+            parser.raise_error(f"clause '{word}' is given twice", start, start + len(word))
+        clauses.seen.add(word)
+        _CLAUSES[word](parser, clauses)
+        start = parser.pos
+    attributes = parser.parse_optional_attr_dict_with_keyword()
+    parser.parse_punctuation(":", f" or a clause: {', '.join(w for w in _CLAUSES if w not in clauses.seen)}")
+    start = parser.pos
+    signature = parser.parse_function_type()
+    operands += [*clauses.scales, *clauses.c, *clauses.epilogue_operands]
+    values = parser.resolve_operands(operands, signature.inputs.data, start)
+    if len(signature.outputs) != 1:
+        parser.raise_error("gemm.matmul has one result", start, parser.pos)
+    return _build_parsed(values, signature, clauses, {} if attributes is None else attributes.data)
+
+
+def _build_parsed(
+    values: Sequence[SSAValue], signature: FunctionType, clauses: _Clauses, attributes: Mapping[str, Attribute]
+) -> MatmulOp:
+    rest = list(values)
+    segments: list[list[SSAValue]] = []
+    scale = len(clauses.scales) // 2
+    for count in (1, 1, scale, scale, len(clauses.c), len(clauses.epilogue_operands)):
+        segments.append(rest[:count])
+        del rest[:count]
+    return MatmulOp.build(
+        operands=segments,
+        result_types=[signature.outputs.data[0]],
+        properties=clauses.properties,
+        attributes=attributes,
+        regions=[[] if clauses.epilogue is None else [clauses.epilogue]],
+    )
+
+
+def _print_matmul(op: MatmulOp, printer: Printer) -> None:
+    printer.print_string(" ")
+    printer.print_list((op.a, op.b), printer.print_ssa_value)
+    if op.scale_a is not None and op.scale_b is not None:
+        printer.print_string(" scaled (")
+        printer.print_ssa_value(op.scale_a)
+        printer.print_string(f" by {op.scale_a_recipe.value}, ")
+        printer.print_ssa_value(op.scale_b)
+        printer.print_string(f" by {op.scale_b_recipe.value})")
+    with printer.indented(2):
+        _print_clauses(op, printer)
+        printer.print_op_attributes(op.attributes, print_keyword=True)
+        one_line = len(op.operands) == 2 and not op.properties.keys() - {"operandSegmentSizes"} and op.epilogue is None
+        printer.print_string(" : " if one_line else "\n: ")
+        printer.print_function_type(op.operand_types, op.result_types)
+
+
+def _print_clauses(op: MatmulOp, printer: Printer) -> None:
+    if op.c is not None:
+        printer.print_string("\naccumulate ")
+        printer.print_ssa_value(op.c)
+    for word, attribute in (("layout", op.layout), ("numerics", op.numerics)):
+        if attribute is not None:
+            printer.print_string(f"\n{word} ")
+            attribute.print_parameter(printer)
+    if op.expect is not None:
+        printer.print_string(f"\nexpect <m = {op.expect.value.data}>")
+    if op.schedule is not None:
+        printer.print_string("\nschedule ")
+        op.schedule.print_parameter(printer)
+    if op.epilogue is not None:
+        _print_epilogue(op, op.epilogue, printer)
+
+
+def _print_epilogue(op: MatmulOp, region: Region, printer: Printer) -> None:
+    def operand(pair: tuple[SSAValue, str]) -> None:
+        printer.print_ssa_value(pair[0])
+        printer.print_string(f" by {pair[1]}")
+
+    printer.print_string("\nepilogue ")
+    if op.epilogue_operands:
+        with printer.in_parens():
+            printer.print_list(zip(op.epilogue_operands, op.epilogue_kinds, strict=False), operand)
+        printer.print_string(" ")
+    printer.print_region(region)
+
+
+Gemm = Dialect(
+    "gemm",
+    [MatmulOp, YieldOp],
+    [EpilogueKindsAttr, LayoutAttr, NumericsAttr, RecipeAttr, ScheduleAttr],
+)
+
+
+def schedule_of(op: MatmulOp) -> Schedule:
+    """The choices made so far; every field open where there is no schedule."""
+    return Schedule() if op.schedule is None else op.schedule.data
+
+
+def set_schedule(op: MatmulOp, schedule: Schedule) -> None:
+    """Replace the schedule; one without a choice removes the clause. Legality is checked when the op verifies."""
+    op.schedule = None if schedule == Schedule() else ScheduleAttr(schedule)
+
+
+def problem_of(op: MatmulOp) -> GemmProblem:
+    """The problem of a verified op. `UnsupportedError` (GMR-U001) if N or K is known only at run time."""
+    info = op.info()
+    if info.n is None or info.k is None:
+        raise UnsupportedError(
+            "GMR-U001",
+            f"N = {'?' if info.n is None else info.n}, K = {'?' if info.k is None else info.k}",
+            rule="a kernel is made for one N and one K; only M may be known at run time",
+            fix="write N and K as numbers",
+        )
+    return problem_from(info, has_epilogue=op.epilogue is not None)
+
+
+def the_function(module: ModuleOp) -> FuncOp:
+    """The only function of a module; `UnsupportedError` (GMR-U001) otherwise."""
+    functions = [op for op in module.ops if isinstance(op, FuncOp)]
+    if len(functions) != 1:
+        raise _unsupported(f"a module with {len(functions)} functions")
+    return functions[0]
+
+
+def the_matmul(module: ModuleOp) -> MatmulOp:
+    """
+    The one `gemm.matmul` of the one function, which takes the function's arguments and whose result it returns.
+
+    `UnsupportedError` (GMR-U001) names whatever else is there.
+    """
+    function = the_function(module)
+    if len(function.body.blocks) != 1:
+        raise _unsupported(f"a function of {len(function.body.blocks)} blocks")
+    op, *rest = function.body.block.ops or (None,)
+    if not isinstance(op, MatmulOp) or len(rest) != 1 or not isinstance(rest[0], ReturnOp):
+        raise _unsupported(f"a function of {_op_names(function)}")
+    if tuple(rest[0].operands) != (op.d,):
+        raise _unsupported("a function that returns something else than its product")
+    return op
+
+
+def _op_names(function: FuncOp) -> str:
+    found = [op.name for op in function.body.block.ops]
+    return ", ".join(found[:4]) + (f" and {len(found) - 4} more" if len(found) > 4 else "") if found else "no op"
+
+
+def _unsupported(what: str) -> UnsupportedError:
+    rule = "one function that takes its operands as arguments, computes one gemm.matmul and returns its result"
+    return UnsupportedError("GMR-U001", what, rule=rule, fix="compile each product by itself")
+
+
+def argument_names(function: FuncOp) -> tuple[str, ...]:
+    """
+    Names of a function's arguments, fit for any language: those of the IR, or arg0, arg1, ...
+
+    The IR's names are taken if each is a unique ASCII identifier of at most 64 characters.
+    """
+    hints = tuple(argument.name_hint or "" for argument in function.body.blocks[0].args)
+    if len(set(hints)) == len(hints) and all(_IDENTIFIER.fullmatch(hint) for hint in hints):
+        return hints
+    return tuple(f"arg{i}" for i in range(len(hints)))

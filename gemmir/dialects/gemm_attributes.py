@@ -1,0 +1,249 @@
+"""Attributes of the gemm dialect: thin wrappers of plain data, printed as people write them."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass, fields, replace
+from enum import Enum
+from typing import Any, TypeVar
+
+from xdsl.dialects.builtin import DYNAMIC_INDEX
+from xdsl.ir import Data
+from xdsl.irdl import irdl_attr_definition
+from xdsl.parser import AttrParser
+from xdsl.printer import Printer
+from xdsl.utils.exceptions import VerifyException
+
+from gemmir.problem import Recipe
+from gemmir.schedule import Family, RasterAxis, Schedule, Split
+
+E = TypeVar("E", bound=Enum)
+
+
+def _parse_enum(parser: AttrParser, kind: type[E]) -> E:
+    spellings = {member.value: member for member in kind}
+    return spellings[parser.parse_keyword_in(tuple(spellings))]
+
+
+def _parse_positive(parser: AttrParser) -> int:
+    return parser.parse_integer(allow_boolean=False, allow_negative=False)
+
+
+def _parse_dims(parser: AttrParser, count: int) -> tuple[int | None, ...]:
+    """`count` dimensions, e.g. `128x?x128`, where `?` is a choice that is open."""
+    start = parser.pos
+    dims = parser.parse_dimension_list()
+    if len(dims) != count:
+        parser.raise_error(f"expected {count} sizes joined by 'x', got {len(dims)}", start, parser.pos)
+    return tuple(None if d == DYNAMIC_INDEX else d for d in dims)
+
+
+def _dims_text(*dims: int | None) -> str:
+    return "x".join("?" if d is None else str(d) for d in dims)
+
+
+def parse_recipe(parser: AttrParser) -> Recipe:
+    """`tensor`, `row`, `1x128` or `128x128`."""
+    words = (Recipe.TENSOR_WISE.value, Recipe.ROW_WISE.value)
+    if (word := parser.parse_optional_keyword_in(words)) is not None:
+        return Recipe(word)
+    start = parser.pos
+    text = "x".join(map(str, parser.parse_dimension_list()))
+    if text not in (Recipe.BLOCK_WISE_1X128.value, Recipe.BLOCK_WISE_128X128.value):
+        parser.raise_error("expected a scaling recipe: tensor, row, 1x128 or 128x128", start, parser.pos)
+    return Recipe(text)
+
+
+@irdl_attr_definition
+class RecipeAttr(Data[tuple[Recipe, Recipe]]):
+    """How A and B are scaled: `#gemm.recipe<1x128, 128x128>`."""
+
+    name = "gemm.recipe"
+
+    @classmethod
+    def parse_parameter(cls, parser: AttrParser) -> tuple[Recipe, Recipe]:
+        with parser.in_angle_brackets():
+            a = parse_recipe(parser)
+            parser.parse_punctuation(",")
+            return a, parse_recipe(parser)
+
+    def print_parameter(self, printer: Printer) -> None:
+        printer.print_string(f"<{self.data[0].value}, {self.data[1].value}>")
+
+
+@dataclass(frozen=True, slots=True)
+class Layout:
+    """Which dimension's elements are neighbours in memory: `a` is "k" or "m", `b` "k" or "n"."""
+
+    a: str = "k"
+    b: str = "k"
+
+
+@irdl_attr_definition
+class LayoutAttr(Data[Layout]):
+    """`#gemm.layout<a = m, b = n>`; either may be left out."""
+
+    name = "gemm.layout"
+
+    @classmethod
+    def parse_parameter(cls, parser: AttrParser) -> Layout:
+        values: dict[str, str] = {}
+
+        def entry() -> None:
+            key = _new_key(parser, ("a", "b"), values)
+            values[key] = parser.parse_keyword_in(("k", "m" if key == "a" else "n"))
+
+        parser.parse_comma_separated_list(parser.Delimiter.ANGLE, entry)
+        return Layout(**values)
+
+    def print_parameter(self, printer: Printer) -> None:
+        printer.print_string(f"<a = {self.data.a}, b = {self.data.b}>")
+
+
+@irdl_attr_definition
+class NumericsAttr(Data[int | None]):
+    """Elements of K between promotions to f32: `#gemm.numerics<promote_every = 128>` or `none`."""
+
+    name = "gemm.numerics"
+
+    @classmethod
+    def parse_parameter(cls, parser: AttrParser) -> int | None:
+        with parser.in_angle_brackets():
+            parser.parse_keyword("promote_every")
+            parser.parse_punctuation("=")
+            return None if parser.parse_optional_keyword("none") else _parse_positive(parser)
+
+    def print_parameter(self, printer: Printer) -> None:
+        printer.print_string(f"<promote_every = {'none' if self.data is None else self.data}>")
+
+
+@irdl_attr_definition
+class EpilogueKindsAttr(Data[tuple[str, ...]]):
+    """How each epilogue operand spreads over the result: `#gemm.by<column, row>`."""
+
+    name = "gemm.by"
+
+    @classmethod
+    def parse_parameter(cls, parser: AttrParser) -> tuple[str, ...]:
+        return tuple(parser.parse_comma_separated_list(parser.Delimiter.ANGLE, lambda: parse_epilogue_kind(parser)))
+
+    def print_parameter(self, printer: Printer) -> None:
+        printer.print_string(f"<{', '.join(self.data)}>")
+
+
+def parse_epilogue_kind(parser: AttrParser) -> str:
+    return parser.parse_keyword_in(("column", "row", "element", "scalar"))
+
+
+def _new_key(parser: AttrParser, keys: tuple[str, ...], seen: dict[str, Any]) -> str:
+    """`key =`, each at most once."""
+    start = parser.pos
+    key = parser.parse_keyword_in(keys)
+    if key in seen:
+        parser.raise_error(f"'{key}' is given twice", start, start + len(key))
+    parser.parse_punctuation("=")
+    return key
+
+
+def _parse_family(parser: AttrParser) -> dict[str, object]:
+    return {"family": _parse_enum(parser, Family)}
+
+
+def _parse_block(parser: AttrParser) -> dict[str, object]:
+    return dict(zip(("block_m", "block_n", "block_k"), _parse_dims(parser, 3), strict=True))
+
+
+def _parse_warpgroups(parser: AttrParser) -> dict[str, object]:
+    count = None if parser.parse_optional_punctuation("?") else _parse_positive(parser)
+    split = _parse_enum(parser, Split) if parser.parse_optional_keyword("along") else None
+    return {"math_warpgroups": count, "split": split}
+
+
+def _parse_turns(parser: AttrParser) -> dict[str, object]:
+    return {"turns": parser.parse_boolean()}
+
+
+def _parse_cluster(parser: AttrParser) -> dict[str, object]:
+    return dict(zip(("cluster_m", "cluster_n"), _parse_dims(parser, 2), strict=True))
+
+
+def _parse_raster(parser: AttrParser) -> dict[str, object]:
+    return {"raster_axis": _parse_enum(parser, RasterAxis)}
+
+
+def _parse_group(parser: AttrParser) -> dict[str, object]:
+    return {"raster_group": _parse_positive(parser)}
+
+
+def _parse_stages(parser: AttrParser) -> dict[str, object]:
+    return {"num_stages": _parse_positive(parser)}
+
+
+_SCHEDULE_ENTRIES: dict[str, Callable[[AttrParser], dict[str, object]]] = {
+    "family": _parse_family,
+    "block": _parse_block,
+    "warpgroups": _parse_warpgroups,
+    "turns": _parse_turns,
+    "cluster": _parse_cluster,
+    "raster": _parse_raster,
+    "group": _parse_group,
+    "stages": _parse_stages,
+}
+
+
+def schedule_text(s: Schedule) -> str:
+    """The choices that are made, e.g. `block = 128x?x128, stages = 3`; "" where none is."""
+    parts: list[str] = []
+    if s.family is not None:
+        parts.append(f"family = {s.family.value}")
+    if (s.block_m, s.block_n, s.block_k) != (None, None, None):
+        parts.append(f"block = {_dims_text(s.block_m, s.block_n, s.block_k)}")
+    if s.math_warpgroups is not None or s.split is not None:
+        along = "" if s.split is None else f" along {s.split.value}"
+        parts.append(f"warpgroups = {_dims_text(s.math_warpgroups)}{along}")
+    if s.turns is not None:
+        parts.append(f"turns = {'true' if s.turns else 'false'}")
+    if (s.cluster_m, s.cluster_n) != (None, None):
+        parts.append(f"cluster = {_dims_text(s.cluster_m, s.cluster_n)}")
+    if s.raster_axis is not None:
+        parts.append(f"raster = {s.raster_axis.value}")
+    if s.raster_group is not None:
+        parts.append(f"group = {s.raster_group}")
+    if s.num_stages is not None:
+        parts.append(f"stages = {s.num_stages}")
+    return ", ".join(parts)
+
+
+@irdl_attr_definition
+class ScheduleAttr(Data[Schedule]):
+    """
+    The choices made so far; what is left out or `?` is open.
+
+    `#gemm.schedule<family = tiles, block = 128x256x128, warpgroups = 2 along n, turns = false, cluster = 2x1,
+    raster = along_m, group = 8, stages = 3>`
+    """
+
+    name = "gemm.schedule"
+
+    @classmethod
+    def parse_parameter(cls, parser: AttrParser) -> Schedule:
+        seen: dict[str, dict[str, Any]] = {}
+
+        def entry() -> None:
+            key = _new_key(parser, tuple(_SCHEDULE_ENTRIES), seen)
+            seen[key] = _SCHEDULE_ENTRIES[key](parser)
+
+        parser.parse_comma_separated_list(parser.Delimiter.ANGLE, entry)
+        schedule = Schedule()
+        for choices in seen.values():
+            schedule = replace(schedule, **choices)
+        return schedule
+
+    def print_parameter(self, printer: Printer) -> None:
+        printer.print_string(f"<{schedule_text(self.data)}>")
+
+    def verify(self) -> None:
+        for field in fields(self.data):
+            value = getattr(self.data, field.name)
+            if isinstance(value, int) and not isinstance(value, bool) and value < 1:
+                raise VerifyException(f"schedule: {field.name} = {value}; sizes and counts are at least 1")

@@ -1,0 +1,106 @@
+"""
+The front gate for IR text: cheap limits on untrusted text, checked before any of it is parsed.
+
+A parser that believes every number can be made to fill the memory with one line (`dense<0> : tensor<1000000000xi32>`,
+`i99999999999`, ten thousand open brackets). The gate reads the text once, token by token, and refuses such things.
+"""
+
+from __future__ import annotations
+
+import re
+
+from gemmir.errors import IRError, SourceLocation
+
+MAX_BYTES = 4 << 20
+MAX_NESTING = 64
+MAX_DIGITS = 40
+INTEGER_WIDTHS = (1, 4, 8, 16, 32, 64)
+MAX_SHOWN_LINE = 240
+"""Longer source lines are not repeated in messages."""
+
+_TOKEN = re.compile(
+    r"""(?P<skip>[ \t\r\n]+|//[^\n]*)
+      | (?P<string>"(?:[^"\\\n]|\\.)*")
+      | (?P<sigil>[%@\#!^][A-Za-z0-9_$.\-]*)
+      | (?P<word>[A-Za-z_][A-Za-z0-9_$.]*)
+      | (?P<number>[0-9]+)
+      | (?P<mark>->|>=|<=|==|\{-\#|\#-\}|.)""",
+    re.VERBOSE | re.DOTALL,
+)
+_INTEGER_TYPE = re.compile(r"(?:^|x)[su]?i([0-9]+)$")
+_LONG_NUMBER = re.compile(rf"[0-9]{{{MAX_DIGITS + 1}}}")
+_DATA = ("dense", "dense_resource", "sparse")
+_OPENING = ("(", "[", "{", "<", "{-#")
+_CLOSING = (")", "]", "}", ">", "#-}")
+
+
+def location_at(text: str, position: int, name: str, length: int = 1) -> SourceLocation:
+    """The place of a character in `text`; control characters of its line become blanks."""
+    position = min(max(position, 0), len(text))
+    start = text.rfind("\n", 0, position) + 1
+    end = text.find("\n", position)
+    line = text[start : len(text) if end < 0 else end]
+    shown = printable(line) if len(line) <= MAX_SHOWN_LINE else ""
+    column = position - start + 1
+    length = max(1, min(length, len(line) - column + 1))
+    return SourceLocation(printable(name), text.count("\n", 0, position) + 1, column, shown, length)
+
+
+def printable(text: str) -> str:
+    """`text` with everything that a terminal might obey or hide replaced, character by character."""
+    return "".join(c if c.isprintable() else " " if c.isspace() else "\ufffd" for c in text)
+
+
+def check_text(text: str, name: str) -> None:
+    """Raise `IRError` (GMR-R001 or GMR-R003) if the text cannot be IR or breaks a limit."""
+    try:
+        size = len(text.encode("utf-8"))
+    except UnicodeEncodeError as error:
+        what = "text that is not valid UTF-8"
+        raise IRError("GMR-R001", what, fix="save it as UTF-8", location=location_at(text, error.start, name)) from None
+    if size > MAX_BYTES:
+        raise IRError("GMR-R003", f"{size} bytes of text", rule=f"at most {MAX_BYTES} bytes", fix="split the module")
+    if (nul := text.find("\0")) >= 0:
+        what = "a NUL character in the text"
+        raise IRError("GMR-R001", what, fix="remove it", location=location_at(text, nul, name))
+    _Scan(text, name).run()
+
+
+class _Scan:
+    """One pass over the tokens."""
+
+    def __init__(self, text: str, name: str):
+        self.text = text
+        self.name = name
+        self.depth = 0
+
+    def run(self) -> None:
+        for match in _TOKEN.finditer(self.text):
+            kind, token, start = match.lastgroup, match.group(), match.start()
+            if kind == "mark":
+                self._mark(token, start)
+            elif kind == "word" or kind == "number":
+                self._word(token, start)
+
+    def _refuse(self, what: str, rule: str, fix: str, start: int, length: int = 1) -> None:
+        raise IRError("GMR-R003", what, rule=rule, fix=fix, location=location_at(self.text, start, self.name, length))
+
+    def _mark(self, token: str, start: int) -> None:
+        if token in _OPENING:
+            self.depth += 1
+        elif token in _CLOSING:
+            self.depth = max(0, self.depth - 1)
+        if self.depth > MAX_NESTING:
+            rule = f"brackets nest at most {MAX_NESTING} deep"
+            self._refuse(f"brackets {self.depth} deep", rule, "flatten the module", start)
+
+    def _word(self, token: str, start: int) -> None:
+        if _LONG_NUMBER.search(token) is not None:
+            rule = f"numbers have at most {MAX_DIGITS} digits"
+            self._refuse(f"a number of {len(token)} digits", rule, "write a smaller number", start, len(token))
+        if token in _DATA:
+            rule = "IR text holds no arrays of data"
+            self._refuse(f"'{token}' data", rule, "pass tensors as arguments", start, len(token))
+        if (width := _INTEGER_TYPE.search(token)) is not None and int(width.group(1)) not in INTEGER_WIDTHS:
+            widths = ", ".join(f"i{w}" for w in INTEGER_WIDTHS)
+            self._refuse(f"an integer type of {width.group(1)} bits", f"one of {widths}", "use i32", start, len(token))
