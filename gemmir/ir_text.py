@@ -55,7 +55,8 @@ def make_context() -> Context:
     ctx = Context()
     for dialect in (Builtin, Func, Arith, Math, Gemm):
         ctx.load_dialect(dialect)
-    if find_spec("gemmir.dialects.hopper") is not None:
+    hopper = find_spec("gemmir.dialects.hopper")
+    if hopper is not None and hopper.origin is not None:
         from gemmir.dialects.hopper import Hopper
 
         ctx.load_dialect(Hopper)
@@ -160,6 +161,8 @@ def _parse(text: str, name: str) -> ModuleOp:
         raise
     except ParseError as error:
         raise _parse_error(error, text, name) from error
+    except VerifyException as error:
+        raise IRError("GMR-R002", _message(error), location=_here(parser)) from error
     except RecursionError:
         raise IRError("GMR-R003", "text nested too deeply", fix="flatten the module", location=_here(parser)) from None
     except MemoryError:

@@ -9,7 +9,7 @@ already chosen about the kernel are clauses of the op.
 from __future__ import annotations
 
 import re
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Iterable, Sequence
 
 from xdsl.dialects.builtin import (
     DYNAMIC_INDEX,
@@ -21,7 +21,6 @@ from xdsl.dialects.builtin import (
     Float8E5M2Type,
     Float16Type,
     Float32Type,
-    FunctionType,
     IndexType,
     IntegerAttr,
     IntegerType,
@@ -45,11 +44,12 @@ from xdsl.irdl import (
     traits_def,
     var_operand_def,
 )
-from xdsl.parser import Parser, UnresolvedOperand
+from xdsl.parser import Parser
 from xdsl.printer import Printer
 from xdsl.traits import HasParent, IsolatedFromAbove, IsTerminator, Pure, is_side_effect_free
 from xdsl.utils.exceptions import VerifyException
 
+from gemmir.dialects.gemm_assembly import parse_matmul, print_matmul
 from gemmir.dialects.gemm_attributes import (
     EpilogueKindsAttr,
     Layout,
@@ -57,8 +57,6 @@ from gemmir.dialects.gemm_attributes import (
     NumericsAttr,
     RecipeAttr,
     ScheduleAttr,
-    parse_epilogue_kind,
-    parse_recipe,
 )
 from gemmir.dtypes import BF16, F8E4M3FN, F8E5M2, F16, F32, DType
 from gemmir.errors import UnsupportedError
@@ -289,10 +287,17 @@ class MatmulOp(IRDLOperation):
 
     @classmethod
     def parse(cls, parser: Parser) -> MatmulOp:
-        return _parse_matmul(parser)
+        parsed = parse_matmul(parser)
+        return cls.build(
+            operands=parsed.operands,
+            result_types=[parsed.result_type],
+            properties=parsed.properties,
+            attributes=parsed.attributes,
+            regions=[parsed.regions],
+        )
 
     def print(self, printer: Printer) -> None:
-        _print_matmul(self, printer)
+        print_matmul(self, printer)
 
 
 def _verify_epilogue(op: MatmulOp, info: MatmulInfo) -> None:
@@ -331,170 +336,6 @@ def _verify_epilogue_op(op: Operation) -> None:
 
 def _list(types: Iterable[Attribute]) -> str:
     return ", ".join(map(str, types))
-
-
-class _Clauses:
-    """What the clauses of one `gemm.matmul` said, while it is parsed."""
-
-    def __init__(self) -> None:
-        self.seen: set[str] = set()
-        self.properties: dict[str, Attribute] = {}
-        self.scales: list[UnresolvedOperand] = []
-        self.c: list[UnresolvedOperand] = []
-        self.epilogue_operands: list[UnresolvedOperand] = []
-        self.epilogue: Region | None = None
-
-
-def _parse_scaled(parser: Parser, clauses: _Clauses) -> None:
-    recipes: list[Recipe] = []
-    with parser.in_parens():
-        for separator in (",", ""):
-            clauses.scales.append(parser.parse_unresolved_operand("expected a scale"))
-            parser.parse_keyword("by")
-            recipes.append(parse_recipe(parser))
-            if separator:
-                parser.parse_punctuation(",", ": A and B are both scaled")
-    clauses.properties["recipe"] = RecipeAttr((recipes[0], recipes[1]))
-
-
-def _parse_accumulate(parser: Parser, clauses: _Clauses) -> None:
-    clauses.c.append(parser.parse_unresolved_operand())
-
-
-def _parse_layout(parser: Parser, clauses: _Clauses) -> None:
-    clauses.properties["layout"] = LayoutAttr(LayoutAttr.parse_parameter(parser))
-
-
-def _parse_numerics(parser: Parser, clauses: _Clauses) -> None:
-    clauses.properties["numerics"] = NumericsAttr(NumericsAttr.parse_parameter(parser))
-
-
-def _parse_expect(parser: Parser, clauses: _Clauses) -> None:
-    with parser.in_angle_brackets():
-        parser.parse_keyword("m")
-        parser.parse_punctuation("=")
-        start = parser.pos
-        m = parser.parse_integer(allow_boolean=False, allow_negative=False)
-        if m >= 1 << 63:
-            parser.raise_error("m does not fit 64 bits", start, parser.pos)
-    clauses.properties["expect"] = IntegerAttr(m, i64)
-
-
-def _parse_schedule(parser: Parser, clauses: _Clauses) -> None:
-    clauses.properties["schedule"] = ScheduleAttr(ScheduleAttr.parse_parameter(parser))
-
-
-def _parse_epilogue(parser: Parser, clauses: _Clauses) -> None:
-    kinds: list[str] = []
-
-    def operand() -> None:
-        clauses.epilogue_operands.append(parser.parse_unresolved_operand())
-        parser.parse_keyword("by")
-        kinds.append(parse_epilogue_kind(parser))
-
-    parser.parse_optional_comma_separated_list(parser.Delimiter.PAREN, operand)
-    if kinds:
-        clauses.properties["by"] = EpilogueKindsAttr(tuple(kinds))
-    clauses.epilogue = parser.parse_region()
-
-
-_CLAUSES: dict[str, Callable[[Parser, _Clauses], None]] = {
-    "scaled": _parse_scaled,
-    "accumulate": _parse_accumulate,
-    "layout": _parse_layout,
-    "numerics": _parse_numerics,
-    "expect": _parse_expect,
-    "schedule": _parse_schedule,
-    "epilogue": _parse_epilogue,
-}
-
-
-def _parse_matmul(parser: Parser) -> MatmulOp:
-    operands = [parser.parse_unresolved_operand()]
-    parser.parse_punctuation(",")
-    operands.append(parser.parse_unresolved_operand())
-    clauses = _Clauses()
-    start = parser.pos
-    while (word := parser.parse_optional_keyword_in(tuple(_CLAUSES))) is not None:
-        if word in clauses.seen:
-            parser.raise_error(f"clause '{word}' is given twice", start, start + len(word))
-        clauses.seen.add(word)
-        _CLAUSES[word](parser, clauses)
-        start = parser.pos
-    attributes = parser.parse_optional_attr_dict_with_keyword()
-    parser.parse_punctuation(":", f" or a clause: {', '.join(w for w in _CLAUSES if w not in clauses.seen)}")
-    start = parser.pos
-    signature = parser.parse_function_type()
-    operands += [*clauses.scales, *clauses.c, *clauses.epilogue_operands]
-    values = parser.resolve_operands(operands, signature.inputs.data, start)
-    if len(signature.outputs) != 1:
-        parser.raise_error("gemm.matmul has one result", start, parser.pos)
-    return _build_parsed(values, signature, clauses, {} if attributes is None else attributes.data)
-
-
-def _build_parsed(
-    values: Sequence[SSAValue], signature: FunctionType, clauses: _Clauses, attributes: Mapping[str, Attribute]
-) -> MatmulOp:
-    rest = list(values)
-    segments: list[list[SSAValue]] = []
-    scale = len(clauses.scales) // 2
-    for count in (1, 1, scale, scale, len(clauses.c), len(clauses.epilogue_operands)):
-        segments.append(rest[:count])
-        del rest[:count]
-    return MatmulOp.build(
-        operands=segments,
-        result_types=[signature.outputs.data[0]],
-        properties=clauses.properties,
-        attributes=attributes,
-        regions=[[] if clauses.epilogue is None else [clauses.epilogue]],
-    )
-
-
-def _print_matmul(op: MatmulOp, printer: Printer) -> None:
-    printer.print_string(" ")
-    printer.print_list((op.a, op.b), printer.print_ssa_value)
-    if op.scale_a is not None and op.scale_b is not None:
-        printer.print_string(" scaled (")
-        printer.print_ssa_value(op.scale_a)
-        printer.print_string(f" by {op.scale_a_recipe.value}, ")
-        printer.print_ssa_value(op.scale_b)
-        printer.print_string(f" by {op.scale_b_recipe.value})")
-    with printer.indented(2):
-        _print_clauses(op, printer)
-        printer.print_op_attributes(op.attributes, print_keyword=True)
-        one_line = len(op.operands) == 2 and not op.properties.keys() - {"operandSegmentSizes"} and op.epilogue is None
-        printer.print_string(" : " if one_line else "\n: ")
-        printer.print_function_type(op.operand_types, op.result_types)
-
-
-def _print_clauses(op: MatmulOp, printer: Printer) -> None:
-    if op.c is not None:
-        printer.print_string("\naccumulate ")
-        printer.print_ssa_value(op.c)
-    for word, attribute in (("layout", op.layout), ("numerics", op.numerics)):
-        if attribute is not None:
-            printer.print_string(f"\n{word} ")
-            attribute.print_parameter(printer)
-    if op.expect is not None:
-        printer.print_string(f"\nexpect <m = {op.expect.value.data}>")
-    if op.schedule is not None:
-        printer.print_string("\nschedule ")
-        op.schedule.print_parameter(printer)
-    if op.epilogue is not None:
-        _print_epilogue(op, op.epilogue, printer)
-
-
-def _print_epilogue(op: MatmulOp, region: Region, printer: Printer) -> None:
-    def operand(pair: tuple[SSAValue, str]) -> None:
-        printer.print_ssa_value(pair[0])
-        printer.print_string(f" by {pair[1]}")
-
-    printer.print_string("\nepilogue ")
-    if op.epilogue_operands:
-        with printer.in_parens():
-            printer.print_list(zip(op.epilogue_operands, op.epilogue_kinds, strict=False), operand)
-        printer.print_string(" ")
-    printer.print_region(region)
 
 
 Gemm = Dialect(
