@@ -1,0 +1,64 @@
+"""Reads a kernel's manifest off its IR: what the launcher must know."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+from xdsl.ir import SSAValue
+
+from gemmir.dialects import hopper
+from gemmir.dialects.hopper.types import BindName, OrderName
+from gemmir.manifest import Manifest, Param, PointerParam, RowsParam, StrideParam, TensorMapParam, TensorSpec
+
+
+def describe(
+    kernel: hopper.KernelOp, entry: str, target: str, schedule: str, decisions: Sequence[str] = ()
+) -> Manifest:
+    """The manifest of a kernel that was printed with this entry point."""
+    return Manifest(
+        name=kernel.sym_name.data,
+        entry=entry,
+        target=target,
+        inputs=tuple(_tensor(t) for t in kernel.inputs),
+        output=_tensor(kernel.output),
+        params=tuple(_param(b, a) for b, a in zip(kernel.binds, kernel.body.block.args, strict=True)),
+        n=kernel.columns.value.data,
+        k=kernel.depth.value.data,
+        block_m=kernel.tile.m.data,
+        block_n=kernel.tile.n.data,
+        cluster_m=kernel.cluster.m.data,
+        cluster_n=kernel.cluster.n.data,
+        threads=kernel.threads.value.data,
+        shared_bytes=kernel.shared.value.data,
+        schedule=schedule,
+        decisions=tuple(decisions),
+    )
+
+
+def _tensor(tensor: hopper.TensorAttr) -> TensorSpec:
+    shape = tuple(None if d < 0 else d for d in tensor.type.get_shape())
+    order = OrderName(tensor.order.data)
+    dimensions = tuple(range(len(shape)))
+    return TensorSpec(
+        name=tensor.label.data,
+        dtype=str(tensor.type.element_type),
+        shape=shape,
+        order=dimensions[::-1] if order is OrderName.COLUMN_MAJOR else dimensions,
+        free_strides=order is OrderName.STRIDED,
+    )
+
+
+def _param(bind: hopper.BindAttr, parameter: SSAValue) -> Param:
+    tensor = bind.tensor.data
+    match BindName(bind.kind.data):
+        case BindName.MAP:
+            box = parameter.type
+            assert isinstance(box, hopper.TensorMapType)
+            rows, columns = box.dims
+            return TensorMapParam(tensor, (columns, rows), box.swizzle_mode.span)
+        case BindName.POINTER:
+            return PointerParam(tensor)
+        case BindName.STRIDE:
+            return StrideParam(tensor, bind.dimension.data)
+        case BindName.ROWS:
+            return RowsParam()

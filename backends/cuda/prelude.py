@@ -1,0 +1,46 @@
+"""The PTX wrappers that a kernel may use: read from `prelude.cuh`, emitted with what they need and nothing else."""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Iterable
+from dataclasses import dataclass
+from functools import cache
+from importlib.resources import files
+
+_HEADER = re.compile(r"^//@ (\w+):(.*)$", re.MULTILINE)
+
+
+@dataclass(frozen=True, slots=True)
+class Section:
+    """One wrapper: its text and the names of the sections that it needs."""
+
+    name: str
+    needs: tuple[str, ...]
+    text: str
+
+
+@cache
+def sections() -> dict[str, Section]:
+    """All sections in file order, by name."""
+    source = files("gemmir.backends.cuda").joinpath("prelude.cuh").read_text(encoding="ascii")
+    headers = list(_HEADER.finditer(source))
+    ends = [h.start() for h in headers[1:]] + [len(source)]
+    return {
+        h[1]: Section(h[1], tuple(h[2].split()), source[h.end() : end].strip())
+        for h, end in zip(headers, ends, strict=True)
+    }
+
+
+def prelude(used: Iterable[str]) -> str:
+    """The text of the sections named in `used` and of what they need, in file order. `KeyError` for an unknown name."""
+    known = sections()
+    wanted: set[str] = set()
+    pending = list(used)
+    while pending:
+        name = pending.pop()
+        if name in wanted:
+            continue
+        wanted.add(name)
+        pending += known[name].needs
+    return "\n\n".join(section.text for name, section in known.items() if name in wanted)

@@ -1,0 +1,139 @@
+"""
+The hopper dialect: how one kernel computes a GEMM on sm_90a.
+
+One op per thing that the hardware does, plus the loops and roles that hold them. Shared memory, barriers, cursors,
+fragments and scales are storage: TMA and WGMMA are asynchronous, and value semantics would lie about when data exist.
+
+A kernel is launched so that every cluster has at least one tile. Loads fill a ring of slots; a `cursor` is a position
+in it: stage number and phase parity. `full` barriers say that a slot holds data, `empty` ones that it may be
+overwritten.
+"""
+
+from __future__ import annotations
+
+from xdsl.ir import Dialect
+
+from gemmir.dialects.hopper.arithmetic import (
+    LoadScalesOp,
+    MoveScalesOp,
+    PromoteOp,
+    WgmmaCommitOp,
+    WgmmaFenceOp,
+    WgmmaOp,
+    WgmmaWaitOp,
+    ZeroOp,
+)
+from gemmir.dialects.hopper.barriers import (
+    AcquireOp,
+    ArriveOp,
+    ClusterSyncOp,
+    CtaSyncOp,
+    ExpectOp,
+    FenceProxyAsyncOp,
+    InitBarriersOp,
+    PassTurnOp,
+    ReleaseOp,
+    SyncWarpOp,
+    TakeTurnOp,
+    WaitOp,
+)
+from gemmir.dialects.hopper.control import (
+    KBlocksOp,
+    KernelOp,
+    RolesOp,
+    SetMaxRegistersOp,
+    TilesOp,
+    WarpgroupsOp,
+    WarpOp,
+)
+from gemmir.dialects.hopper.loads import FetchScalesOp, PrefetchMapsOp, PutScalesOp, TmaLoadOp
+from gemmir.dialects.hopper.storage import (
+    AdvanceOp,
+    BarriersOp,
+    CursorOp,
+    FragmentOp,
+    NextOp,
+    RingOp,
+    ScalesOp,
+    StagingOp,
+)
+from gemmir.dialects.hopper.stores import StageFragmentOp, StoreCommitOp, StoreWaitReadOp, TmaStoreOp
+from gemmir.dialects.hopper.types import (
+    AxisAttr,
+    BarriersType,
+    BindAttr,
+    CursorType,
+    FragmentType,
+    PairAttr,
+    PointerType,
+    RasterAttr,
+    RingType,
+    ScalesType,
+    StagingType,
+    TensorAttr,
+    TensorMapType,
+)
+
+Hopper = Dialect(
+    "hopper",
+    [
+        AcquireOp,
+        AdvanceOp,
+        ArriveOp,
+        BarriersOp,
+        ClusterSyncOp,
+        CtaSyncOp,
+        CursorOp,
+        ExpectOp,
+        FenceProxyAsyncOp,
+        FetchScalesOp,
+        FragmentOp,
+        InitBarriersOp,
+        KBlocksOp,
+        KernelOp,
+        LoadScalesOp,
+        MoveScalesOp,
+        NextOp,
+        PassTurnOp,
+        PrefetchMapsOp,
+        PromoteOp,
+        PutScalesOp,
+        ReleaseOp,
+        RingOp,
+        RolesOp,
+        ScalesOp,
+        SetMaxRegistersOp,
+        StageFragmentOp,
+        StagingOp,
+        StoreCommitOp,
+        StoreWaitReadOp,
+        SyncWarpOp,
+        TakeTurnOp,
+        TilesOp,
+        TmaLoadOp,
+        TmaStoreOp,
+        WaitOp,
+        WarpOp,
+        WarpgroupsOp,
+        WgmmaCommitOp,
+        WgmmaFenceOp,
+        WgmmaOp,
+        WgmmaWaitOp,
+        ZeroOp,
+    ],
+    [
+        AxisAttr,
+        BarriersType,
+        BindAttr,
+        CursorType,
+        FragmentType,
+        PairAttr,
+        PointerType,
+        RasterAttr,
+        RingType,
+        ScalesType,
+        StagingType,
+        TensorAttr,
+        TensorMapType,
+    ],
+)

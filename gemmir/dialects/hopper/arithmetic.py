@@ -1,0 +1,134 @@
+"""WGMMA, scales and promotion."""
+
+from __future__ import annotations
+
+from xdsl.dialects.builtin import IndexType, UnitAttr
+from xdsl.irdl import irdl_op_definition, operand_def, opt_prop_def, prop_def, var_operand_def
+from xdsl.utils.exceptions import VerifyException
+
+from gemmir.dialects.hopper.base import NATURAL, POSITIVE, HopperOperation
+from gemmir.dialects.hopper.types import CursorType, FragmentType, RingType, ScalesType
+
+
+@irdl_op_definition
+class ZeroOp(HopperOperation):
+    """Set fragments to zero."""
+
+    name = "hopper.zero"
+    fragments = var_operand_def(FragmentType)
+    assembly_format = "$fragments attr-dict `:` type($fragments)"
+
+
+@irdl_op_definition
+class LoadScalesOp(HopperOperation):
+    """
+    Read a slot's scales into registers with ordinary loads.
+
+    A thread reads the scales of its two rows of each wave, from row `group` * `group_rows` on, and the column scales
+    from step `group` * `group_steps` on.
+    """
+
+    name = "hopper.load_scales"
+    rows = operand_def(RingType)
+    steps = operand_def(RingType)
+    cursor = operand_def(CursorType)
+    scales = operand_def(ScalesType)
+    group = operand_def(IndexType)
+    group_rows = prop_def(NATURAL)
+    group_steps = prop_def(NATURAL)
+    assembly_format = (
+        "$rows `,` $steps `[` $cursor `]` `->` $scales `for` $group `rows` $group_rows `steps` $group_steps attr-dict "
+        "`:` type($rows) `,` type($steps) `,` type($cursor) `,` type($scales)"
+    )
+
+
+@irdl_op_definition
+class MoveScalesOp(HopperOperation):
+    """Copy scales between registers."""
+
+    name = "hopper.move_scales"
+    source = operand_def(ScalesType)
+    target = operand_def(ScalesType)
+    assembly_format = "$source `->` $target attr-dict `:` type($source) `,` type($target)"
+
+
+@irdl_op_definition
+class WgmmaFenceOp(HopperOperation):
+    """`wgmma.fence`: registers written before are visible to the WGMMAs after."""
+
+    name = "hopper.wgmma_fence"
+    assembly_format = "attr-dict"
+
+
+@irdl_op_definition
+class WgmmaOp(HopperOperation):
+    """
+    Multiply one slot: 64 rows of A by the fragment's columns of B over 128 bytes of K, in four instructions.
+
+    A's rows start at `group` * `a_group_rows` + `a_row`, B's at `group` * `b_group_rows`. `fresh`: the fragment's
+    contents are overwritten, not added to.
+    """
+
+    name = "hopper.wgmma"
+    a = operand_def(RingType)
+    b = operand_def(RingType)
+    cursor = operand_def(CursorType)
+    fragment = operand_def(FragmentType)
+    group = operand_def(IndexType)
+    a_row = prop_def(NATURAL)
+    a_group_rows = prop_def(NATURAL)
+    b_group_rows = prop_def(NATURAL)
+    fresh = opt_prop_def(UnitAttr)
+    assembly_format = (
+        "$a `,` $b `[` $cursor `]` `->` $fragment `for` $group `rows` $a_row `+` $a_group_rows `columns` $b_group_rows "
+        "(`fresh` $fresh^)? attr-dict `:` type($a) `,` type($b) `,` type($cursor) `,` type($fragment)"
+    )
+
+    def verify_(self) -> None:
+        a, b, fragment = self.a.type, self.b.type, self.fragment.type
+        if not isinstance(a, RingType) or not isinstance(b, RingType) or not isinstance(fragment, FragmentType):
+            return
+        if a.dims[2] * a.element_bytes != 128 or b.dims[2] * b.element_bytes != 128:
+            raise VerifyException("operand rows are 128 bytes of K")
+        if fragment.dims[0] != 64 or fragment.dims[1] % 8 or fragment.dims[1] > 256:
+            raise VerifyException(f"no WGMMA makes a fragment of {fragment.dims}")
+        if (a.element_bytes == 1) != (b.element_bytes == 1) or (a.element_bytes > 1 and a.element != b.element):
+            raise VerifyException(f"no WGMMA multiplies {a.element} by {b.element}")
+
+
+@irdl_op_definition
+class WgmmaCommitOp(HopperOperation):
+    """Close a group of WGMMAs."""
+
+    name = "hopper.wgmma_commit"
+    assembly_format = "attr-dict"
+
+
+@irdl_op_definition
+class WgmmaWaitOp(HopperOperation):
+    """
+    Wait until at most `pending` groups of WGMMAs are in flight.
+
+    `fragments` are what the finished groups wrote: reads of them may not move above this op.
+    """
+
+    name = "hopper.wgmma_wait"
+    fragments = var_operand_def(FragmentType)
+    pending = prop_def(NATURAL)
+    assembly_format = "$pending (`,` $fragments^ `:` type($fragments))? attr-dict"
+
+
+@irdl_op_definition
+class PromoteOp(HopperOperation):
+    """`total` = fma(`partial`, row scale * column scale, `total`) in f32, round to nearest even, for one wave."""
+
+    name = "hopper.promote"
+    partial = operand_def(FragmentType)
+    total = operand_def(FragmentType)
+    scales = operand_def(ScalesType)
+    wave = prop_def(NATURAL)
+    step = prop_def(POSITIVE)
+    assembly_format = (
+        "$partial `->` $total `by` $scales `wave` $wave `step` $step attr-dict "
+        "`:` type($partial) `,` type($total) `,` type($scales)"
+    )

@@ -1,0 +1,135 @@
+"""Kernel, roles and loops of the hopper dialect."""
+
+from __future__ import annotations
+
+from xdsl.dialects.builtin import ArrayAttr, IndexType, SymbolNameConstraint, UnitAttr
+from xdsl.irdl import irdl_op_definition, opt_prop_def, prop_def, region_def, traits_def
+from xdsl.traits import IsolatedFromAbove, NoTerminator, SymbolOpInterface
+from xdsl.utils.exceptions import VerifyException
+
+from gemmir.dialects.hopper.base import NATURAL, POSITIVE, HopperOperation
+from gemmir.dialects.hopper.types import BindAttr, PairAttr, RasterAttr, TensorAttr
+
+
+@irdl_op_definition
+class KernelOp(HopperOperation):
+    """
+    One kernel. Block arguments are its parameters, bound by `binds` to the tensors that it `takes` and `gives`.
+
+    `tile` is the output tile of a CTA, `threads` and `shared` (bytes) those of a CTA. `columns` and `depth` are N and
+    K; M is a parameter.
+    """
+
+    name = "hopper.kernel"
+
+    body = region_def("single_block")
+    sym_name = prop_def(SymbolNameConstraint())
+    cluster = prop_def(PairAttr)
+    tile = prop_def(PairAttr)
+    columns = prop_def(POSITIVE)
+    depth = prop_def(NATURAL)
+    threads = prop_def(POSITIVE)
+    shared = prop_def(POSITIVE)
+    inputs = prop_def(ArrayAttr[TensorAttr])
+    output = prop_def(TensorAttr)
+    binds = prop_def(ArrayAttr[BindAttr])
+
+    traits = traits_def(IsolatedFromAbove(), NoTerminator(), SymbolOpInterface())
+
+    assembly_format = (
+        "$sym_name `cluster` $cluster `tile` $tile `columns` $columns `depth` $depth `threads` $threads "
+        "`shared` $shared `takes` $inputs `gives` $output `binds` $binds $body attr-dict"
+    )
+
+    def verify_(self) -> None:
+        if len(self.body.block.args) != len(self.binds):
+            raise VerifyException(f"{len(self.body.block.args)} parameters, but {len(self.binds)} binds")
+
+
+@irdl_op_definition
+class RolesOp(HopperOperation):
+    """The warpgroups of a CTA, in order of their threads. Holds only `hopper.warpgroups`."""
+
+    name = "hopper.roles"
+    body = region_def("single_block")
+    traits = traits_def(NoTerminator())
+    assembly_format = "$body attr-dict"
+
+    def verify_(self) -> None:
+        if any(not isinstance(op, WarpgroupsOp) for op in self.body.block.ops):
+            raise VerifyException("hopper.roles holds only hopper.warpgroups")
+
+
+@irdl_op_definition
+class WarpgroupsOp(HopperOperation):
+    """What the next `number` warpgroups do. The block argument is the warpgroup's number among them."""
+
+    name = "hopper.warpgroups"
+    body = region_def("single_block")
+    number = prop_def(POSITIVE)
+    traits = traits_def(NoTerminator())
+    assembly_format = "$number $body attr-dict"
+
+
+@irdl_op_definition
+class WarpOp(HopperOperation):
+    """What warp `index` of the enclosing warpgroup does; `elected`: only its first lane."""
+
+    name = "hopper.warp"
+    body = region_def("single_block")
+    index = prop_def(NATURAL)
+    elected = opt_prop_def(UnitAttr)
+    traits = traits_def(NoTerminator())
+    assembly_format = "$index (`elected` $elected^)? $body attr-dict"
+
+
+@irdl_op_definition
+class SetMaxRegistersOp(HopperOperation):
+    """`setmaxnreg`: registers per thread of this warpgroup from now on, `grow` or shrink."""
+
+    name = "hopper.setmaxnreg"
+    registers = prop_def(POSITIVE)
+    grow = opt_prop_def(UnitAttr)
+    assembly_format = "$registers (`grow` $grow^)? attr-dict"
+
+    def verify_(self) -> None:
+        registers = self.registers.value.data
+        if registers % 8 or not 24 <= registers <= 256:
+            raise VerifyException(f"setmaxnreg takes multiples of 8 from 24 to 256, not {registers}")
+
+
+@irdl_op_definition
+class TilesOp(HopperOperation):
+    """
+    For each tile of this CTA: block arguments are the tile's first row and column in D.
+
+    Tiles are visited in groups of `group` cluster rows (or columns, along_n); consecutive clusters take
+    consecutive tiles.
+    """
+
+    name = "hopper.tiles"
+    body = region_def("single_block")
+    raster = prop_def(RasterAttr)
+    group = prop_def(POSITIVE)
+    traits = traits_def(NoTerminator())
+    assembly_format = "$raster `group` $group $body attr-dict"
+
+    def verify_(self) -> None:
+        if [a.type for a in self.body.block.args] != [IndexType(), IndexType()]:
+            raise VerifyException("hopper.tiles takes two index arguments: row and column")
+
+
+@irdl_op_definition
+class KBlocksOp(HopperOperation):
+    """For each block of K from `first` to `last` (exclusive): the block argument is its number."""
+
+    name = "hopper.k_blocks"
+    body = region_def("single_block")
+    first = prop_def(NATURAL)
+    last = prop_def(POSITIVE)
+    traits = traits_def(NoTerminator())
+    assembly_format = "$first `to` $last $body attr-dict"
+
+    def verify_(self) -> None:
+        if [a.type for a in self.body.block.args] != [IndexType()]:
+            raise VerifyException("hopper.k_blocks takes one index argument")

@@ -1,0 +1,90 @@
+"""How operands and scales reach shared memory."""
+
+from __future__ import annotations
+
+from xdsl.dialects.builtin import IndexType, f32, i64
+from xdsl.irdl import irdl_op_definition, operand_def, opt_prop_def, prop_def, result_def, var_operand_def
+from xdsl.utils.exceptions import VerifyException
+
+from gemmir.dialects.hopper.base import POSITIVE, HopperOperation
+from gemmir.dialects.hopper.types import AxisAttr, BarriersType, CursorType, PointerType, RingType, TensorMapType
+
+
+@irdl_op_definition
+class PrefetchMapsOp(HopperOperation):
+    """One thread fetches these tensor maps into the constant cache."""
+
+    name = "hopper.prefetch_maps"
+    maps = var_operand_def(TensorMapType)
+    assembly_format = "$maps attr-dict `:` type($maps)"
+
+
+@irdl_op_definition
+class TmaLoadOp(HopperOperation):
+    """
+    Load a box into a slot and count its bytes on a barrier. Elements outside the tensor read as zero, and count.
+
+    The box starts at (`row` * `row_step`, `column` * `column_step`) elements. With `multicast`, the CTAs along that
+    axis of the cluster share the slot's contents: each loads its part of the rows and sends it to all of them, and each
+    one's own barrier counts.
+    """
+
+    name = "hopper.tma_load"
+    map = operand_def(TensorMapType)
+    row = operand_def(IndexType)
+    column = operand_def(IndexType)
+    ring = operand_def(RingType)
+    cursor = operand_def(CursorType)
+    full = operand_def(BarriersType)
+    row_step = prop_def(POSITIVE)
+    column_step = prop_def(POSITIVE)
+    multicast = opt_prop_def(AxisAttr)
+    assembly_format = (
+        "$map `[` $row `*` $row_step `,` $column `*` $column_step `]` `->` $ring `[` $cursor `]` `signal` $full "
+        "(`multicast` $multicast^)? attr-dict `:` type($map) `,` type($ring) `,` type($cursor) `,` type($full)"
+    )
+
+    def verify_(self) -> None:
+        box, ring = self.map.type, self.ring.type
+        if not isinstance(box, TensorMapType) or not isinstance(ring, RingType):
+            return
+        if box.element != ring.element or box.swizzle != ring.swizzle or box.dims[1] != ring.dims[2]:
+            raise VerifyException(f"a box of {box} does not land in {ring}")
+        if ring.dims[1] % box.dims[0] or (self.multicast is None and ring.dims[1] != box.dims[0]):
+            raise VerifyException(f"boxes of {box.dims[0]} rows do not fill {ring.dims[1]} rows of a slot")
+
+
+@irdl_op_definition
+class FetchScalesOp(HopperOperation):
+    """
+    Lane j of the warp reads the weight scale of columns `column` + j * `step` .. of k-block `k` from global memory.
+
+    The scales lie at pointer[k * stride_k + (column / 128) * stride_n]. Lanes past `steps`, and columns outside the
+    matrix, read 0.
+    """
+
+    name = "hopper.fetch_scales"
+    pointer = operand_def(PointerType)
+    k = operand_def(IndexType)
+    column = operand_def(IndexType)
+    stride_k = operand_def(i64)
+    stride_n = operand_def(i64)
+    steps = prop_def(POSITIVE)
+    step = prop_def(POSITIVE)
+    result = result_def(f32)
+    assembly_format = (
+        "$pointer `[` $k `,` $column `]` `strides` $stride_k `,` $stride_n `steps` $steps `of` $step attr-dict "
+        "`:` type($pointer)"
+    )
+
+
+@irdl_op_definition
+class PutScalesOp(HopperOperation):
+    """Lanes 0 .. `steps` - 1 store their scale to the slot with ordinary stores."""
+
+    name = "hopper.put_scales"
+    value = operand_def(f32)
+    ring = operand_def(RingType)
+    cursor = operand_def(CursorType)
+    steps = prop_def(POSITIVE)
+    assembly_format = "$value `->` $ring `[` $cursor `]` `steps` $steps attr-dict `:` type($ring) `,` type($cursor)"

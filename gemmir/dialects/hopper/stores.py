@@ -1,0 +1,60 @@
+"""How a result leaves the CTA."""
+
+from __future__ import annotations
+
+from xdsl.dialects.builtin import IndexType
+from xdsl.irdl import irdl_op_definition, operand_def, prop_def
+
+from gemmir.dialects.hopper.base import NATURAL, HopperOperation
+from gemmir.dialects.hopper.types import FragmentType, StagingType, TensorMapType
+
+
+@irdl_op_definition
+class StageFragmentOp(HopperOperation):
+    """Round a fragment to the output type and put it into the staging area of `group`, from row `row` on."""
+
+    name = "hopper.stage_fragment"
+    fragment = operand_def(FragmentType)
+    staging = operand_def(StagingType)
+    group = operand_def(IndexType)
+    row = prop_def(NATURAL)
+    assembly_format = "$fragment `->` $staging `for` $group `row` $row attr-dict `:` type($fragment) `,` type($staging)"
+
+
+@irdl_op_definition
+class TmaStoreOp(HopperOperation):
+    """
+    Store one box from `offset` bytes into the staging area to D at (`row` + `row_offset`, `column` + `column_offset`).
+
+    Nothing is written outside the matrix.
+    """
+
+    name = "hopper.tma_store"
+    staging = operand_def(StagingType)
+    map = operand_def(TensorMapType)
+    row = operand_def(IndexType)
+    column = operand_def(IndexType)
+    offset = prop_def(NATURAL)
+    row_offset = prop_def(NATURAL)
+    column_offset = prop_def(NATURAL)
+    assembly_format = (
+        "$staging `at` $offset `->` $map `[` $row `+` $row_offset `,` $column `+` $column_offset `]` attr-dict "
+        "`:` type($staging) `,` type($map)"
+    )
+
+
+@irdl_op_definition
+class StoreCommitOp(HopperOperation):
+    """Close a group of TMA stores of this thread."""
+
+    name = "hopper.store_commit"
+    assembly_format = "attr-dict"
+
+
+@irdl_op_definition
+class StoreWaitReadOp(HopperOperation):
+    """Wait until at most `pending` store groups of this thread have yet to read their shared memory."""
+
+    name = "hopper.store_wait_read"
+    pending = prop_def(NATURAL)
+    assembly_format = "$pending attr-dict"

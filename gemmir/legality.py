@@ -1,0 +1,247 @@
+"""
+The rules that a schedule must obey, each one predicate, used by verifiers and by searches alike.
+
+A rule looks only at the choices that it needs; while one of them is open it has nothing to say. It returns what is
+wrong as a `Violation`, with the arithmetic and the cheapest fix, or None.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass
+
+from gemmir.errors import ScheduleError
+from gemmir.problem import GemmProblem
+from gemmir.schedule import Schedule, Split
+from gemmir.target import SM_90A, Target, setmaxnreg_split
+from gemmir.tile import STAGE_ROW_BYTES, shared_layout, tile_geometry
+
+BLOCK_M = (64, 128, 192, 256)
+MATH_WARPGROUPS = (1, 2, 3)
+MAX_STAGES = 12
+MIN_STAGES = 2
+MAX_BLOCK_AREA = 256 * 256
+WG_COLUMN_STEP = 16
+"""A warpgroup's columns leave by stmatrix.x4 and in TMA boxes of at least 32 bytes."""
+
+REGISTER_OVERHEAD = 32
+"""Registers that a math thread needs beside accumulators (measured: addresses, scales and loop state)."""
+
+SCALE_STEPS_MAX = 32
+"""The producer warp expands weight scales, one per lane."""
+
+
+@dataclass(frozen=True, slots=True)
+class Violation:
+    code: str
+    what: str
+    rule: str
+    fix: str
+
+
+Rule = Callable[[GemmProblem, Schedule, Target], Violation | None]
+
+
+def _missing(schedule: Schedule, *names: str) -> bool:
+    return any(getattr(schedule, name) is None for name in names)
+
+
+def block_shape(problem: GemmProblem, s: Schedule, target: Target) -> Violation | None:
+    """block_m is whole WGMMA rows, block_k one swizzle row."""
+    if s.block_m is not None and s.block_m not in BLOCK_M:
+        return Violation(
+            "GMR-S003", f"block_m = {s.block_m}", f"block_m is one of {BLOCK_M}: whole rows of WGMMA", "use 128"
+        )
+    if s.block_n is not None and not 16 <= s.block_n <= 512:
+        return Violation("GMR-S003", f"block_n = {s.block_n}", "16 <= block_n <= 512", "use 128")
+    if s.block_k is not None and s.block_k != problem.block_k:
+        return Violation(
+            "GMR-S003",
+            f"block_k = {s.block_k} elements of {problem.a} is {s.block_k * problem.a.bytes} bytes",
+            f"a stage holds one swizzle row of {STAGE_ROW_BYTES} bytes of K",
+            f"use block_k = {problem.block_k}",
+        )
+    if s.math_warpgroups is not None and s.math_warpgroups not in MATH_WARPGROUPS:
+        return Violation(
+            "GMR-S003", f"math_warpgroups = {s.math_warpgroups}", f"one of {MATH_WARPGROUPS}", "use math_warpgroups = 2"
+        )
+    return None
+
+
+def warpgroup_tile(problem: GemmProblem, s: Schedule, target: Target) -> Violation | None:
+    """Each warpgroup owns whole 64-row waves, and columns that WGMMA, stmatrix and TMA boxes can express."""
+    if _missing(s, "block_m", "block_n", "math_warpgroups", "split"):
+        return None
+    assert s.block_m is not None and s.block_n is not None and s.math_warpgroups is not None
+    divided, name = (s.block_n, "block_n") if s.split is Split.ALONG_N else (s.block_m, "block_m")
+    if divided % s.math_warpgroups:
+        return Violation(
+            "GMR-S003",
+            f"{name} = {divided} over {s.math_warpgroups} math warpgroups",
+            "the split dimension divides evenly",
+            "change math_warpgroups or split",
+        )
+    tile = tile_geometry(s)
+    if tile.wg_rows % target.wgmma_m:
+        return Violation(
+            "GMR-S003",
+            f"{tile.wg_rows} rows a warpgroup (block_m = {s.block_m}, {s.math_warpgroups} warpgroups)",
+            f"a warpgroup owns whole waves of {target.wgmma_m} rows",
+            "use split = n, or fewer math_warpgroups",
+        )
+    if tile.wg_columns % WG_COLUMN_STEP or not WG_COLUMN_STEP <= tile.wg_columns <= target.wgmma_n_max:
+        return Violation(
+            "GMR-S003",
+            f"{tile.wg_columns} columns a warpgroup (block_n = {s.block_n})",
+            f"a multiple of {WG_COLUMN_STEP} from {WG_COLUMN_STEP} to {target.wgmma_n_max}",
+            f"use block_n = {max(1, round(tile.wg_columns / WG_COLUMN_STEP)) * WG_COLUMN_STEP}",
+        )
+    return None
+
+
+def scale_steps(problem: GemmProblem, s: Schedule, target: Target) -> Violation | None:
+    """One lane of the producer warp expands one weight scale."""
+    if not problem.promoted or _missing(s, "block_m", "block_n", "math_warpgroups", "split"):
+        return None
+    assert s.block_n is not None
+    step = tile_geometry(s).column_step
+    if s.block_n // step > SCALE_STEPS_MAX:
+        return Violation(
+            "GMR-S003",
+            f"block_n = {s.block_n} in steps of {step} columns is {s.block_n // step} weight scales",
+            f"at most {SCALE_STEPS_MAX}, one per lane of the producer warp",
+            "use block_n a multiple of 32",
+        )
+    return None
+
+
+def math_registers(problem: GemmProblem, schedule: Schedule) -> int:
+    """Registers of a math thread: accumulators, the partial sum if promoted, and the overhead."""
+    tile = tile_geometry(schedule)
+    partial = tile.fragment_registers if problem.promoted else 0
+    return tile.waves * tile.fragment_registers + partial + REGISTER_OVERHEAD
+
+
+def registers(problem: GemmProblem, s: Schedule, target: Target) -> Violation | None:
+    """Accumulators fit the registers that setmaxnreg gives a math thread."""
+    if _missing(s, "block_m", "block_n", "math_warpgroups", "split"):
+        return None
+    assert s.math_warpgroups is not None
+    tile, budget = tile_geometry(s), setmaxnreg_split(s.math_warpgroups)[1]
+    needed = math_registers(problem, s)
+    if needed <= budget:
+        return None
+    partial = f" + {tile.fragment_registers} partial" if problem.promoted else ""
+    return Violation(
+        "GMR-S002",
+        f"{tile.waves} x {tile.fragment_registers} accumulators{partial} + {REGISTER_OVERHEAD} = {needed} registers a thread",
+        f"setmaxnreg gives a math thread {budget} with {s.math_warpgroups} math warpgroups",
+        "use a smaller block_m or block_n, or more math_warpgroups",
+    )
+
+
+def shared_memory(problem: GemmProblem, s: Schedule, target: Target) -> Violation | None:
+    """The ring, the outgoing tile and the barriers fit one block's shared memory."""
+    if _missing(s, "block_m", "block_n", "math_warpgroups", "split"):
+        return None
+    stages = MIN_STAGES if s.num_stages is None else s.num_stages
+    if not MIN_STAGES <= stages <= MAX_STAGES:
+        return Violation(
+            "GMR-S001", f"num_stages = {stages}", f"{MIN_STAGES} <= num_stages <= {MAX_STAGES}", "leave num_stages open"
+        )
+    layout = shared_layout(problem, s, stages)
+    if layout.total_bytes <= target.shared_bytes:
+        return None
+    fitting = (target.shared_bytes - layout.fixed_bytes) // layout.stage_bytes
+    fix = f"use num_stages = {fitting}" if fitting >= MIN_STAGES else "use a smaller block_m or block_n"
+    return Violation(
+        "GMR-S001",
+        f"{stages} stages x {layout.stage_bytes} + {layout.fixed_bytes} (outgoing tile, barriers) = {layout.total_bytes} bytes",
+        f"{target.name} offers {target.shared_bytes} bytes a block",
+        fix,
+    )
+
+
+def tma_boxes(problem: GemmProblem, s: Schedule, target: Target) -> Violation | None:
+    """A box has at most 256 rows, and what a CTA loads for its cluster is whole swizzle atoms of 8 rows."""
+    if _missing(s, "block_m", "block_n"):
+        return None
+    assert s.block_m is not None and s.block_n is not None
+    for name, rows, shared_by in (("block_m", s.block_m, s.cluster_n or 1), ("block_n", s.block_n, s.cluster_m or 1)):
+        if rows % (8 * shared_by):
+            return Violation(
+                "GMR-S004",
+                f"{name} = {rows} shared by {shared_by} CTAs is {rows / shared_by:g} rows each",
+                "each CTA of a cluster loads whole swizzle atoms of 8 rows",
+                f"use {name} a multiple of {8 * shared_by}",
+            )
+        if rows // shared_by > target.max_tma_box:
+            return Violation(
+                "GMR-S003",
+                f"{name} = {rows} in one TMA box a CTA",
+                f"a box has at most {target.max_tma_box} rows",
+                f"use {name} = {target.max_tma_box * shared_by} or a cluster",
+            )
+    return None
+
+
+def cluster(problem: GemmProblem, s: Schedule, target: Target) -> Violation | None:
+    """Clusters of one or two CTAs: larger ones leave SMs of an uneven GPC idle (measured)."""
+    size = (s.cluster_m or 1) * (s.cluster_n or 1)
+    if min(s.cluster_m or 1, s.cluster_n or 1) >= 1 and size in (1, 2):
+        return None
+    return Violation(
+        "GMR-S004", f"cluster of {s.cluster_m} x {s.cluster_n} CTAs", "1x1, 2x1 or 1x2", "use cluster = 2x1"
+    )
+
+
+def raster(problem: GemmProblem, s: Schedule, target: Target) -> Violation | None:
+    """Groups of 1 to 64 tile rows or columns."""
+    if s.raster_group is None or 1 <= s.raster_group <= 64:
+        return None
+    return Violation("GMR-S003", f"raster group of {s.raster_group}", "1 <= group <= 64", "use group = 8")
+
+
+def turns(problem: GemmProblem, s: Schedule, target: Target) -> Violation | None:
+    """Taking turns orders two promoting warpgroups of one wave each."""
+    if not s.turns or _missing(s, "block_m", "block_n", "math_warpgroups", "split"):
+        return None
+    if s.math_warpgroups == 2 and problem.promoted and tile_geometry(s).waves == 1:
+        return None
+    return Violation(
+        "GMR-S003",
+        f"turns with {s.math_warpgroups} math warpgroups of {tile_geometry(s).waves} waves",
+        "warpgroups take turns where there are two of one wave each, and sums are promoted",
+        "use turns = false",
+    )
+
+
+RULES: tuple[Rule, ...] = (
+    block_shape,
+    warpgroup_tile,
+    scale_steps,
+    cluster,
+    tma_boxes,
+    raster,
+    turns,
+    registers,
+    shared_memory,
+)
+
+
+def violation(problem: GemmProblem, schedule: Schedule, target: Target = SM_90A) -> Violation | None:
+    """The first rule that `schedule` breaks, or None. Rules about open choices hold."""
+    for rule in RULES:
+        if (found := rule(problem, schedule, target)) is not None:
+            return found
+    return None
+
+
+def is_legal(problem: GemmProblem, schedule: Schedule, target: Target = SM_90A) -> bool:
+    return violation(problem, schedule, target) is None
+
+
+def check_schedule(problem: GemmProblem, schedule: Schedule, target: Target = SM_90A) -> None:
+    """Raise `ScheduleError` with the arithmetic if `schedule` breaks a rule."""
+    if (found := violation(problem, schedule, target)) is not None:
+        raise ScheduleError(found.code, found.what, rule=found.rule, fix=found.fix)

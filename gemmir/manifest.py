@@ -1,0 +1,133 @@
+"""
+What a launcher must know about a compiled kernel, as plain data that survives as JSON.
+
+A manifest is read off the hopper IR once, stored beside the cubin, and is all that a later process needs: it imports
+neither xDSL nor the passes.
+"""
+
+from __future__ import annotations
+
+import json
+from dataclasses import asdict, dataclass
+from typing import Any
+
+SCHEMA = 1
+
+
+@dataclass(frozen=True, slots=True)
+class TensorSpec:
+    """
+    A tensor that the kernel takes or returns: one argument of the IR function, or its result.
+
+    `shape` is that of the mathematics (A: M x K, B: K x N) with None where M stands; `dtype` MLIR's name. `order`
+    lists the dimensions from slowest to fastest in memory: (0, 1) is row-major, (1, 0) what `w.t()` gives.
+    `free_strides`: any strides will do (the kernel takes them as parameters) and `order` says nothing.
+    """
+
+    name: str
+    dtype: str
+    shape: tuple[int | None, ...]
+    order: tuple[int, ...]
+    free_strides: bool = False
+
+
+@dataclass(frozen=True, slots=True)
+class TensorMapParam:
+    """
+    A `__grid_constant__` tensor map over tensor `tensor` (index into inputs, -1 for the output).
+
+    `box` is (columns, rows): elements along the fastest dimension, then along the slowest. `swizzle` is the span in
+    bytes, 16 for none.
+    """
+
+    tensor: int
+    box: tuple[int, int]
+    swizzle: int
+    kind: str = "tensor_map"
+
+
+@dataclass(frozen=True, slots=True)
+class PointerParam:
+    """The address of input `tensor`."""
+
+    tensor: int
+    kind: str = "pointer"
+
+
+@dataclass(frozen=True, slots=True)
+class StrideParam:
+    """Stride of `tensor` along `dimension`, in elements, as int64."""
+
+    tensor: int
+    dimension: int
+    kind: str = "stride"
+
+
+@dataclass(frozen=True, slots=True)
+class RowsParam:
+    """M as int32."""
+
+    kind: str = "rows"
+
+
+Param = TensorMapParam | PointerParam | StrideParam | RowsParam
+_PARAMS: dict[str, type[Param]] = {
+    "tensor_map": TensorMapParam,
+    "pointer": PointerParam,
+    "stride": StrideParam,
+    "rows": RowsParam,
+}
+
+
+@dataclass(frozen=True, slots=True)
+class Manifest:
+    """
+    One kernel: its entry point, its parameters in order, and how to launch it.
+
+    The grid is `min(co-resident clusters, cluster tiles) * cluster CTAs`, where a cluster tile covers
+    `block_m * cluster_m` rows and `block_n * cluster_n` columns of the M x N output. `threads` per CTA.
+    """
+
+    name: str
+    """The function's name in the IR, for people; never printed into CUDA source."""
+    entry: str
+    target: str
+    inputs: tuple[TensorSpec, ...]
+    output: TensorSpec
+    params: tuple[Param, ...]
+    n: int
+    k: int
+    block_m: int
+    block_n: int
+    cluster_m: int
+    cluster_n: int
+    threads: int
+    shared_bytes: int
+    schedule: str
+    """The schedule as IR text, for people."""
+    decisions: tuple[str, ...] = ()
+
+    def to_json(self) -> str:
+        return json.dumps({"schema": SCHEMA, **asdict(self)}, sort_keys=True)
+
+    @staticmethod
+    def from_json(text: str) -> Manifest:
+        """Rebuild a manifest; `ValueError`, `KeyError` or `TypeError` if `text` is not one."""
+        data: dict[str, Any] = json.loads(text)
+        if data.pop("schema") != SCHEMA:
+            raise ValueError("manifest of another schema")
+        data["inputs"] = tuple(_tensor(t) for t in data["inputs"])
+        data["output"] = _tensor(data["output"])
+        data["params"] = tuple(_param(p) for p in data["params"])
+        data["decisions"] = tuple(data["decisions"])
+        return Manifest(**data)
+
+
+def _tensor(data: dict[str, Any]) -> TensorSpec:
+    return TensorSpec(**{**data, "shape": tuple(data["shape"]), "order": tuple(data["order"])})
+
+
+def _param(data: dict[str, Any]) -> Param:
+    if "box" in data:
+        data = {**data, "box": tuple(data["box"])}
+    return _PARAMS[data["kind"]](**data)

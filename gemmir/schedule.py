@@ -1,0 +1,66 @@
+"""
+How a GEMM is computed: the choices that passes make, and the rules that they must obey.
+
+`Schedule` holds the choices; None means "still open". Each rule of the hardware is one predicate in `RULES`, used by
+the verifier (which raises on a violation) and by the search (which drops the candidate) alike.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, fields, replace
+from enum import Enum
+
+
+class Family(Enum):
+    """Kernel family. `tiles`: persistent, warp-specialised, one output tile at a time."""
+
+    TILES = "tiles"
+
+
+class Split(Enum):
+    """How a tile is divided among the math warpgroups."""
+
+    ALONG_M = "m"
+    ALONG_N = "n"
+
+
+class RasterAxis(Enum):
+    """Tiles are visited in groups of `raster_group` tile rows (along_m) or tile columns (along_n)."""
+
+    ALONG_M = "along_m"
+    ALONG_N = "along_n"
+
+
+@dataclass(frozen=True, slots=True)
+class Schedule:
+    """
+    The decisions for one kernel; None where none has been made.
+
+    Blocks are in elements. `cluster_m` x `cluster_n` CTAs form a cluster; the CTAs along M share B by multicast, those
+    along N share A. `turns`: the math warpgroups issue their WGMMAs strictly in turn.
+    """
+
+    family: Family | None = None
+    block_m: int | None = None
+    block_n: int | None = None
+    block_k: int | None = None
+    math_warpgroups: int | None = None
+    split: Split | None = None
+    turns: bool | None = None
+    cluster_m: int | None = None
+    cluster_n: int | None = None
+    raster_axis: RasterAxis | None = None
+    raster_group: int | None = None
+    num_stages: int | None = None
+
+    @property
+    def complete(self) -> bool:
+        return not self.open_fields
+
+    @property
+    def open_fields(self) -> tuple[str, ...]:
+        return tuple(f.name for f in fields(self) if getattr(self, f.name) is None)
+
+    def filled(self, **choices: object) -> Schedule:
+        """A copy in which open fields take `choices`; what is fixed stays."""
+        return replace(self, **{k: v for k, v in choices.items() if getattr(self, k) is None})

@@ -1,0 +1,106 @@
+"""
+sm_90a as data: what one Hopper GPU and one of its SMs can hold and do.
+
+Every limit that a verifier, a search or a cost model needs is here and nowhere else. Rates are of an H200 SXM;
+those marked "measured" come from docs/performance.md.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+from gemmir.errors import UnsupportedError
+
+
+@dataclass(frozen=True, slots=True)
+class Target:
+    """A GPU architecture. Sizes in bytes, rates per clock cycle, bandwidths in bytes per second."""
+
+    name: str
+    compute_capability: tuple[int, int]
+    sms: int
+    """Streaming multiprocessors of the full part; the run time asks the device."""
+    shared_bytes: int
+    """Most dynamic shared memory that one block may have."""
+    registers: int
+    """32-bit registers of an SM."""
+    max_registers_per_thread: int
+    warpgroup_threads: int
+    max_cluster: int
+    """Portable cluster size."""
+    max_named_barriers: int
+    max_tma_box: int
+    """Most elements of a TMA box in one dimension."""
+    tma_alignment: int
+    """Global addresses and strides that TMA takes are multiples of this."""
+    shared_alignment: int
+    """Operand tiles in the 128-byte swizzle start at multiples of this."""
+    wgmma_m: int
+    wgmma_n_step: int
+    wgmma_n_max: int
+    wgmma_k_bytes: int
+    """One WGMMA reduces this many bytes of K: 32 elements of FP8, 16 of BF16."""
+    tensor_clocks_per_column: float
+    """Tensor-core cycles of one m64nNk(32 bytes) instruction, divided by N."""
+    shared_bytes_per_clock: int
+    l2_bytes: int
+    l2_bytes_per_clock_per_sm: float
+    """Measured: L2 to SM, at the clock of a busy GPU."""
+    store_bytes_per_clock_per_sm: float
+    """Measured: SM to L2, whatever the path."""
+    dram_bytes_per_second: float
+    """Measured: device-to-device copy, read plus written."""
+    clock_hz: float
+    """Measured: the SM clock under a full-rate FP8 kernel."""
+
+
+SM_90A = Target(
+    name="sm_90a",
+    compute_capability=(9, 0),
+    sms=132,
+    shared_bytes=232_448,
+    registers=65_536,
+    max_registers_per_thread=255,
+    warpgroup_threads=128,
+    max_cluster=8,
+    max_named_barriers=16,
+    max_tma_box=256,
+    tma_alignment=16,
+    shared_alignment=1024,
+    wgmma_m=64,
+    wgmma_n_step=8,
+    wgmma_n_max=256,
+    wgmma_k_bytes=32,
+    tensor_clocks_per_column=0.5,
+    shared_bytes_per_clock=128,
+    l2_bytes=50 << 20,
+    l2_bytes_per_clock_per_sm=48.0,
+    store_bytes_per_clock_per_sm=32.0,
+    dram_bytes_per_second=4.3e12,
+    clock_hz=1.6e9,
+)
+
+TARGETS: dict[str, Target] = {SM_90A.name: SM_90A}
+
+
+def find_target(name: str) -> Target:
+    """The target called `name`; `UnsupportedError` (GMR-U002) names those that exist."""
+    if (target := TARGETS.get(name)) is not None:
+        return target
+    hint = "sm_90a: WGMMA and setmaxnreg exist only with the `a`" if name == "sm_90" else ", ".join(TARGETS)
+    raise UnsupportedError(
+        "GMR-U002",
+        f"target {name[:40]!r}",
+        rule="gemmir makes kernels for " + ", ".join(TARGETS),
+        fix=f"use {hint}",
+    )
+
+
+def setmaxnreg_split(math_warpgroups: int) -> tuple[int, int]:
+    """
+    Registers per thread of (service warpgroup, math warpgroups) after setmaxnreg.
+
+    The sum over all warpgroups must not exceed what the block got at launch: 65536 / threads, rounded down to 8.
+    24 registers spill in a producer that does more than TMA (measured), 40 fit.
+    """
+    return {1: (40, 240), 2: (40, 232), 3: (32, 160)}[math_warpgroups]

@@ -1,0 +1,155 @@
+"""
+The geometry that follows from a schedule: who owns which part of a tile, and where it lies in shared memory.
+
+Derived data only. The rules that a schedule must obey are in `gemmir.legality`.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from math import gcd
+
+from gemmir.layouts import StoreChunk, store_chunks
+from gemmir.problem import SCALE_BLOCK, GemmProblem
+from gemmir.schedule import Schedule, Split
+from gemmir.target import SM_90A
+
+STAGE_ROW_BYTES = 128
+"""A pipeline stage holds this many bytes of K of each row: one row of the 128-byte swizzle."""
+
+BARRIER_BYTES = 8
+WAVE_ROWS = SM_90A.wgmma_m
+
+
+@dataclass(frozen=True, slots=True)
+class TileGeometry:
+    """
+    Part of the `block_m` x `block_n` tile that one math warpgroup owns.
+
+    `wg_rows` x `wg_columns`, walked in `waves` of 64 rows. Weight scales start at multiples of 128 columns and a
+    warpgroup's columns at multiples of `column_step`, so one scale per `column_step` columns serves any tile.
+    """
+
+    wg_rows: int
+    wg_columns: int
+
+    @property
+    def waves(self) -> int:
+        return self.wg_rows // WAVE_ROWS
+
+    @property
+    def fragment_registers(self) -> int:
+        """f32 registers per thread of one 64 x `wg_columns` wave."""
+        return self.wg_columns // 2
+
+    @property
+    def column_step(self) -> int:
+        return gcd(self.wg_columns, SCALE_BLOCK)
+
+    @property
+    def wg_steps(self) -> int:
+        return self.wg_columns // self.column_step
+
+    @property
+    def store_chunks(self) -> tuple[StoreChunk, ...]:
+        return store_chunks(self.wg_columns, self.wg_rows)
+
+
+def tile_geometry(schedule: Schedule) -> TileGeometry:
+    """Geometry of a schedule whose block, split and math warpgroups are chosen."""
+    block_m, block_n, groups = schedule.block_m, schedule.block_n, schedule.math_warpgroups
+    assert block_m is not None and block_n is not None and groups is not None
+    if schedule.split is Split.ALONG_N:
+        return TileGeometry(block_m, block_n // groups)
+    return TileGeometry(block_m // groups, block_n)
+
+
+def _round_up(value: int, multiple: int) -> int:
+    return -(-value // multiple) * multiple
+
+
+@dataclass(frozen=True, slots=True)
+class SharedLayout:
+    """
+    Shared memory of one CTA: byte offsets and sizes.
+
+    A ring of `num_stages` slots for A, B and, if promoted with block scales, for the row scales of A (`scale_a`, one
+    f32 a row) and the expanded column scales of B (`scale_b`, one f32 a column step); a staging area a warpgroup for
+    the outgoing tile; then the barriers.
+    """
+
+    num_stages: int
+    math_warpgroups: int
+    a_bytes: int
+    b_bytes: int
+    scale_a_bytes: int
+    scale_b_bytes: int
+    staging_bytes: int
+
+    @property
+    def stage_bytes(self) -> int:
+        """Bytes that one more stage costs, its two barriers included."""
+        ring = self.a_bytes + self.b_bytes + self.scale_a_bytes + self.scale_b_bytes
+        return ring + 2 * BARRIER_BYTES
+
+    @property
+    def fixed_bytes(self) -> int:
+        return self.math_warpgroups * (self.staging_bytes + 2 * BARRIER_BYTES)
+
+    @property
+    def total_bytes(self) -> int:
+        return self.num_stages * self.stage_bytes + self.fixed_bytes
+
+    @property
+    def a_offset(self) -> int:
+        return 0
+
+    @property
+    def b_offset(self) -> int:
+        return self.num_stages * self.a_bytes
+
+    @property
+    def staging_offset(self) -> int:
+        return self.b_offset + self.num_stages * self.b_bytes
+
+    @property
+    def scale_a_offset(self) -> int:
+        return self.staging_offset + self.math_warpgroups * self.staging_bytes
+
+    @property
+    def scale_b_offset(self) -> int:
+        return self.scale_a_offset + self.num_stages * self.scale_a_bytes
+
+    @property
+    def full_offset(self) -> int:
+        return self.scale_b_offset + self.num_stages * self.scale_b_bytes
+
+    @property
+    def empty_offset(self) -> int:
+        return self.full_offset + self.num_stages * BARRIER_BYTES
+
+    @property
+    def staged_offset(self) -> int:
+        return self.empty_offset + self.num_stages * BARRIER_BYTES
+
+    @property
+    def drained_offset(self) -> int:
+        return self.staged_offset + self.math_warpgroups * BARRIER_BYTES
+
+
+def shared_layout(problem: GemmProblem, schedule: Schedule, num_stages: int | None = None) -> SharedLayout:
+    """The layout for `num_stages` (default: the schedule's) of a schedule whose blocks are chosen."""
+    stages = schedule.num_stages if num_stages is None else num_stages
+    block_m, block_n, groups = schedule.block_m, schedule.block_n, schedule.math_warpgroups
+    assert block_m is not None and block_n is not None and groups is not None and stages is not None
+    geometry = tile_geometry(schedule)
+    steps = block_n // geometry.column_step
+    return SharedLayout(
+        num_stages=stages,
+        math_warpgroups=groups,
+        a_bytes=block_m * STAGE_ROW_BYTES,
+        b_bytes=block_n * STAGE_ROW_BYTES,
+        scale_a_bytes=block_m * 4 if problem.promoted else 0,
+        scale_b_bytes=_round_up(steps * 4, 16) if problem.promoted else 0,
+        staging_bytes=_round_up(geometry.wg_rows * geometry.wg_columns * problem.d.bytes, SM_90A.shared_alignment),
+    )

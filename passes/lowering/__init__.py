@@ -1,0 +1,1 @@
+"""How `gemm-lower-to-hopper` builds a kernel: one file per role."""

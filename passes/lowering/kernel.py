@@ -1,0 +1,296 @@
+"""
+The frame of a kernel: parameters, shared memory, barriers, and the roles that share them.
+
+A ring of `num_stages` slots is filled by one producer warp and read by the math warpgroups; a store warp sends finished
+tiles off. `full[s]`: one arrival (the producer's, with the bytes to come). `empty[s]`: one arrival per math warp of each CTA
+that this slot's contents also went to. `staged[g]`: one arrival per warp of math warpgroup g, its tile lies in the
+staging area. `drained[g]`: the store warp has sent it.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from dataclasses import dataclass
+
+from xdsl.dialects.builtin import (
+    ArrayAttr,
+    BFloat16Type,
+    Float8E4M3FNType,
+    Float8E5M2Type,
+    Float16Type,
+    Float32Type,
+    StringAttr,
+    TensorType,
+    i32,
+    i64,
+)
+from xdsl.ir import Attribute, Block, BlockArgument, Region, SSAValue
+from xdsl.utils.hints import isa
+
+from gemmir.dialects import hopper
+from gemmir.dialects.gemm import MatmulOp, argument_names
+from gemmir.dialects.hopper.types import BindName, Element, OrderName
+from gemmir.layouts import Swizzle
+from gemmir.passes.lowering.emitter import Emitter
+from gemmir.problem import GemmProblem
+from gemmir.schedule import Schedule
+from gemmir.target import setmaxnreg_split
+from gemmir.tile import SharedLayout, TileGeometry, shared_layout, tile_geometry
+
+ELEMENTS: dict[str, Element] = {
+    "f8E4M3FN": Float8E4M3FNType(),
+    "f8E5M2": Float8E5M2Type(),
+    "bf16": BFloat16Type(),
+    "f16": Float16Type(),
+    "f32": Float32Type(),
+}
+WARPS_PER_GROUP = 4
+
+
+@dataclass(frozen=True)
+class Plan:
+    """The decisions, and what follows from them."""
+
+    problem: GemmProblem
+    schedule: Schedule
+    tile: TileGeometry
+    layout: SharedLayout
+
+    @staticmethod
+    def of(problem: GemmProblem, schedule: Schedule) -> Plan:
+        return Plan(problem, schedule, tile_geometry(schedule), shared_layout(problem, schedule))
+
+    @property
+    def groups(self) -> int:
+        return _chosen(self.schedule.math_warpgroups)
+
+    @property
+    def stages(self) -> int:
+        return _chosen(self.schedule.num_stages)
+
+    @property
+    def block_m(self) -> int:
+        return _chosen(self.schedule.block_m)
+
+    @property
+    def block_n(self) -> int:
+        return _chosen(self.schedule.block_n)
+
+    @property
+    def cluster_m(self) -> int:
+        return _chosen(self.schedule.cluster_m)
+
+    @property
+    def cluster_n(self) -> int:
+        return _chosen(self.schedule.cluster_n)
+
+    @property
+    def peers(self) -> int:
+        """CTAs that write into a slot of this CTA, itself included: those of its cluster row and column."""
+        return self.cluster_m + self.cluster_n - 1
+
+    @property
+    def column_steps(self) -> int:
+        return self.block_n // self.tile.column_step
+
+    @property
+    def stage_load_bytes(self) -> int:
+        """Bytes that TMA brings into one stage."""
+        return self.layout.a_bytes + self.layout.b_bytes + self.layout.scale_a_bytes
+
+    @property
+    def group_rows(self) -> int:
+        """Rows between the parts of neighbouring warpgroups."""
+        return 0 if self.tile.wg_rows == self.block_m else self.tile.wg_rows
+
+    @property
+    def group_columns(self) -> int:
+        return 0 if self.tile.wg_columns == self.block_n else self.tile.wg_columns
+
+    @property
+    def raster(self) -> dict[str, Attribute | int]:
+        axis, group = self.schedule.raster_axis, self.schedule.raster_group
+        assert axis is not None and group is not None
+        return {"raster": hopper.RasterAttr(hopper.types.RasterName(axis.value)), "group": group}
+
+
+def _chosen(value: int | None) -> int:
+    assert value is not None, "lowering needs a complete schedule"
+    return value
+
+
+@dataclass(frozen=True)
+class Parameters:
+    """The kernel's parameters. Scales are None where the operands have none."""
+
+    map_a: SSAValue
+    map_b: SSAValue
+    maps_d: dict[int, SSAValue]
+    """By box width in columns."""
+    map_scale_a: SSAValue | None
+    scale_b: SSAValue | None
+    scale_b_stride_k: SSAValue | None
+    scale_b_stride_n: SSAValue | None
+
+    @property
+    def loads(self) -> list[SSAValue]:
+        return [m for m in (self.map_a, self.map_b, self.map_scale_a) if m is not None]
+
+
+@dataclass(frozen=True)
+class Storage:
+    """Shared memory and barriers. Scale rings are None where the operands have none."""
+
+    a: SSAValue
+    b: SSAValue
+    scale_a: SSAValue | None
+    scale_b: SSAValue | None
+    staging: SSAValue
+    full: SSAValue
+    empty: SSAValue
+    staged: SSAValue
+    drained: SSAValue
+
+
+def kernel_parameters(plan: Plan, op: MatmulOp) -> Iterator[tuple[str, Attribute, hopper.BindAttr]]:
+    """Name, type and binding of each parameter, in order."""
+    problem, layout = plan.problem, plan.layout
+    a, b, d = ELEMENTS[problem.a.name], ELEMENTS[problem.b.name], ELEMENTS[problem.d.name]
+    box_a = (plan.block_m // plan.cluster_n, problem.block_k)
+    box_b = (plan.block_n // plan.cluster_m, problem.block_k)
+    yield "map_a", hopper.TensorMapType(box_a, a, Swizzle.B128), _bind_map(_argument(op.a))
+    yield "map_b", hopper.TensorMapType(box_b, b, Swizzle.B128), _bind_map(_argument(op.b))
+    if layout.scale_a_bytes and op.scale_a is not None and op.scale_b is not None:
+        scale_b = _argument(op.scale_b)
+        yield "map_scale_a", hopper.TensorMapType((1, plan.block_m), Float32Type()), _bind_map(_argument(op.scale_a))
+        yield "scale_b", hopper.PointerType(Float32Type()), hopper.BindAttr(BindName.POINTER, scale_b)
+        yield "scale_b_stride_k", i64, hopper.BindAttr(BindName.STRIDE, scale_b, 0)
+        yield "scale_b_stride_n", i64, hopper.BindAttr(BindName.STRIDE, scale_b, 1)
+    for width, swizzle in sorted({(c.columns, c.swizzle) for c in plan.tile.store_chunks}, key=lambda c: -c[0]):
+        yield f"map_d{width}", hopper.TensorMapType((plan.tile.wg_rows, width), d, swizzle), _bind_map(-1)
+    yield "m", i32, hopper.BindAttr(BindName.ROWS)
+
+
+def _bind_map(tensor: int) -> hopper.BindAttr:
+    return hopper.BindAttr(BindName.MAP, tensor)
+
+
+def _argument(value: SSAValue) -> int:
+    assert isinstance(value, BlockArgument), "operands are arguments of the function"
+    return value.index
+
+
+def _read_parameters(block: Block) -> Parameters:
+    by_name = {argument.name_hint or "": argument for argument in block.args}
+    return Parameters(
+        map_a=by_name["map_a"],
+        map_b=by_name["map_b"],
+        maps_d={int(name[5:]): value for name, value in by_name.items() if name.startswith("map_d")},
+        map_scale_a=by_name.get("map_scale_a"),
+        scale_b=by_name.get("scale_b"),
+        scale_b_stride_k=by_name.get("scale_b_stride_k"),
+        scale_b_stride_n=by_name.get("scale_b_stride_n"),
+    )
+
+
+def tensors(op: MatmulOp) -> tuple[list[hopper.TensorAttr], hopper.TensorAttr]:
+    """The function's arguments and its result, with the memory order that the kernel asks of each."""
+    func = op.parent_op()
+    orders = {_argument(op.b): OrderName.COLUMN_MAJOR}
+    if op.scale_a is not None and op.scale_b is not None:
+        orders |= {_argument(op.scale_a): OrderName.COLUMN_MAJOR, _argument(op.scale_b): OrderName.STRIDED}
+    block = op.parent_block()
+    assert func is not None and block is not None
+    inputs = [
+        hopper.TensorAttr(name, _tensor_type(value), orders.get(index, OrderName.ROW_MAJOR))
+        for index, (name, value) in enumerate(zip(argument_names(func), block.args, strict=True))
+    ]
+    return inputs, hopper.TensorAttr("out", _tensor_type(op.d), OrderName.ROW_MAJOR)
+
+
+def _tensor_type(value: SSAValue) -> TensorType:
+    assert isa(value.type, TensorType)
+    return value.type
+
+
+def allocate(emit: Emitter, plan: Plan) -> Storage:
+    """Shared memory and barriers at the offsets of the schedule's layout."""
+    problem, layout, groups, stages = plan.problem, plan.layout, plan.groups, plan.stages
+    a, b, d = ELEMENTS[problem.a.name], ELEMENTS[problem.b.name], ELEMENTS[problem.d.name]
+
+    def ring(name: str, rows: int, columns: int, element: Element, offset: int, swizzle: Swizzle) -> SSAValue:
+        return emit.value(
+            hopper.RingOp, hopper.RingType((stages, rows, columns), element, swizzle), name, offset=offset
+        )
+
+    def barriers(name: str, count: tuple[int, int], offset: int, arrivals: int) -> SSAValue:
+        return emit.value(hopper.BarriersOp, hopper.BarriersType(*count), name, offset=offset, arrivals=arrivals)
+
+    storage = hopper.StagingType((groups, plan.tile.wg_rows, plan.tile.wg_columns), d)
+    f32 = Float32Type()
+    scaled = layout.scale_a_bytes > 0
+    return Storage(
+        a=ring("ring_a", plan.block_m, problem.block_k, a, layout.a_offset, Swizzle.B128),
+        b=ring("ring_b", plan.block_n, problem.block_k, b, layout.b_offset, Swizzle.B128),
+        staging=emit.value(
+            hopper.StagingOp, storage, "staging", offset=layout.staging_offset, pitch=layout.staging_bytes
+        ),
+        scale_a=ring("ring_scale_a", 1, plan.block_m, f32, layout.scale_a_offset, Swizzle.NONE) if scaled else None,
+        scale_b=ring("ring_scale_b", 1, layout.scale_b_bytes // 4, f32, layout.scale_b_offset, Swizzle.NONE)
+        if scaled
+        else None,
+        full=barriers("full", (stages, 1), layout.full_offset, 1),
+        empty=barriers("empty", (stages, 1), layout.empty_offset, WARPS_PER_GROUP * groups * plan.peers),
+        staged=barriers("staged", (1, groups), layout.staged_offset, WARPS_PER_GROUP),
+        drained=barriers("drained", (1, groups), layout.drained_offset, 1),
+    )
+
+
+def build_kernel(plan: Plan, op: MatmulOp, name: str) -> hopper.KernelOp:
+    """The whole kernel for one matmul."""
+    from gemmir.passes.lowering.math_in_place import math_in_place
+    from gemmir.passes.lowering.math_promoted import math_promoted
+    from gemmir.passes.lowering.producer import producer
+    from gemmir.passes.lowering.store import store
+
+    names, types, binds = zip(*kernel_parameters(plan, op), strict=True)
+    block = Block(arg_types=types)
+    for argument, hint in zip(block.args, names, strict=True):
+        argument.name_hint = hint
+    parameters, emit = _read_parameters(block), Emitter(block)
+    storage = allocate(emit, plan)
+    barriers = [storage.full, storage.empty, storage.staged, storage.drained]
+    emit.op(hopper.PrefetchMapsOp, parameters.loads)
+    emit.op(hopper.InitBarriersOp, barriers)
+    clustered = plan.cluster_m * plan.cluster_n > 1
+    emit.op(hopper.ClusterSyncOp if clustered else hopper.CtaSyncOp)
+
+    service_registers, math_registers = setmaxnreg_split(plan.groups)
+    with emit.inside(hopper.RolesOp) as (roles, _):
+        with roles.inside(hopper.WarpgroupsOp, "group", number=plan.groups) as (math, (group,)):
+            math.op(hopper.SetMaxRegistersOp, registers=math_registers, grow=True)
+            (math_promoted if plan.problem.promoted else math_in_place)(math, plan, storage, group)
+        with roles.inside(hopper.WarpgroupsOp, "service", number=1) as (service, _):
+            service.op(hopper.SetMaxRegistersOp, registers=service_registers)
+            with service.inside(hopper.WarpOp, index=0) as (warp, _):
+                producer(warp, plan, parameters, storage)
+            with service.inside(hopper.WarpOp, index=1, elected=True) as (warp, _):
+                store(warp, plan, parameters, storage)
+    if clustered:
+        emit.op(hopper.ClusterSyncOp)
+    inputs, output = tensors(op)
+    return hopper.KernelOp.build(
+        properties={
+            "sym_name": StringAttr(name),
+            "cluster": hopper.PairAttr(plan.cluster_m, plan.cluster_n),
+            "tile": hopper.PairAttr(plan.block_m, plan.block_n),
+            "columns": hopper.base.count(plan.problem.n),
+            "depth": hopper.base.count(plan.problem.k),
+            "threads": hopper.base.count((plan.groups + 1) * 128),
+            "shared": hopper.base.count(plan.layout.total_bytes),
+            "inputs": ArrayAttr(inputs),
+            "output": output,
+            "binds": ArrayAttr(binds),
+        },
+        regions=[Region(block)],
+    )

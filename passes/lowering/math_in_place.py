@@ -1,0 +1,64 @@
+"""
+Math warpgroups that accumulate in the tensor core: BF16 and FP16.
+
+One group of WGMMAs is always in flight; a slot is released when the group after it has been issued and its own has
+finished.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+from xdsl.ir import SSAValue
+
+from gemmir.dialects import hopper
+from gemmir.passes.lowering.emitter import Emitter
+from gemmir.passes.lowering.kernel import Plan, Storage
+from gemmir.passes.lowering.math_staging import stage_tile
+from gemmir.target import SM_90A
+
+
+def math_in_place(emit: Emitter, plan: Plan, storage: Storage, group: SSAValue) -> None:
+    """The math role: the first k-block of a tile overwrites the accumulators, the others add to them."""
+    fragment = hopper.FragmentType(SM_90A.wgmma_m, plan.tile.wg_columns)
+    totals = [emit.value(hopper.FragmentOp, fragment, f"total{w}") for w in range(plan.tile.waves)]
+    ring = hopper.CursorType(plan.stages)
+    at = emit.value(hopper.CursorOp, ring, "at")
+    out = emit.value(hopper.CursorOp, hopper.CursorType(1), "out")
+    with emit.inside(hopper.TilesOp, "m0", "n0", **plan.raster) as (tile, _):
+        tile.op(hopper.WaitOp, storage.full, at, [])
+        _issue(tile, plan, storage, group, at, totals, fresh=True)
+        if plan.problem.k_blocks > 1:
+            with tile.inside(hopper.KBlocksOp, "k", first=1, last=plan.problem.k_blocks) as (body, _):
+                ahead = body.value(hopper.NextOp, ring, "ahead", at)
+                body.op(hopper.WaitOp, storage.full, ahead, [])
+                _issue(body, plan, storage, group, ahead, totals, fresh=False)
+                body.op(hopper.WgmmaWaitOp, [], pending=1)
+                body.op(hopper.ReleaseOp, storage.empty, at, [], peers=plan.peers)
+                body.op(hopper.AdvanceOp, at)
+        tile.op(hopper.WgmmaWaitOp, totals, pending=0)
+        tile.op(hopper.ReleaseOp, storage.empty, at, [], peers=plan.peers)
+        tile.op(hopper.AdvanceOp, at)
+        stage_tile(tile, storage, group, out, totals)
+
+
+def _issue(
+    emit: Emitter,
+    plan: Plan,
+    storage: Storage,
+    group: SSAValue,
+    at: SSAValue,
+    totals: Sequence[SSAValue],
+    fresh: bool,
+) -> None:
+    emit.op(hopper.WgmmaFenceOp)
+    for wave, total in enumerate(totals):
+        emit.op(
+            hopper.WgmmaOp,
+            *(storage.a, storage.b, at, total, group),
+            a_row=wave * SM_90A.wgmma_m,
+            a_group_rows=plan.group_rows,
+            b_group_rows=plan.group_columns,
+            fresh=fresh,
+        )
+    emit.op(hopper.WgmmaCommitOp)

@@ -1,0 +1,131 @@
+"""
+Math warpgroups that promote: FP8 with block-wise scales.
+
+A wave is 64 rows of one k-block. Its partial sum is multiplied into `partial`, then added to the wave's total on the CUDA
+cores, scaled. A wave is always in flight: the next one is issued before the totals of this one are used, also across
+tiles, so that the way out of a tile hides behind the first wave of the next.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+from xdsl.ir import SSAValue
+
+from gemmir.dialects import hopper
+from gemmir.passes.lowering.emitter import Emitter
+from gemmir.passes.lowering.kernel import Plan, Storage
+from gemmir.passes.lowering.math_staging import stage_tile
+from gemmir.target import SM_90A
+
+
+@dataclass(frozen=True)
+class _Registers:
+    """What a math warpgroup keeps in registers. `scales` are those of the k-block in hand."""
+
+    partial: SSAValue
+    totals: list[SSAValue]
+    scales: SSAValue
+    next_scales: SSAValue
+    at: SSAValue
+    out: SSAValue
+
+
+class _MathRole:
+    """Builds the role; holds what all its parts refer to."""
+
+    def __init__(self, plan: Plan, storage: Storage, group: SSAValue, registers: _Registers):
+        self.plan = plan
+        self.storage = storage
+        self.group = group
+        self.registers = registers
+
+    def issue(self, emit: Emitter, wave: int, at: SSAValue) -> None:
+        """Start one wave: 64 rows x the warpgroup's columns x one k-block."""
+        plan, turns = self.plan, bool(self.plan.schedule.turns)
+        if turns:
+            emit.op(hopper.TakeTurnOp, self.group, groups=plan.groups)
+        emit.op(hopper.WgmmaFenceOp)
+        emit.op(
+            hopper.WgmmaOp,
+            *(self.storage.a, self.storage.b, at, self.registers.partial, self.group),
+            a_row=wave * SM_90A.wgmma_m,
+            a_group_rows=plan.group_rows,
+            b_group_rows=plan.group_columns,
+            fresh=True,
+        )
+        emit.op(hopper.WgmmaCommitOp)
+        if turns:
+            emit.op(hopper.PassTurnOp, self.group, groups=plan.groups)
+
+    def load_scales(self, emit: Emitter, at: SSAValue, scales: SSAValue) -> None:
+        """Read a slot's scales; the fence lets TMA overwrite the slot once it is released."""
+        storage, plan = self.storage, self.plan
+        assert storage.scale_a is not None and storage.scale_b is not None
+        emit.op(
+            hopper.LoadScalesOp,
+            *(storage.scale_a, storage.scale_b, at, scales, self.group),
+            group_rows=plan.group_rows,
+            group_steps=plan.group_columns // plan.tile.column_step,
+        )
+        emit.op(hopper.FenceProxyAsyncOp)
+        emit.op(hopper.SyncWarpOp)
+
+    def finish_wave(self, emit: Emitter, wave: int, release: bool) -> None:
+        registers = self.registers
+        emit.op(hopper.WgmmaWaitOp, [registers.partial], pending=0)
+        if release:
+            emit.op(hopper.ReleaseOp, self.storage.empty, registers.at, [], peers=self.plan.peers)
+        emit.op(
+            hopper.PromoteOp,
+            *(registers.partial, registers.totals[wave], registers.scales),
+            wave=wave,
+            step=self.plan.tile.column_step,
+        )
+
+    def k_block(self, emit: Emitter) -> None:
+        """One k-block, of which wave 0 is in flight already; leaves wave 0 of the next one in flight."""
+        registers, last = self.registers, self.plan.tile.waves - 1
+        for wave in range(last):
+            self.finish_wave(emit, wave, release=False)
+            self.issue(emit, wave + 1, registers.at)
+        # While the last wave runs.
+        ahead = emit.value(hopper.NextOp, registers.at.type, "ahead", registers.at)
+        emit.op(hopper.WaitOp, self.storage.full, ahead, [], unless_last=True)
+        self.load_scales(emit, ahead, registers.next_scales)
+        self.finish_wave(emit, last, release=True)
+        # After the very last k-block this reads a stale slot and its result is dropped: issuing under a condition
+        # would make ptxas drain the pipe at every tile (C7517).
+        self.issue(emit, 0, ahead)
+        emit.op(hopper.AdvanceOp, registers.at)
+        emit.op(hopper.MoveScalesOp, registers.next_scales, registers.scales)
+
+
+def math_promoted(emit: Emitter, plan: Plan, storage: Storage, group: SSAValue) -> None:
+    """The math role: first wave, then for each tile its k-blocks and its way out."""
+    tile_columns = plan.tile.wg_columns
+    fragment = hopper.FragmentType(SM_90A.wgmma_m, tile_columns)
+    scales = hopper.ScalesType(plan.tile.waves, plan.tile.wg_steps)
+    registers = _Registers(
+        partial=emit.value(hopper.FragmentOp, fragment, "partial"),
+        totals=[emit.value(hopper.FragmentOp, fragment, f"total{w}") for w in range(plan.tile.waves)],
+        scales=emit.value(hopper.ScalesOp, scales, "scales"),
+        next_scales=emit.value(hopper.ScalesOp, scales, "next_scales"),
+        at=emit.value(hopper.CursorOp, hopper.CursorType(plan.stages), "at"),
+        out=emit.value(hopper.CursorOp, hopper.CursorType(1), "out"),
+    )
+    role = _MathRole(plan, storage, group, registers)
+    turns = bool(plan.schedule.turns)
+    if turns:  # the last warpgroup lets the first one begin
+        emit.op(hopper.PassTurnOp, group, groups=plan.groups, only=plan.groups - 1)
+    emit.op(hopper.WaitOp, storage.full, registers.at, [])
+    role.load_scales(emit, registers.at, registers.scales)
+    role.issue(emit, 0, registers.at)
+    with emit.inside(hopper.TilesOp, "m0", "n0", **plan.raster) as (tile, _):
+        tile.op(hopper.ZeroOp, registers.totals)
+        with tile.inside(hopper.KBlocksOp, "k", first=0, last=plan.problem.k_blocks) as (body, _):
+            role.k_block(body)
+        stage_tile(tile, storage, group, registers.out, registers.totals)
+    emit.op(hopper.WgmmaWaitOp, [registers.partial], pending=0)
+    if turns:  # and takes the turn that is left over
+        emit.op(hopper.TakeTurnOp, group, groups=plan.groups, only=0)
