@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import argparse
 import json
+import re
 import sys
 from dataclasses import dataclass
 from pathlib import Path
@@ -32,6 +33,7 @@ SUFFIXES = {
 }
 """Kind -> how its file ends, from the program to the machine."""
 STDOUT = "-"
+FILE_NAME = re.compile(r"[A-Za-z_][A-Za-z0-9_]{0,63}")
 
 
 def configure(parser: argparse.ArgumentParser) -> None:
@@ -128,10 +130,11 @@ def print_ir(name: str, text: str) -> None:
 
 
 def lowered_name(lowered: Lowered) -> str:
-    """The kernel's name, as far as it is fit for a file name."""
+    """The function's name if it is fit for a file name: IR is untrusted."""
     from gemmir.dialects.gemm import the_function
 
-    return the_function(lowered.module)
+    name = the_function(lowered.module).sym_name.data
+    return name if FILE_NAME.fullmatch(name) else "kernel"
 
 
 def artefact(kind: str, lowered: Lowered, target: str, code: dict[str, bytes]) -> bytes:
@@ -153,7 +156,7 @@ def machine_code(kind: str, lowered: Lowered, target: str, code: dict[str, bytes
     """The cubin, or its disassembly."""
     from gemmir.backends.cuda.compiler_log import check_log
     from gemmir.backends.cuda.nvrtc import compile_cubin
-    from gemmir.backends.cuda.tools import disassemble
+    from gemmir.backends.cuda.sass import disassemble
 
     if "cubin" not in code:
         compiled = compile_cubin(lowered.source, target)

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import argparse
-import ctypes
 import json
 import os
 import platform
@@ -13,12 +12,16 @@ from dataclasses import asdict, dataclass
 from importlib.metadata import PackageNotFoundError, version
 
 from gemmir.errors import GemmirError
+from gemmir.target import SM_90A
 
 HELP = "check this machine: versions, NVRTC, driver, GPU, tools, cache"
 
 MISSING = 3
-COMPUTE_CAPABILITY_MAJOR, COMPUTE_CAPABILITY_MINOR = 75, 76
-"""CU_DEVICE_ATTRIBUTE_COMPUTE_CAPABILITY_MAJOR and _MINOR in cuda.h."""
+OLDEST_CUDA = 13
+"""A driver loads cubins of its own major version of CUDA and of older ones."""
+
+DRIVER_FIX = "install an NVIDIA driver, R580 or newer; compiling works without one"
+GPU_FIX = "use a Hopper GPU (H100, H200, GH200); `gemmir run --backend reference` works without one"
 
 
 @dataclass(frozen=True, slots=True)
@@ -76,7 +79,7 @@ def nvrtc() -> Check:
 
 
 def tool(name: str) -> Check:
-    from gemmir.backends.cuda.tools import find_tool
+    from gemmir.backends.cuda.sass import find_tool
 
     try:
         return Check(name, True, str(find_tool(name)), "looking")
@@ -84,47 +87,29 @@ def tool(name: str) -> Check:
         return Check(name, False, error.what, "looking", error.fix or "")
 
 
-def cuda_library() -> ctypes.CDLL | None:
-    """The driver's library, initialised; None if there is none that works."""
-    try:
-        library = ctypes.CDLL("libcuda.so.1")
-    except OSError:
-        return None
-    return library if library.cuInit(0) == 0 else None
-
-
 def driver() -> Check:
-    fix = "install an NVIDIA driver, R580 or newer; compiling works without"
-    library = cuda_library()
-    if library is None:
-        return Check("driver", False, "no libcuda.so.1 that starts", "running", fix)
-    number = ctypes.c_int()
-    library.cuDriverGetVersion(ctypes.byref(number))
-    major, minor = number.value // 1000, number.value % 1000 // 10
-    return Check("driver", major >= 13, f"for CUDA {major}.{minor}", "running", "" if major >= 13 else fix)
+    from gemmir.backends.cuda.driver import bindings, checked
+
+    try:
+        number: int = checked(bindings().cuDriverGetVersion(), "cuDriverGetVersion")
+    except GemmirError as error:
+        return Check("driver", False, error.what, "running", DRIVER_FIX)
+    major, minor = number // 1000, number % 1000 // 10
+    new_enough = major >= OLDEST_CUDA
+    return Check("driver", new_enough, f"for CUDA {major}.{minor}", "running", "" if new_enough else DRIVER_FIX)
 
 
 def gpu() -> Check:
-    fix = "use a Hopper GPU; `gemmir run --backend reference` works without"
-    library = cuda_library()
-    if library is None:
-        return Check("gpu", False, "none", "running", fix)
-    count = ctypes.c_int()
-    library.cuDeviceGetCount(ctypes.byref(count))
-    found = [describe(library, index) for index in range(count.value)]
-    ok = any("sm_90" in text for text in found)
-    return Check("gpu", ok, ", ".join(found) or "none", "running", "" if ok else fix)
+    from gemmir.backends.cuda.driver import bindings, checked, device_info
 
-
-def describe(library: ctypes.CDLL, index: int) -> str:
-    """Name and architecture of one device."""
-    device, name = ctypes.c_int(), ctypes.create_string_buffer(100)
-    library.cuDeviceGet(ctypes.byref(device), index)
-    library.cuDeviceGetName(name, len(name), device)
-    capability = [ctypes.c_int(), ctypes.c_int()]
-    for value, attribute in zip(capability, (COMPUTE_CAPABILITY_MAJOR, COMPUTE_CAPABILITY_MINOR), strict=True):
-        library.cuDeviceGetAttribute(ctypes.byref(value), attribute, device)
-    return f"{name.value.decode(errors='replace')} (sm_{capability[0].value}{capability[1].value})"
+    try:
+        count: int = checked(bindings().cuDeviceGetCount(), "cuDeviceGetCount")
+        devices = [device_info(index) for index in range(count)]
+    except GemmirError:
+        devices = []
+    found = ", ".join("{} (sm_{}{})".format(d.name, *d.compute_capability) for d in devices)
+    ok = any(d.compute_capability == SM_90A.compute_capability for d in devices)
+    return Check("gpu", ok, found or "none", "running", "" if ok else GPU_FIX)
 
 
 def cache() -> Check:

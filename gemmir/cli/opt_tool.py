@@ -8,7 +8,8 @@ from collections.abc import Sequence
 from xdsl.utils.exceptions import ArgSpecParseError, DiagnosticException, ParseError
 from xdsl.xdsl_opt_main import xDSLOptMain
 
-from gemmir.errors import IRError, SourceLocation
+from gemmir.dialects.gemm import GemmFault, ScheduleFault
+from gemmir.errors import GemmirError, IRError, ScheduleError, SourceLocation
 from gemmir.universe import GEMMIR_UNIVERSE
 
 HINT = "gemmir opt --help lists the passes"
@@ -47,9 +48,19 @@ def run_opt(argv: Sequence[str]) -> None:
     except ParseError as error:
         raise IRError("GMR-R001", error.msg, location=location_of(error)) from error
     except DiagnosticException as error:
-        raise IRError("GMR-R002", str(error)) from error
+        raise typed(error) from error
     except ValueError as error:
         raise IRError("GMR-R004", str(error), fix=HINT) from error
+
+
+def typed(error: DiagnosticException) -> GemmirError:
+    """A verifier's complaint as an error of ours, with the rule and the fix where it has them."""
+    if isinstance(error, ScheduleFault):
+        found = error.violation
+        return ScheduleError(found.code, found.what, rule=found.rule, fix=found.fix)
+    if isinstance(error, GemmFault):
+        return IRError("GMR-R002", error.fault.what, rule=error.fault.rule, fix=error.fault.fix)
+    return IRError("GMR-R002", str(error))
 
 
 def location_of(error: ParseError) -> SourceLocation:

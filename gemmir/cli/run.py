@@ -105,7 +105,8 @@ def run_on(backend: str, module: ModuleOp, inputs: dict[str, torch.Tensor], args
     if backend == "auto":
         hopper = torch.cuda.is_available() and torch.cuda.get_device_capability() == (9, 0)
         backend = "cuda" if hopper else "reference"
-    return on_gpu(module, inputs, args) if backend == "cuda" else on_cpu(module, inputs)
+    options = {"target": args.target, "pipeline": args.pipeline, "m": args.m}
+    return on_gpu(module, inputs, **options) if backend == "cuda" else on_cpu(module, inputs)
 
 
 def on_cpu(module: ModuleOp, inputs: dict[str, torch.Tensor]) -> Outcome:
@@ -115,16 +116,22 @@ def on_cpu(module: ModuleOp, inputs: dict[str, torch.Tensor]) -> Outcome:
     result = run(module, list(inputs.values()))
     if isinstance(result, tuple):
         raise UsageError(f"the program returns {len(result)} tensors; run takes programs that return one")
-    return Outcome(result, "the reference on the CPU", time.perf_counter() - start, kernel=False)
+    return Outcome(result, "the CPU (reference)", time.perf_counter() - start, kernel=False)
 
 
-def on_gpu(module: ModuleOp, inputs: dict[str, torch.Tensor], args: argparse.Namespace) -> Outcome:
+def on_gpu(
+    module: ModuleOp,
+    inputs: dict[str, torch.Tensor],
+    target: str = "sm_90a",
+    pipeline: str | None = None,
+    m: int | None = None,
+) -> Outcome:
     """Compile, launch once for the result, then a few times for the clock."""
     import torch
 
     from gemmir.compiler import compile
 
-    kernel = compile(module, target=args.target, pipeline=args.pipeline, m=args.m)
+    kernel = compile(module, target=target, pipeline=pipeline, m=m)
     kernel.prepare()
     specs = kernel.manifest.inputs
     tensors = [laid_out(spec, tensor.cuda()) for spec, tensor in zip(specs, inputs.values(), strict=True)]

@@ -1,0 +1,165 @@
+"""`gemmir run` on the CPU: the result is checked, and a wrong one is found."""
+
+import os
+import subprocess
+import sys
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+
+from gemmir.backends.reference import interpreter
+from gemmir.cli.inputs import arguments_of, load_inputs, random_inputs
+from gemmir.cli.main import main
+from gemmir.dialects.gemm import MatmulOp, the_matmul
+from gemmir.errors import InputError, ToolMissingError
+from gemmir.ir_text import parse_module
+
+FP8 = """
+func.func @small(%x: tensor<?x256xf8E4M3FN>, %xs: tensor<?x2xf32>,
+                 %w: tensor<256x128xf8E4M3FN>, %ws: tensor<2x1xf32>) -> tensor<?x128xbf16> {
+  %y = gemm.matmul %x, %w scaled (%xs by 1x128, %ws by 128x128)
+    : (tensor<?x256xf8E4M3FN>, tensor<256x128xf8E4M3FN>, tensor<?x2xf32>, tensor<2x1xf32>) -> tensor<?x128xbf16>
+  func.return %y : tensor<?x128xbf16>
+}
+"""
+FIXED = """
+func.func @fixed(%a: tensor<8x64xbf16>, %b: tensor<64x16xbf16>) -> tensor<8x16xf32> {
+  %d = gemm.matmul %a, %b : (tensor<8x64xbf16>, tensor<64x16xbf16>) -> tensor<8x16xf32>
+  func.return %d : tensor<8x16xf32>
+}
+"""
+
+
+@pytest.fixture
+def fp8(tmp_path: Path) -> str:
+    (tmp_path / "fp8.mlir").write_text(FP8)
+    return str(tmp_path / "fp8.mlir")
+
+
+@pytest.fixture
+def fixed(tmp_path: Path) -> str:
+    (tmp_path / "fixed.mlir").write_text(FIXED)
+    return str(tmp_path / "fixed.mlir")
+
+
+def matmul(text: str) -> MatmulOp:
+    return the_matmul(parse_module(text))
+
+
+def on_cpu(*argv: str) -> int:
+    return main(["run", *argv, "--backend", "reference"])
+
+
+def test_a_right_result_holds(fp8: str, capsys: pytest.CaptureFixture[str]):
+    assert on_cpu(fp8, "--shape", "M=5", "--check") == 0
+    out = capsys.readouterr().out
+    assert "result   5x128 bf16, by the CPU (reference)\n" in out
+    assert "check    every element is within its bound; worst element [" in out
+
+
+def test_a_wrong_element_is_found_and_named(
+    fp8: str, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+):
+    right = interpreter.run
+
+    def off_by_one_element(*args: object) -> torch.Tensor:
+        result = right(*args)  # type: ignore[arg-type]
+        assert isinstance(result, torch.Tensor)
+        result[3, 77] += 1
+        return result
+
+    monkeypatch.setattr(interpreter, "run", off_by_one_element)
+    assert on_cpu(fp8, "--shape", "M=5", "--check") == 1
+    assert "check    FAILED, an element is out of its bound; worst element [3, 77]" in capsys.readouterr().out
+
+
+def test_the_same_seed_gives_the_same_inputs():
+    op = matmul(FP8)
+    first, again, other = (random_inputs(op, 5, seed) for seed in (1, 1, 2))
+    assert all(torch.equal(first[name].float(), again[name].float()) for name in first)
+    assert not torch.equal(first["x"].float(), other["x"].float())
+    assert first["w"].stride() == (1, 256), "B is k-major"
+
+
+def test_m_that_is_fixed_cannot_be_changed(fixed: str, capsys: pytest.CaptureFixture[str]):
+    assert on_cpu(fixed, "--shape", "M=8") == 0
+    assert on_cpu(fixed, "--shape", "M=9") == 2
+    assert capsys.readouterr().err == "error: --shape M=9: the program fixes M = 8\n"
+
+
+def test_tensors_in_and_out_of_npz(fp8: str, tmp_path: Path):
+    op = matmul(FP8)
+    tensors = random_inputs(op, 7, seed=3)
+    raw = {name: (t.view(torch.uint8) if t.dtype == torch.float8_e4m3fn else t).numpy() for name, t in tensors.items()}
+    np.savez(tmp_path / "in.npz", **raw)
+    loaded = load_inputs(tmp_path / "in.npz", arguments_of(op))
+    assert all(torch.equal(loaded[name].float(), tensors[name].float()) for name in tensors)
+
+    assert on_cpu(fp8, "--inputs", str(tmp_path / "in.npz"), "--output", str(tmp_path / "out.npz"), "--check") == 0
+    output = torch.from_numpy(np.load(tmp_path / "out.npz")["output"]).view(torch.bfloat16)
+    expected = interpreter.run(parse_module(FP8), list(tensors.values()))
+    assert isinstance(expected, torch.Tensor)
+    assert torch.equal(output, expected)
+
+
+def test_an_npz_without_an_input_is_refused(tmp_path: Path):
+    np.savez(tmp_path / "in.npz", a=np.zeros((8, 64), np.uint16))
+    with pytest.raises(InputError, match="no tensor called b") as error:
+        load_inputs(tmp_path / "in.npz", arguments_of(matmul(FIXED)))
+    assert error.value.code == "GMR-I005"
+
+
+def test_an_npz_of_another_dtype_is_refused(tmp_path: Path):
+    np.savez(tmp_path / "in.npz", a=np.zeros((8, 64), np.float32), b=np.zeros((64, 16), np.uint16))
+    with pytest.raises(InputError, match="a: the array holds float32") as error:
+        load_inputs(tmp_path / "in.npz", arguments_of(matmul(FIXED)))
+    assert error.value.code == "GMR-I001"
+
+
+def test_an_npz_that_is_none_is_refused(tmp_path: Path):
+    (tmp_path / "in.npz").write_bytes(b"not a zip file")
+    with pytest.raises(InputError) as error:
+        load_inputs(tmp_path / "in.npz", arguments_of(matmul(FIXED)))
+    assert error.value.code == "GMR-I005"
+
+
+def test_a_missing_safetensors_package_is_named(tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
+    monkeypatch.setitem(sys.modules, "safetensors", None)
+    with pytest.raises(ToolMissingError, match="pip install safetensors") as error:
+        load_inputs(tmp_path / "in.safetensors", arguments_of(matmul(FIXED)))
+    assert (error.value.code, error.value.exit_code) == ("GMR-C004", 3)
+
+
+def test_the_cuda_backend_without_a_gpu_exits_with_3(fixed: str):
+    command = [sys.executable, "-m", "gemmir", "run", fixed, "--backend", "cuda"]
+    env = {**os.environ, "CUDA_VISIBLE_DEVICES": "-1"}
+    done = subprocess.run(command, env=env, capture_output=True, text=True)
+    assert done.returncode == 3
+    assert done.stderr.startswith("error[GMR-D001]")
+
+
+def test_a_python_file_is_a_program(tmp_path: Path, capsys: pytest.CaptureFixture[str]):
+    (tmp_path / "layer.py").write_text(
+        "import gemmir\n"
+        "def program():\n"
+        "    p = gemmir.Program('layer')\n"
+        "    a, b = p.input('a', (None, 64), 'bf16'), p.input('b', (64, 16), 'bf16')\n"
+        "    p.output(p.matmul(a, b).cast('bf16'))\n"
+        "    return p\n"
+    )
+    assert on_cpu(str(tmp_path / "layer.py"), "--shape", "M=3", "--check") == 0
+    assert "result   3x16 bf16" in capsys.readouterr().out
+
+
+@pytest.mark.parametrize(
+    ("text", "complaint"),
+    [("x = 1\n", "has no function program()"), ("def program():\n    return 7\n", "program() returned int")],
+)
+def test_a_python_file_that_is_no_program_is_refused(
+    text: str, complaint: str, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+):
+    (tmp_path / "layer.py").write_text(text)
+    assert on_cpu(str(tmp_path / "layer.py")) == 2
+    assert complaint in capsys.readouterr().err
