@@ -42,11 +42,11 @@ from gemmir.dialects.gemm_attributes import EpilogueKindsAttr, Layout, NumericsA
 _F32 = Float32Type()
 _SMALLEST_NORMAL = 2.0**-126
 _ARITHMETIC: dict[type[Operation], Callable[..., float]] = {
-    AddfOp: lambda a, b: a + b,
-    SubfOp: lambda a, b: a - b,
-    MulfOp: lambda a, b: a * b,
-    DivfOp: lambda a, b: a / b,
-    NegfOp: lambda a: -a,
+    AddfOp: float.__add__,
+    SubfOp: float.__sub__,
+    MulfOp: float.__mul__,
+    DivfOp: float.__truediv__,
+    NegfOp: float.__neg__,
 }
 """
 Ops on f32 whose result, computed in double precision and rounded once, is the correctly rounded one: 53 bits are more
@@ -106,9 +106,9 @@ def _fold_f32(op: Operation) -> tuple[list[SSAValue], list[Operation]] | None:
         return None
     try:
         result = compute(*values)
-        rounded = _round_f32(result)
-    except (ZeroDivisionError, OverflowError):
+    except ZeroDivisionError:
         return None
+    rounded = _round_f32(result)
     if result != 0.0 and not (math.isfinite(rounded) and abs(rounded) >= _SMALLEST_NORMAL):
         return None
     constant = ConstantOp(FloatAttr(rounded, _F32))
@@ -123,7 +123,10 @@ def _constant(value: SSAValue) -> float | None:
 
 
 def _round_f32(value: float) -> float:
-    return struct.unpack("<f", struct.pack("<f", value))[0]
+    try:
+        return struct.unpack("<f", struct.pack("<f", value))[0]
+    except OverflowError:
+        return math.copysign(math.inf, value)
 
 
 def _erase_dead(block: Block) -> None:
