@@ -13,8 +13,8 @@ from dataclasses import dataclass
 from gemmir.errors import ScheduleError
 from gemmir.problem import GemmProblem
 from gemmir.schedule import Schedule, Split
-from gemmir.target import SM_90A, Target, setmaxnreg_split
-from gemmir.tile import STAGE_ROW_BYTES, shared_layout, tile_geometry
+from gemmir.target import SM_90A, Target, launch_registers, setmaxnreg_split
+from gemmir.tile import STAGE_ROW_BYTES, TileGeometry, shared_layout, tile_geometry
 
 BLOCK_M = (64, 128, 192, 256)
 MATH_WARPGROUPS = (1, 2, 3)
@@ -24,8 +24,12 @@ MAX_BLOCK_AREA = 256 * 256
 WG_COLUMN_STEP = 16
 """A warpgroup's columns leave by stmatrix.x4 and in TMA boxes of at least 32 bytes."""
 
-REGISTER_OVERHEAD = 32
-"""Registers that a math thread needs beside accumulators (measured: addresses, scales and loop state)."""
+REGISTER_OVERHEAD = 28
+REGISTERS_PER_WAVE = 4
+"""Registers that a math thread needs beside accumulators: loop state, and scales and addresses of each wave (measured)."""
+
+INSTRUCTION_OVERHEAD = 26
+"""Registers that ptxas asks for beside one instruction's accumulators, within the launch bound (C7602; measured)."""
 
 SCALE_STEPS_MAX = 32
 """The producer warp expands weight scales, one per lane."""
@@ -119,7 +123,11 @@ def math_registers(problem: GemmProblem, schedule: Schedule) -> int:
     """Registers of a math thread: accumulators, the partial sum if promoted, and the overhead."""
     tile = tile_geometry(schedule)
     partial = tile.fragment_registers if problem.promoted else 0
-    return tile.waves * tile.fragment_registers + partial + REGISTER_OVERHEAD
+    return tile.waves * tile.fragment_registers + partial + _overhead(tile)
+
+
+def _overhead(tile: TileGeometry) -> int:
+    return REGISTER_OVERHEAD + REGISTERS_PER_WAVE * tile.waves
 
 
 def registers(problem: GemmProblem, s: Schedule, target: Target) -> Violation | None:
@@ -129,12 +137,20 @@ def registers(problem: GemmProblem, s: Schedule, target: Target) -> Violation | 
     assert s.math_warpgroups is not None
     tile, budget = tile_geometry(s), setmaxnreg_split(s.math_warpgroups)[1]
     needed = math_registers(problem, s)
+    at_launch = launch_registers(s.math_warpgroups)
+    if tile.fragment_registers + INSTRUCTION_OVERHEAD > at_launch:
+        return Violation(
+            "GMR-S002",
+            f"{tile.fragment_registers} accumulators of one WGMMA + {INSTRUCTION_OVERHEAD} registers",
+            f"a thread has {at_launch} registers at launch with {s.math_warpgroups} math warpgroups",
+            "use fewer columns a warpgroup, or fewer math_warpgroups",
+        )
     if needed <= budget:
         return None
     partial = f" + {tile.fragment_registers} partial" if problem.promoted else ""
     return Violation(
         "GMR-S002",
-        f"{tile.waves} x {tile.fragment_registers} accumulators{partial} + {REGISTER_OVERHEAD} = {needed} registers a thread",
+        f"{tile.waves} x {tile.fragment_registers} accumulators{partial} + {_overhead(tile)} = {needed} registers a thread",
         f"setmaxnreg gives a math thread {budget} with {s.math_warpgroups} math warpgroups",
         "use a smaller block_m or block_n, or more math_warpgroups",
     )

@@ -96,6 +96,12 @@ def find_target(name: str) -> Target:
     )
 
 
+def launch_registers(math_warpgroups: int) -> int:
+    """Registers per thread at launch: the register file over all threads, in steps of 8, at most 255."""
+    threads = (math_warpgroups + 1) * SM_90A.warpgroup_threads
+    return min(SM_90A.registers // threads // 8 * 8, SM_90A.max_registers_per_thread)
+
+
 def setmaxnreg_split(math_warpgroups: int) -> tuple[int, int]:
     """
     Registers per thread of (service warpgroup, math warpgroups) after setmaxnreg.
@@ -103,4 +109,4 @@ def setmaxnreg_split(math_warpgroups: int) -> tuple[int, int]:
     The sum over all warpgroups must not exceed what the block got at launch: 65536 / threads, rounded down to 8.
     24 registers spill in a producer that does more than TMA (measured), 40 fit.
     """
-    return {1: (40, 240), 2: (40, 232), 3: (32, 160)}[math_warpgroups]
+    return {1: (40, 232), 2: (40, 232), 3: (32, 160)}[math_warpgroups]

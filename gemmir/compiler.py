@@ -1,0 +1,254 @@
+"""
+From a program to a kernel: passes, proof of fit, CUDA source, cubin.
+
+`lower` goes as far as CUDA source and needs xDSL only; `compile` adds NVRTC and the cache, and needs no GPU. A kernel that
+is in the cache is found without importing xDSL.
+"""
+
+from __future__ import annotations
+
+import logging
+from collections.abc import Callable
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import TYPE_CHECKING, Literal
+
+from gemmir.cache import Cache, digest, sources_digest
+from gemmir.cache_files import Entry
+from gemmir.decisions import collect
+from gemmir.errors import InputError
+from gemmir.kernel import CompiledKernel
+from gemmir.manifest import Manifest
+from gemmir.program import Program
+from gemmir.target import SM_90A, find_target
+
+if TYPE_CHECKING:
+    from xdsl.dialects.builtin import ModuleOp
+    from xdsl.passes import ModulePass
+
+Source = Program | str | Path | "ModuleOp"
+Level = Literal["gemm", "schedule", "hopper", "cuda"]
+LEVELS: tuple[Level, ...] = ("gemm", "schedule", "hopper", "cuda")
+"""From what is computed to how: the problem, the problem with its schedule, the kernel, its CUDA source."""
+
+logger = logging.getLogger("gemmir.compiler")
+
+
+@dataclass
+class Lowered:
+    """
+    A program on its way down.
+
+    `ir` has the text of each level that was reached ("gemm", "schedule", "hopper"); `source`, `entry` and `manifest` are
+    there if it went to "cuda".
+    """
+
+    module: ModuleOp
+    ir: dict[str, str] = field(default_factory=dict[str, str])
+    source: str = ""
+    manifest: Manifest | None = None
+    decisions: tuple[str, ...] = ()
+
+
+def compile(
+    source: Source,
+    *,
+    target: str = SM_90A.name,
+    pipeline: str | None = None,
+    m: int | None = None,
+    cache: bool = True,
+) -> CompiledKernel:
+    """
+    Compile a program to a kernel for `target`; needs no GPU and no CUDA toolkit.
+
+    `source` is a `Program`, IR text, the path of a `.mlir` file, or a module. `pipeline` replaces the usual passes. `m`
+    is the M to choose the schedule for where the program leaves it open: the kernel serves every M. Kernels are kept on
+    disk unless `cache` is False.
+
+    Raises `IRError`, `UnsupportedError`, `ScheduleError` or `CompileError`.
+    """
+    from gemmir.backends.cuda.nvrtc import build_id
+
+    find_target(target)
+    key = digest(
+        {
+            "program": _key_text(source),
+            "pipeline": pipeline or "",
+            "m": "" if m is None else str(m),
+            "target": target,
+            "gemmir": sources_digest(),
+            "nvrtc": build_id(),
+        }
+    )
+    store = Cache() if cache else None
+    if store is None:
+        return _kernel(_build(source, target, pipeline, m), None)
+    entry = store.get(key)
+    if entry is None:
+        entry = _build_once(store, key, lambda: _build(source, target, pipeline, m))
+    return _kernel(entry, store.source_path(key))
+
+
+def lower(
+    source: Source,
+    *,
+    target: str = SM_90A.name,
+    pipeline: str | None = None,
+    m: int | None = None,
+    until: Level = "cuda",
+    on_pass: Callable[[str, str], None] | None = None,
+) -> Lowered:
+    """
+    Take a program down to level `until`; arguments as for `compile`. `on_pass` is called with each pass and the IR after it.
+
+    IR that is at a lower level already is taken from there.
+    """
+    from gemmir.ir_text import verify_module
+    from gemmir.pipeline import parse_pipeline, run_passes
+
+    find_target(target)
+    module = module_of(source)
+    _expect(module, m)
+    lowered = Lowered(module)
+    level = _level(module)
+    lowered.ir[level] = str(module)
+    passes = _passes_until(parse_pipeline(pipeline), until) if level != "hopper" else ()
+
+    def after(pass_: ModulePass, module: ModuleOp) -> None:
+        text = str(module)
+        lowered.ir["gemm" if pass_.name == "gemm-canonicalize" else _level(module)] = text
+        if on_pass is not None:
+            on_pass(pass_.name, text)
+
+    with collect() as decisions:
+        run_passes(module, passes, after)
+    lowered.decisions = tuple(f"{d.by}: {d}" for d in decisions)
+    lowered.ir.setdefault("schedule", lowered.ir.get("gemm", ""))
+    if until == "cuda":
+        verify_module(module)
+        _print(lowered, target)
+    return lowered
+
+
+def module_of(source: Source) -> ModuleOp:
+    """A verified module of one's own: what is done to it does not show in `source`."""
+    from gemmir.ir_text import parse_module, verify_module
+
+    if isinstance(source, Program):
+        return source.module
+    if isinstance(source, str | Path):
+        path = _path(source)
+        return parse_module(str(source)) if path is None else parse_module(_read(path), str(path))
+    verify_module(source)
+    return source.clone()
+
+
+def _path(source: str | Path) -> Path | None:
+    if isinstance(source, Path):
+        return source
+    return Path(source) if source.endswith(".mlir") and "\n" not in source else None
+
+
+def _read(path: Path) -> str:
+    try:
+        return path.read_bytes().decode(errors="replace")
+    except OSError as error:
+        raise InputError("GMR-I005", f"{path}: {error.strerror}", fix="pass the path of a .mlir file") from None
+
+
+def _key_text(source: Source) -> str:
+    if isinstance(source, Program):
+        return "program " + source.key()
+    if isinstance(source, str | Path):
+        path = _path(source)
+        return "text " + (str(source) if path is None else _read(path))
+    return "text " + str(source)
+
+
+def _level(module: ModuleOp) -> str:
+    from gemmir.dialects.gemm import MatmulOp
+    from gemmir.dialects.hopper import KernelOp
+
+    if any(isinstance(op, KernelOp) for op in module.body.block.ops):
+        return "hopper"
+    scheduled = any(isinstance(op, MatmulOp) and op.schedule is not None for op in module.walk())
+    return "schedule" if scheduled else "gemm"
+
+
+def _expect(module: ModuleOp, m: int | None) -> None:
+    """Record for which M the schedule is to be chosen."""
+    if m is None:
+        return
+    from xdsl.dialects.builtin import IntegerAttr, i64
+
+    from gemmir.dialects.gemm import MatmulOp
+
+    if m < 1:
+        raise InputError("GMR-I009", f"m = {m}", rule="the M to choose a schedule for is at least 1", fix="leave m out")
+    for op in module.walk():
+        if isinstance(op, MatmulOp) and op.info().m is None:
+            op.expect = IntegerAttr(m, i64)
+
+
+def _passes_until(passes: tuple[ModulePass, ...], until: Level) -> tuple[ModulePass, ...]:
+    """The passes that lead to level `until`."""
+    if until == "gemm":
+        return tuple(p for p in passes if p.name == "gemm-canonicalize")
+    if until == "schedule":
+        return tuple(p for p in passes if p.name != "gemm-lower-to-hopper")
+    return passes
+
+
+def _print(lowered: Lowered, target: str) -> None:
+    from gemmir.backends.cuda.describe import describe
+    from gemmir.backends.cuda.printer import print_kernel
+    from gemmir.backends.cuda.target import the_kernel
+
+    kernel = the_kernel(lowered.module)
+    printed = print_kernel(kernel)
+    lowered.source = printed.source
+    lowered.manifest = describe(kernel, printed.entry, target, lowered.ir.get("schedule", ""), lowered.decisions)
+
+
+def _build(source: Source, target: str, pipeline: str | None, m: int | None) -> Entry:
+    """Lower and compile; the entry holds all that a `CompiledKernel` shows."""
+    from gemmir.backends.cuda.compiler_log import check_log
+    from gemmir.backends.cuda.nvrtc import compile_cubin
+
+    lowered = lower(source, target=target, pipeline=pipeline, m=m)
+    compiled = compile_cubin(lowered.source, target)
+    resources = check_log(compiled.log)
+    assert lowered.manifest is not None
+    logger.info("%s: %d registers", lowered.manifest.entry, resources.registers)
+    header = {
+        "manifest": lowered.manifest.to_json(),
+        "source": lowered.source,
+        "log": compiled.log,
+        "ir": dict(lowered.ir),
+    }
+    return Entry(header, compiled.cubin)
+
+
+def _build_once(store: Cache, key: str, build: Callable[[], Entry]) -> Entry:
+    """Build under the key's lock, so that processes that start together compile once."""
+    with store.lock(key):
+        if (entry := store.get(key)) is not None:
+            return entry
+        entry = build()
+        store.put(key, entry)
+        store.write_source(key, str(entry.header["source"]))
+        return entry
+
+
+def _kernel(entry: Entry, source_path: Path | None) -> CompiledKernel:
+    header = entry.header
+    ir = header["ir"]
+    assert isinstance(ir, dict)
+    return CompiledKernel(
+        manifest=Manifest.from_json(str(header["manifest"])),
+        source=str(header["source"]),
+        cubin=entry.payload,
+        log=str(header["log"]),
+        texts={str(level): str(text) for level, text in ir.items()},
+        source_path=source_path,
+    )

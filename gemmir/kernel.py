@@ -1,0 +1,75 @@
+"""A compiled kernel: everything that can be looked at, and, on a GPU, called."""
+
+from __future__ import annotations
+
+import threading
+from dataclasses import dataclass, field
+from functools import cached_property
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+from gemmir.errors import InputError
+from gemmir.manifest import Manifest
+
+if TYPE_CHECKING:
+    import torch
+
+    from gemmir.backends.cuda.launch import Launcher
+
+
+@dataclass
+class CompiledKernel:
+    """
+    A GEMM kernel for sm_90a.
+
+    Call it with one CUDA tensor per argument of the program, in order; shapes are those of the program (A: M x K,
+    B: K x N), with any M. `manifest.inputs` says which memory order each needs. It launches on torch's current stream and
+    returns without waiting.
+    """
+
+    manifest: Manifest
+    source: str
+    """The CUDA C++ that was compiled."""
+    cubin: bytes
+    log: str
+    """What the CUDA compiler said: registers, shared memory."""
+    texts: dict[str, str]
+    source_path: Path | None
+    """Where the source lies on disk, if it is cached."""
+    _lock: threading.Lock = field(default_factory=threading.Lock, repr=False, compare=False)
+
+    @property
+    def decisions(self) -> tuple[str, ...]:
+        """What each pass chose, why, and what came second."""
+        return self.manifest.decisions
+
+    def ir(self, level: str = "hopper") -> str:
+        """The IR at "gemm" (what is computed), "schedule" (with every choice made) or "hopper" (the kernel)."""
+        if (text := self.texts.get(level)) is None:
+            raise InputError(
+                "GMR-I009", f"level {level[:40]!r}", rule="one of " + ", ".join(self.texts), fix="use 'hopper'"
+            )
+        return text
+
+    @cached_property
+    def _launcher(self) -> Launcher:
+        from gemmir.backends.cuda.launch import Launcher
+
+        return Launcher(self.manifest, self.cubin)
+
+    def launcher(self) -> Launcher:
+        """What loads and launches the kernel; made on first use."""
+        with self._lock:
+            return self._launcher
+
+    def prepare(self) -> None:
+        """Load the kernel on the current device, so that later calls only launch (needed before graph capture)."""
+        self.launcher().prepare()
+
+    def __call__(self, *tensors: torch.Tensor, out: torch.Tensor | None = None) -> torch.Tensor:
+        """
+        Launch. Returns `out`, or a new row-major M x N tensor of the program's result type.
+
+        Raises `InputError` before anything is launched if a tensor does not fit, `DeviceError` without a Hopper GPU.
+        """
+        return self.launcher()(tensors, out)
