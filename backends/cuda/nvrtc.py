@@ -1,0 +1,249 @@
+"""
+CUDA C++ to PTX and cubin, in this process, with NVRTC 13.x. Needs neither a GPU nor a driver.
+
+Sources are whole: they include nothing, so nothing on this machine but the library itself decides what comes out.
+"""
+
+from __future__ import annotations
+
+import ctypes
+import importlib
+import os
+import re
+import site
+from collections.abc import Callable, Generator, Iterator, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from gemmir.errors import CompileError, ToolMissingError
+from gemmir.target import SM_90A, find_target
+
+OLDEST = (13, 0)
+MAX_SOURCE_BYTES = 1 << 20
+MAX_LOG_BYTES = 4096
+OPTIONS = ("--std=c++17", "--ptxas-options=-v", "-diag-suppress=177")
+"""Beside the architecture. 177: a function of the prelude that this kernel does not use."""
+
+_SONAME = "libnvrtc.so.13"
+_WHEEL_FOLDERS = ("nvidia/cu13/lib", "nvidia/cuda_nvrtc/lib")
+_FILE_NAME = b"kernel.cu"
+_COMMENT = re.compile(r"/\*.*?\*/|//[^\n]*", re.DOTALL)
+_DIRECTIVE = re.compile(
+    r"^[ \t]*(?:#|%:)\s*(include(?:_next)?|import|embed|line|\d+)\b|\b(__has_(?:include|embed))\b", re.MULTILINE
+)
+_TRIGRAPH = re.compile(r"\?\?[=/'()!<>-]")
+_PATH = re.compile(r"(?<![\w.*/])/(?:[^\s/:'\"()]+/)+([^\s/:'\"()]+)")
+
+
+@dataclass(frozen=True, slots=True)
+class Compiled:
+    """A kernel's machine code, and what the compiler said (`compiler_log.check_log` reads it)."""
+
+    cubin: bytes
+    log: str
+
+
+def compile_cubin(source: str, target: str = SM_90A.name) -> Compiled:
+    """
+    Compile `source` for `target`.
+
+    `CompileError` (GMR-C001) with the compiler's words if it fails; `ToolMissingError` (GMR-C003) without NVRTC.
+    """
+    with _compiled(source, (f"--gpu-architecture={find_target(target).name}", *OPTIONS)) as (nvrtc, program):
+        cubin = _fetch(nvrtc.nvrtcGetCUBINSize, nvrtc.nvrtcGetCUBIN, program)
+        return Compiled(cubin, _log(nvrtc, program))
+
+
+def compile_ptx(source: str, target: str = SM_90A.name) -> str:
+    """The PTX of `source`; errors as in `compile_cubin`."""
+    architecture = find_target(target).name.replace("sm_", "compute_")
+    with _compiled(source, (f"--gpu-architecture={architecture}", *OPTIONS)) as (nvrtc, program):
+        # NOTE: the bytes end in a NUL, which ptxas takes for an unexpected end of file.
+        return _fetch(nvrtc.nvrtcGetPTXSize, nvrtc.nvrtcGetPTX, program).rstrip(b"\0").decode()
+
+
+def check_syntax(source: str, target: str = SM_90A.name) -> None:
+    """Parse and type-check `source`, about 30 times faster than compiling it; errors as in `compile_cubin`."""
+    options = (f"--gpu-architecture={find_target(target).name}", "--fdevice-syntax-only", *OPTIONS)
+    with _compiled(source, options):
+        return
+
+
+def version() -> tuple[int, int]:
+    """Version of the NVRTC in use, e.g. (13, 0)."""
+    return _version(_nvrtc())
+
+
+def build_id() -> str:
+    """
+    What tells the NVRTC in use from any other: name, size and time of its file.
+
+    Part of a kernel's cache key, so it neither loads the library nor imports the bindings if it can help it.
+    """
+    path = library_path()
+    status = path.stat()
+    return f"{path.name} {status.st_size} {status.st_mtime_ns}"
+
+
+def library_path() -> Path:
+    """The file of the NVRTC in use, or that would be: the one already loaded, else a wheel's, else the toolkit's."""
+    if (loaded := _loaded_path()) is not None:
+        return loaded
+    roots = [*site.getsitepackages(), *([site.getusersitepackages()] if site.ENABLE_USER_SITE else [])]
+    for folder in _WHEEL_FOLDERS:
+        for root in roots:
+            if os.path.isfile(path := os.path.join(root, folder, _SONAME)):
+                return Path(path)
+    try:
+        pathfinder: Any = importlib.import_module("cuda.pathfinder")
+        return Path(pathfinder.load_nvidia_dynamic_lib("nvrtc").abs_path)
+    except (ImportError, RuntimeError) as error:
+        raise _missing("NVRTC is not installed") from error
+
+
+def preload(directory: Path) -> None:
+    """
+    Use the NVRTC in `directory` (the folder of `libnvrtc.so.13`) in this process; call it before anything compiles.
+
+    NOTE: the bindings look in site-packages, not along PYTHONPATH, but use a library that is already loaded.
+    """
+    wanted = directory.resolve() / _SONAME
+    if (loaded := _loaded_path()) is not None and not loaded.samefile(wanted):
+        raise ToolMissingError(
+            "GMR-C003",
+            "another NVRTC is already loaded",
+            rule="a process uses one NVRTC",
+            fix="call preload before anything compiles",
+        )
+    try:
+        # NOTE: NVRTC opens its builtins by name alone, and finds them only if they are loaded or beside a wheel's.
+        for builtins in sorted(directory.resolve().glob("libnvrtc-builtins.so.*")):
+            ctypes.CDLL(str(builtins), mode=ctypes.RTLD_GLOBAL)
+        ctypes.CDLL(str(wanted), mode=ctypes.RTLD_GLOBAL)
+    except OSError as error:
+        raise _missing(f"no {_SONAME} that loads in the given folder") from error
+
+
+def lint_source(source: str) -> None:
+    """
+    Refuse a source that could pull in other text or hide what it says; `CompileError` (GMR-C001).
+
+    Gemmir prints no such source: this is the last look at what untrusted IR has become.
+    """
+    if (size := len(source)) > MAX_SOURCE_BYTES:
+        raise _unclean(f"the source has {size} characters", f"at most {MAX_SOURCE_BYTES}")
+    if not source.isascii() or "\0" in source:
+        raise _unclean("the source has characters beyond ASCII", "CUDA source is printable ASCII")
+    if (found := _TRIGRAPH.search(source)) is not None:
+        raise _unclean(f"the source holds the trigraph {found.group()}", "no trigraphs")
+    spliced = _COMMENT.sub(" ", source.replace("\\\r\n", "").replace("\\\n", ""))
+    if (found := _DIRECTIVE.search(spliced)) is not None:
+        raise _unclean(f"the source holds #{found.group(1) or found.group(2)}", "a source includes nothing")
+
+
+def _unclean(what: str, rule: str) -> CompileError:
+    return CompileError("GMR-C001", what, rule=rule, fix="report this as a defect of the CUDA printer")
+
+
+def _missing(what: str) -> ToolMissingError:
+    return ToolMissingError(
+        "GMR-C003",
+        what,
+        rule=f"NVRTC {OLDEST[0]}.{OLDEST[1]} or newer compiles the kernels",
+        fix='pip install "nvidia-cuda-nvrtc>=13.0.88,<14"',
+    )
+
+
+def _nvrtc() -> Any:
+    """`cuda.bindings.nvrtc` over a library that is new enough."""
+    try:
+        nvrtc: Any = importlib.import_module("cuda.bindings.nvrtc")
+        found = _version(nvrtc)
+    except ImportError as error:
+        raise ToolMissingError(
+            "GMR-C003", "the package cuda.bindings is not installed", fix='pip install "cuda-python>=13.3,<14"'
+        ) from error
+    except RuntimeError as error:  # how the bindings say that there is no library
+        raise _missing("NVRTC is not installed") from error
+    if found < OLDEST:
+        raise _missing(f"NVRTC {found[0]}.{found[1]} is too old")
+    return nvrtc
+
+
+def _version(nvrtc: Any) -> tuple[int, int]:
+    status, major, minor = nvrtc.nvrtcVersion()
+    _check(nvrtc, status)
+    return (int(major), int(minor))
+
+
+def _check(nvrtc: Any, status: Any) -> None:
+    if int(status) != 0:
+        raise CompileError("GMR-C001", f"NVRTC failed: {status.name}")
+
+
+@contextmanager
+def _compiled(source: str, options: Sequence[str]) -> Generator[tuple[Any, Any]]:
+    """The bindings and a compiled program, which is destroyed on leaving."""
+    lint_source(source)
+    nvrtc = _nvrtc()
+    status, program = nvrtc.nvrtcCreateProgram(source.encode("ascii"), _FILE_NAME, 0, None, None)
+    _check(nvrtc, status)
+    try:
+        (status,) = nvrtc.nvrtcCompileProgram(program, len(options), [o.encode() for o in options])
+        if status == nvrtc.nvrtcResult.NVRTC_ERROR_COMPILATION:
+            raise _failed(_log(nvrtc, program))
+        if int(status) != 0:
+            raise _failed(f"{status.name}\n{_log(nvrtc, program)}")
+        yield nvrtc, program
+    finally:
+        nvrtc.nvrtcDestroyProgram(program)
+
+
+def _failed(log: str) -> CompileError:
+    return CompileError(
+        "GMR-C001",
+        f"NVRTC refused the source\n{readable_log(log)}",
+        fix="report this as a defect, with `gemmir compile --emit cuda`",
+    )
+
+
+def readable_log(log: str) -> str:
+    """A compiler's log for people: at most 4 KiB, file names without their folders."""
+    text = _PATH.sub(r"\1", log).strip()
+    if len(text) <= MAX_LOG_BYTES:
+        return text
+    return text[:MAX_LOG_BYTES] + f"\n... ({len(text) - MAX_LOG_BYTES} more characters)"
+
+
+def _log(nvrtc: Any, program: Any) -> str:
+    return _fetch(nvrtc.nvrtcGetProgramLogSize, nvrtc.nvrtcGetProgramLog, program).decode(errors="replace").rstrip("\0")
+
+
+def _fetch(size_of: Callable[[Any], Any], read: Callable[[Any, bytearray], Any], program: Any) -> bytes:
+    """What NVRTC hands out in two calls, its size and its bytes."""
+    status, size = size_of(program)
+    if int(status) != 0:
+        raise CompileError("GMR-C001", f"NVRTC failed: {status.name}")
+    data = bytearray(size)
+    (status,) = read(program, data)
+    if int(status) != 0:
+        raise CompileError("GMR-C001", f"NVRTC failed: {status.name}")
+    return bytes(data)
+
+
+def _loaded_path() -> Path | None:
+    """The file of an NVRTC that this process has loaded, whoever did."""
+    try:
+        ctypes.CDLL(_SONAME, mode=os.RTLD_NOLOAD | os.RTLD_LAZY)
+    except OSError:
+        return None
+    return next(_mapped(f"/{_SONAME}"), None)
+
+
+def _mapped(suffix: str) -> Iterator[Path]:
+    with open("/proc/self/maps", encoding="utf-8", errors="surrogateescape") as maps:
+        for line in maps:
+            if (name := line.rstrip("\n")).endswith(suffix):
+                yield Path(name[name.index("/") :])
