@@ -1,0 +1,207 @@
+"""
+The search for a tile: every legal block, number of warpgroups, split and cluster, ranked by the cost model.
+
+A search has milliseconds. So tiles that cannot come near the best found so far are dropped by a bound, most rules are
+asked once for a shape and only the rest for each of its clusters, and clusters are tried only where they can matter.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass, replace
+
+from gemmir.errors import ScheduleError
+from gemmir.legality import BLOCK_M, MATH_WARPGROUPS, RULES, WG_COLUMN_STEP, Violation, cluster, tma_boxes, turns
+from gemmir.passes.cost_model import Cost, cluster_bound, dram_seconds, predict, tile_bound
+from gemmir.problem import GemmProblem
+from gemmir.schedule import Schedule, Split
+from gemmir.target import SM_90A, Target
+
+FIELDS = ("block_m", "block_n", "block_k", "math_warpgroups", "split", "turns", "cluster_m", "cluster_n")
+"""What the search chooses."""
+
+CLUSTERS = ((1, 1), (2, 1), (1, 2))
+BLOCK_N_MAX = 512
+ROWS_FIRST = tuple(sorted(BLOCK_M, key=lambda rows: abs(rows - 128)))
+GROUPS_FIRST = tuple(sorted(MATH_WARPGROUPS, key=lambda groups: abs(groups - 2)))
+"""In the order in which good tiles are found early."""
+
+CLUSTER_RULES = (cluster, tma_boxes)
+SHAPE_RULES = tuple(rule for rule in RULES if rule not in CLUSTER_RULES)
+
+NEAR_BEST = 1.1
+"""Tiles that take this many times as long as the best are not even runners-up."""
+
+
+@dataclass(frozen=True, slots=True)
+class Candidate:
+    """A legal schedule and its cost."""
+
+    schedule: Schedule
+    cost: Cost
+
+    @property
+    def block(self) -> tuple[int | None, int | None]:
+        return self.schedule.block_m, self.schedule.block_n
+
+    @property
+    def shape(self) -> tuple[object, ...]:
+        """Everything but the cluster."""
+        return *self.block, self.schedule.math_warpgroups, self.schedule.split
+
+    @property
+    def rank(self) -> tuple[int, ...]:
+        """Less is better: time in whole nanoseconds, then no cluster, two warpgroups, less waste along M."""
+        s = self.schedule
+        assert s.cluster_m and s.cluster_n and s.block_m and s.math_warpgroups
+        return round(self.cost.seconds * 1e9), s.cluster_m * s.cluster_n, abs(s.math_warpgroups - 2), s.block_m
+
+
+@dataclass(frozen=True, slots=True)
+class Ranking:
+    """What a search found: candidates near the best, the best first, and how many legal shapes were costed."""
+
+    candidates: list[Candidate]
+    shapes: int
+
+    @property
+    def best(self) -> Candidate:
+        return self.candidates[0]
+
+
+def _partitions(problem: GemmProblem, fixed: Schedule, target: Target) -> Iterator[Schedule]:
+    """
+    Each block_m, number of warpgroups and split; in turn where that is legal, because it is never slower.
+
+    One warpgroup has nothing to split; it is written along m.
+    """
+    for block_m in ROWS_FIRST if fixed.block_m is None else (fixed.block_m,):
+        for groups in GROUPS_FIRST if fixed.math_warpgroups is None else (fixed.math_warpgroups,):
+            splits = (Split.ALONG_M,) if groups == 1 else tuple(Split)
+            for split in splits if fixed.split is None else (fixed.split,):
+                partition = fixed.filled(block_m=block_m, math_warpgroups=groups, split=split)
+                probe = partition.filled(turns=True, block_n=groups * WG_COLUMN_STEP)
+                yield partition.filled(turns=turns(problem, probe, target) is None)
+
+
+def _everything(block_m: int, block_n: int) -> bool:
+    return True
+
+
+def _shapes(
+    problem: GemmProblem, partition: Schedule, worth: Callable[[int, int], bool] = _everything
+) -> Iterator[Schedule]:
+    """Each block_n of a partition that is worth it, in ascending order, up to the first that covers N."""
+    if partition.block_n is not None:
+        yield partition
+        return
+    assert partition.math_warpgroups is not None and partition.block_m is not None
+    step = WG_COLUMN_STEP * (partition.math_warpgroups if partition.split is Split.ALONG_N else 1)
+    for block_n in range(step, BLOCK_N_MAX + 1, step):
+        if worth(partition.block_m, block_n):
+            yield replace(partition, block_n=block_n)
+        if block_n >= problem.n:
+            return
+
+
+def legal_shapes(
+    problem: GemmProblem,
+    fixed: Schedule,
+    target: Target = SM_90A,
+    worth: Callable[[int, int], bool] = _everything,
+) -> Iterator[Schedule]:
+    """
+    Every way to choose the open ones of `FIELDS` but the cluster that keeps the rules of shapes.
+
+    `worth(block_m, block_n)` says whether a tile is looked at; a fixed block_n always is.
+    """
+    for partition in _partitions(problem, fixed.filled(block_k=problem.block_k), target):
+        for shape in _shapes(problem, partition, worth):
+            found = next((v for rule in SHAPE_RULES if (v := rule(problem, shape, target)) is not None), None)
+            if found is None:
+                yield shape
+            elif found.code in ("GMR-S001", "GMR-S002"):
+                break  # memory and registers only grow with block_n
+
+
+def clusters_of(problem: GemmProblem, shape: Schedule, target: Target = SM_90A) -> Iterator[Schedule]:
+    """A shape with each legal cluster."""
+    for cluster_m, cluster_n in CLUSTERS:
+        if shape.cluster_m in (None, cluster_m) and shape.cluster_n in (None, cluster_n):
+            placed = replace(shape, cluster_m=cluster_m, cluster_n=cluster_n)
+            if all(rule(problem, placed, target) is None for rule in CLUSTER_RULES):
+                yield placed
+
+
+def _costed_shapes(problem: GemmProblem, fixed: Schedule, target: Target) -> list[Candidate]:
+    """Legal shapes that may be near the best, with their cost without a cluster if that is open, cheapest first."""
+    best, dram = float("inf"), dram_seconds(problem, target)
+
+    def worth(block_m: int, block_n: int) -> bool:
+        return tile_bound(problem, block_m, block_n, dram, target) <= best * NEAR_BEST
+
+    shapes: list[Candidate] = []
+    for shape in legal_shapes(problem, fixed, target, worth):
+        cost = predict(problem, shape, target)
+        shapes.append(Candidate(shape, cost))
+        if cost.seconds < best and tma_boxes(problem, shape, target) is None:
+            best = cost.seconds
+    return sorted(shapes, key=lambda c: c.cost.seconds)
+
+
+def search(problem: GemmProblem, fixed: Schedule, target: Target = SM_90A) -> Ranking:
+    """
+    The best legal ways to choose the open ones of `FIELDS`; what is fixed stays.
+
+    `ScheduleError` (GMR-S006) names the rule that the nearest candidate breaks if there is none.
+    """
+    shapes = _costed_shapes(problem, fixed, target)
+    candidates: list[Candidate] = []
+    blocks: set[tuple[int | None, int | None]] = set()
+    best = float("inf")
+    for shape in shapes:
+        if len(blocks) > 1 and cluster_bound(problem, shape.cost) > best:
+            continue
+        for schedule in clusters_of(problem, shape.schedule, target):
+            alone = schedule.cluster_m == schedule.cluster_n == 1
+            cost = shape.cost if alone else predict(problem, schedule, target)
+            candidates.append(Candidate(schedule, cost))
+            blocks.add(shape.block)
+            best = min(best, cost.seconds)
+    if not candidates:
+        raise _no_candidate(problem, fixed, target)
+    return Ranking(sorted(candidates, key=lambda c: c.rank), len(shapes))
+
+
+def _first_broken(problem: GemmProblem, schedule: Schedule, target: Target) -> tuple[int, Violation] | None:
+    """Number of rules kept before the first that is broken, and what breaks it."""
+    for kept, rule in enumerate(RULES):
+        if (found := rule(problem, schedule, target)) is not None:
+            return kept, found
+    return None
+
+
+def _no_candidate(problem: GemmProblem, fixed: Schedule, target: Target) -> ScheduleError:
+    """The error for a fixed part that nothing completes; the nearest candidate is the one that keeps most rules."""
+    partitions = _partitions(problem, fixed.filled(block_k=problem.block_k), target)
+    shapes = (shape for partition in partitions for shape in _shapes(problem, partition))
+    broken = [(*found, s) for s in shapes if (found := _first_broken(problem, s, target)) is not None]
+    given = ", ".join(f"{name} = {_text(getattr(fixed, name))}" for name in fixed_names(fixed))
+    _, why, nearest = max(broken, key=lambda b: b[0])
+    groups = f"{nearest.math_warpgroups} math warpgroup" + ("" if nearest.math_warpgroups == 1 else "s")
+    return ScheduleError(
+        "GMR-S006",
+        f"nothing completes {given}: the nearest, {nearest.block_m}x{nearest.block_n} with {groups}, has {why.what}",
+        rule=f"{why.code}: {why.rule}",
+        fix=f"{why.fix}, or leave more of the schedule open",
+    )
+
+
+def fixed_names(schedule: Schedule) -> tuple[str, ...]:
+    """Names of the choices that are made, of those that the search looks at."""
+    names = (*FIELDS, "num_stages")
+    return tuple(name for name in names if getattr(schedule, name) is not None)
+
+
+def _text(value: object) -> str:
+    return str(value.value if isinstance(value, Split) else value).lower()

@@ -1,0 +1,87 @@
+"""
+`gemm-plan-pipeline`: choose how many stages the operand ring has.
+
+    schedule <..., raster = along_m, group = 8>                  // before
+    schedule <..., raster = along_m, group = 8, stages = 3>      // after
+
+The most that shared memory holds: more loads in flight hide more latency, and nothing else needs the space.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+from xdsl.context import Context
+from xdsl.dialects.builtin import ModuleOp
+from xdsl.passes import ModulePass
+
+from gemmir.decisions import Decision, record
+from gemmir.errors import ScheduleError
+from gemmir.legality import MAX_STAGES, MIN_STAGES
+from gemmir.passes.cost_model import cluster_tiles, fitting_stages, resident_clusters
+from gemmir.passes.schedule_pass import read_schedule, write_schedule
+from gemmir.problem import GemmProblem
+from gemmir.schedule import Schedule
+from gemmir.target import SM_90A
+from gemmir.tile import shared_layout
+
+NEEDED = ("block_m", "block_n", "math_warpgroups", "split")
+
+
+def useful_stages(problem: GemmProblem, schedule: Schedule) -> int:
+    """
+    Stages beyond which a CTA never has anything to load: its k-blocks over all its tiles, and one.
+
+    Unbounded where M is known only at run time.
+    """
+    if problem.m is None:
+        return MAX_STAGES
+    rows, columns = cluster_tiles(problem, schedule)
+    rounds = -(-rows * columns // resident_clusters(schedule))
+    return max(MIN_STAGES, problem.k_blocks * rounds + 1)
+
+
+@dataclass(frozen=True)
+class GemmPlanPipelinePass(ModulePass):
+    """
+    Choose the number of stages by the byte budget.
+
+    `ScheduleError`: GMR-S005 if the blocks are still open, GMR-S001 with the arithmetic if two stages do not fit.
+    """
+
+    name = "gemm-plan-pipeline"
+
+    stages: int | None = None
+
+    def apply(self, ctx: Context, op: ModuleOp) -> None:
+        matmul, problem, schedule = read_schedule(op)
+        wanted = schedule.filled(num_stages=self.stages)
+        if wanted.num_stages is not None:
+            write_schedule(matmul, problem, wanted)
+            return
+        if missing := [name for name in NEEDED if getattr(wanted, name) is None]:
+            raise ScheduleError(
+                "GMR-S005",
+                f"{self.name}: {', '.join(missing)} open",
+                rule="the byte budget needs the tile and who computes it",
+                fix="run gemm-select-blocks before",
+            )
+        fitting, useful = fitting_stages(problem, wanted), useful_stages(problem, wanted)
+        chosen = max(MIN_STAGES, min(fitting, useful, MAX_STAGES))
+        write_schedule(matmul, problem, wanted.filled(num_stages=chosen))
+        record(_explain(self.name, problem, wanted, chosen))
+
+
+def _explain(name: str, problem: GemmProblem, schedule: Schedule, chosen: int) -> Decision:
+    layout = shared_layout(problem, schedule, chosen)
+    fitting, useful = fitting_stages(problem, schedule), useful_stages(problem, schedule)
+    because = (
+        f"{chosen} x {layout.stage_bytes} (A {layout.a_bytes}, B {layout.b_bytes}, scales "
+        f"{layout.scale_a_bytes + layout.scale_b_bytes}, barriers) + {layout.fixed_bytes} (outgoing tile, barriers) = "
+        f"{layout.total_bytes} of {SM_90A.shared_bytes} bytes; "
+    )
+    if chosen == fitting:
+        over = layout.total_bytes + layout.stage_bytes
+        return Decision(name, "stages", str(chosen), because + f"one more would need {over}")
+    limit = f"{MAX_STAGES} are the most" if chosen == MAX_STAGES else f"a CTA loads {useful - 1} stages in all"
+    return Decision(name, "stages", str(chosen), because + f"{fitting} would fit, but {limit}")

@@ -1,0 +1,162 @@
+"""
+`gemm-select-family`: choose the kernel family, or say what none of them computes yet.
+
+    gemm.matmul %x, %w ...                                      // before
+    gemm.matmul %x, %w ... schedule <family = tiles>            // after
+
+The one family is `tiles`: persistent, warp-specialised, one output tile at a time.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass
+
+from xdsl.context import Context
+from xdsl.dialects.builtin import ModuleOp
+from xdsl.passes import ModulePass
+
+from gemmir.decisions import Decision, record
+from gemmir.dtypes import BF16, F16
+from gemmir.errors import UnsupportedError
+from gemmir.passes.schedule_pass import bad_option, read_schedule, write_schedule
+from gemmir.problem import SCALE_BLOCK, GemmProblem, Recipe
+from gemmir.schedule import Family
+from gemmir.target import SM_90A
+
+ELSEWHERE = "runs on: --backend reference"
+
+
+@dataclass(frozen=True, slots=True)
+class Unlowered:
+    """A feature that the `tiles` family does not compute, the rule, and the nearest thing that it does."""
+
+    what: str
+    rule: str
+    fix: str
+
+
+def _element_types(p: GemmProblem) -> Unlowered | None:
+    if (p.a.is_fp8 and p.b.is_fp8) or (p.a == p.b and p.a in (BF16, F16)):
+        return None
+    rule = "sm_90a multiplies FP8 by FP8 (e4m3 and e5m2 may mix), bf16 by bf16 and f16 by f16"
+    return Unlowered(f"operands {p.a} x {p.b}", rule, "cast both operands to one of them")
+
+
+def _result_type(p: GemmProblem) -> Unlowered | None:
+    if p.d in (BF16, F16):
+        return None
+    return Unlowered(f"result {p.d}", "tiles leave as 16-bit elements, bf16 or f16", "ask for a bf16 result")
+
+
+def _majors(p: GemmProblem) -> Unlowered | None:
+    if (p.a_major, p.b_major) == ("k", "k"):
+        return None
+    what = f"layout <a = {p.a_major}, b = {p.b_major}>"
+    rule = "both operands are k-major (FP8 is read no other way by WGMMA)"
+    return Unlowered(what, rule, "store A as M x K and B as N x K, row by row")
+
+
+def _scaling(p: GemmProblem) -> Unlowered | None:
+    wanted = (Recipe.BLOCK_WISE_1X128, Recipe.BLOCK_WISE_128X128) if p.a.is_fp8 else (Recipe.NONE, Recipe.NONE)
+    if (p.scale_a, p.scale_b) == wanted:
+        return None
+    kind = "FP8 operands are scaled by 1x128 and by 128x128" if p.a.is_fp8 else "16-bit operands are not scaled"
+    fix = "scale by 1x128, 128x128" if p.a.is_fp8 else "leave the scales out"
+    return Unlowered(f"{p.a} operands with scales {p.scale_a.value} x {p.scale_b.value}", kind, fix)
+
+
+def _promotion(p: GemmProblem) -> Unlowered | None:
+    wanted = SCALE_BLOCK if p.a.is_fp8 else None
+    if p.numerics.promote_every == wanted:
+        return None
+    every = p.numerics.promote_every
+    what = f"{p.a} operands with promote_every = {'none' if every is None else every}"
+    if p.a.is_fp8:
+        return Unlowered(what, "block-wise scaled sums are promoted every 128 elements of K", "leave numerics out")
+    return Unlowered(what, "16-bit operands are summed in the tensor core only", "leave numerics out")
+
+
+def _addend(p: GemmProblem) -> Unlowered | None:
+    if not p.has_c:
+        return None
+    return Unlowered("accumulate (an operand C)", "D = A @ B only", "add C to the result")
+
+
+def _epilogue(p: GemmProblem) -> Unlowered | None:
+    if not p.has_epilogue:
+        return None
+    return Unlowered("an epilogue region", "the result is the rounded accumulator", "apply it to the result")
+
+
+def _multiple(name: str, size: int, element_bytes: int, of: str) -> Unlowered | None:
+    align = SM_90A.tma_alignment
+    step = align // element_bytes
+    if size % step == 0:
+        return None
+    below, above = size // step * step, -(-size // step) * step
+    nearest = f"{name} = {above}" if below == 0 else f"{name} = {below} or {above}"
+    return Unlowered(
+        f"{name} = {size}: {of} of {size * element_bytes} bytes",
+        f"TMA needs strides that are multiples of {align} bytes: {name} a multiple of {step}",
+        f"pad {name} to {above} with zeros (nearest: {nearest})",
+    )
+
+
+def _columns(p: GemmProblem) -> Unlowered | None:
+    return _multiple("N", p.n, p.d.bytes, "rows of the result")
+
+
+def _depth(p: GemmProblem) -> Unlowered | None:
+    return _multiple("K", p.k, p.a.bytes, "rows of the operands")
+
+
+REQUIREMENTS: tuple[Callable[[GemmProblem], Unlowered | None], ...] = (
+    _element_types,
+    _result_type,
+    _majors,
+    _scaling,
+    _promotion,
+    _addend,
+    _epilogue,
+    _columns,
+    _depth,
+)
+"""What the `tiles` family asks of a problem, one predicate each."""
+
+
+def unlowered(problem: GemmProblem) -> Unlowered | None:
+    """The first feature of `problem` that no family computes yet, or None."""
+    return next((found for check in REQUIREMENTS if (found := check(problem)) is not None), None)
+
+
+@dataclass(frozen=True)
+class GemmSelectFamilyPass(ModulePass):
+    """
+    Choose the kernel family.
+
+    `UnsupportedError` (GMR-U001) names the first feature that no family computes yet, and where it runs today.
+    """
+
+    name = "gemm-select-family"
+
+    family: str | None = None
+
+    def apply(self, ctx: Context, op: ModuleOp) -> None:
+        matmul, problem, schedule = read_schedule(op)
+        names = [family.value for family in Family]
+        if self.family is not None and self.family not in names:
+            bad_option(self.name, "family", self.family, f"one of {', '.join(names)}")
+        if (missing := unlowered(problem)) is not None:
+            raise UnsupportedError(
+                "GMR-U001",
+                f"{missing.what}, which no kernel family computes yet ({problem})",
+                rule=missing.rule,
+                fix=f"{missing.fix}; {ELSEWHERE}",
+            )
+        if schedule.family is not None:
+            return
+        family = Family.TILES if self.family is None else Family(self.family)
+        write_schedule(matmul, problem, schedule.filled(family=family))
+        loop = "promoted every 128 of K" if problem.promoted else "summed in the tensor core"
+        record(Decision(self.name, "family", family.value, f"{problem}, {loop}; the only family"))

@@ -1,0 +1,34 @@
+"""
+What the deciding passes share: they read a problem and its schedule off the module, and fill open choices in.
+"""
+
+from __future__ import annotations
+
+from typing import NoReturn
+
+from xdsl.dialects.builtin import ModuleOp
+
+from gemmir.dialects.gemm import MatmulOp, problem_of, schedule_of, set_schedule, the_matmul
+from gemmir.errors import InputError
+from gemmir.legality import check_schedule
+from gemmir.problem import GemmProblem
+from gemmir.schedule import Schedule
+
+
+def read_schedule(module: ModuleOp) -> tuple[MatmulOp, GemmProblem, Schedule]:
+    """The product of a module, what it computes and what is chosen about it so far."""
+    matmul = the_matmul(module)
+    return matmul, problem_of(matmul), schedule_of(matmul)
+
+
+def write_schedule(matmul: MatmulOp, problem: GemmProblem, schedule: Schedule) -> None:
+    """Attach `schedule`; `ScheduleError` with the arithmetic if it breaks a rule."""
+    check_schedule(problem, schedule)
+    if schedule != schedule_of(matmul):
+        set_schedule(matmul, schedule)
+
+
+def bad_option(pass_name: str, option: str, value: object, rule: str) -> NoReturn:
+    """Refuse an option of a pass: `InputError` (GMR-I009)."""
+    shown = ",".join(map(str, value)) if isinstance(value, tuple) else str(value)
+    raise InputError("GMR-I009", f"{pass_name}: {option}={shown[:40]}", rule=rule, fix=f"leave {option} out")
