@@ -1,0 +1,134 @@
+"""
+Executes gemm IR with torch, on whatever device the tensors are: slow, obvious, the meaning of the IR.
+
+Operands are dequantised and multiplied in float64, C is added, the sum is rounded to float32. The epilogue then runs op
+by op; without one the sum is rounded to the result type.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+import torch
+from xdsl.dialects.builtin import DYNAMIC_INDEX, ModuleOp, TensorType
+from xdsl.dialects.func import FuncOp, ReturnOp
+from xdsl.ir import Block, Operation, SSAValue
+
+from gemmir.backends.reference.checks import check_count, check_dtype, check_one_device, check_shape, torch_dtype
+from gemmir.backends.reference.scalars import evaluate
+from gemmir.backends.reference.scaling import dequantise
+from gemmir.dialects.gemm import MatmulOp, YieldOp, argument_names, dtype_of, the_function
+from gemmir.errors import InputError, UnsupportedError
+
+Environment = dict[SSAValue, torch.Tensor]
+
+
+def run(
+    module: ModuleOp, inputs: Sequence[torch.Tensor], *, multiply: torch.dtype = torch.float64
+) -> torch.Tensor | tuple[torch.Tensor, ...]:
+    """
+    Execute the only function of `module`: any number of `gemm.matmul`, then `func.return`.
+
+    `inputs`: one tensor for each argument, of exactly its dtype and shape, any strides, all on one device; dimensions
+    that are `?` must agree with each other. `multiply`: the type products are summed in, float64 or float32. Returns
+    what the function returns: one tensor, or a tuple.
+
+    Raises `InputError` GMR-I001 (dtype), GMR-I002 (shape), GMR-I004 (devices), GMR-I005 (number) or GMR-I009
+    (`multiply`), and `UnsupportedError` GMR-U001 for anything else than one function of known ops.
+    """
+    if multiply not in (torch.float64, torch.float32):
+        raise InputError("GMR-I009", f"multiply: {multiply}", rule="torch.float64 or torch.float32")
+    function = the_function(module)
+    if len(function.body.blocks) != 1:
+        raise UnsupportedError("GMR-U001", f"a function of {len(function.body.blocks)} blocks")
+    check_inputs(function, inputs)
+    values: Environment = dict(zip(function.body.block.args, inputs, strict=True))
+    for op in function.body.block.ops:
+        if isinstance(op, ReturnOp):
+            results = tuple(values[value] for value in op.arguments)
+            return results[0] if len(results) == 1 else results
+        values[op.results[0]] = _matmul(_expect_matmul(op), values, multiply)
+    raise UnsupportedError("GMR-U001", f"function {function.sym_name.data!r} does not end with func.return")
+
+
+def check_inputs(function: FuncOp, inputs: Sequence[torch.Tensor]) -> None:
+    """`InputError` unless `inputs` fit the arguments of `function`: number, dtypes, shapes, one M, one device."""
+    names = argument_names(function)
+    check_count(names, inputs)
+    m: tuple[str, int] | None = None
+    for name, argument, tensor in zip(names, function.body.block.args, inputs, strict=True):
+        m = _check_tensor(name, _tensor_type(argument), tensor, m)
+    check_one_device(names, inputs)
+
+
+def _tensor_type(value: SSAValue) -> TensorType:
+    if not isinstance(value.type, TensorType):
+        raise UnsupportedError("GMR-U001", f"a value of type {value.type}", rule="arguments and results are tensors")
+    return value.type
+
+
+def _check_tensor(
+    name: str, type: TensorType, tensor: torch.Tensor, m: tuple[str, int] | None
+) -> tuple[str, int] | None:
+    """Check one input. `m`: where the run-time M was first seen, and its value; returned with what is known after."""
+    check_dtype(name, tensor, dtype_of(type.get_element_type()))
+    shape = type.get_shape()
+    if tensor.dim() != len(shape):
+        check_shape(name, tensor, shape)
+    for axis, size in enumerate(shape):
+        found = tensor.shape[axis]
+        if size != DYNAMIC_INDEX:
+            continue
+        if m is not None and m[1] != found:
+            raise InputError(
+                "GMR-I002", f"{name}: M is {found}", rule=f"M is {m[1]} in {m[0]}, and the same everywhere"
+            )
+        m = m or (name, found)
+    check_shape(name, tensor, [m[1] if m is not None and d == DYNAMIC_INDEX else d for d in shape])
+    return m
+
+
+def _expect_matmul(op: Operation) -> MatmulOp:
+    if isinstance(op, MatmulOp):
+        return op
+    raise UnsupportedError("GMR-U001", f"{op.name} in a function", rule="a function holds gemm.matmul and func.return")
+
+
+def _matmul(op: MatmulOp, values: Environment, multiply: torch.dtype) -> torch.Tensor:
+    """D of one `gemm.matmul`, (M, N), of its result type."""
+    scale_a = None if op.scale_a is None else values[op.scale_a]
+    scale_b = None if op.scale_b is None else values[op.scale_b]
+    right_scale = scale_b.t() if scale_b is not None and scale_b.dim() == 2 else scale_b
+    a = dequantise(values[op.a], scale_a, op.scale_a_recipe, multiply)
+    b = dequantise(values[op.b].t(), right_scale, op.scale_b_recipe, multiply).t()
+    product = a @ b
+    if op.c is not None:
+        product = product + values[op.c].to(multiply)
+    accumulator = product.float()
+    if op.epilogue is None:
+        return accumulator.to(torch_dtype(dtype_of(_tensor_type(op.d).get_element_type())))
+    operands = [
+        spread(values[operand], kind) for operand, kind in zip(op.epilogue_operands, op.epilogue_kinds, strict=True)
+    ]
+    return run_epilogue(op.epilogue.block, [accumulator, *operands])
+
+
+def spread(operand: torch.Tensor, kind: str) -> torch.Tensor:
+    """An epilogue operand in a shape that broadcasts to M x N, by `column`, `row`, `element` or `scalar`."""
+    return operand.unsqueeze(1) if kind == "row" else operand
+
+
+def run_epilogue(block: Block, arguments: Sequence[torch.Tensor]) -> torch.Tensor:
+    """
+    Run the scalar ops of an epilogue on whole tensors.
+
+    `arguments`: the float32 accumulator (M, N), then the epilogue operands, which broadcast to it. Returns what the
+    block yields, (M, N).
+    """
+    values: Environment = dict(zip(block.args, arguments, strict=True))
+    shape, device = arguments[0].shape, arguments[0].device
+    for op in block.ops:
+        if isinstance(op, YieldOp):
+            return values[op.value].expand(shape).contiguous()
+        values[op.results[0]] = evaluate(op, [values[operand] for operand in op.operands], device)
+    raise UnsupportedError("GMR-U001", "an epilogue without gemm.yield")

@@ -1,0 +1,47 @@
+"""The memory layout of activation scales that the copy engine can read."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING
+
+from gemmir.errors import InputError
+
+if TYPE_CHECKING:
+    import torch
+
+PITCH_MULTIPLE = 4
+"""Floats: TMA strides are multiples of 16 bytes."""
+
+
+def scale_pitch(m: int) -> int:
+    """Distance in floats between the scales of one row in two neighbouring blocks of K: M rounded up to 16 bytes."""
+    return -(-m // PITCH_MULTIPLE) * PITCH_MULTIPLE
+
+
+def align_scales(scale: torch.Tensor) -> torch.Tensor:
+    """
+    Lay out the 1x128 scales of A so that TMA can load those of neighbouring rows at once.
+
+    `scale`: float32, shape (M, ceil(K/128)), any strides. Returns the same values and shape, on the same device, with
+    strides (1, M rounded up to a multiple of 4): row index fastest. Returns `scale` itself if it already lies so.
+    Raises `InputError`: GMR-I001 if it is not float32, GMR-I002 if its rank is not 2.
+    """
+    import torch
+
+    if scale.dtype != torch.float32:
+        raise InputError(
+            "GMR-I001", f"scale: dtype is {scale.dtype}", rule="scales are torch.float32", fix="pass scale.float()"
+        )
+    if scale.dim() != 2:
+        raise InputError(
+            "GMR-I002",
+            f"scale: shape is {tuple(scale.shape)}",
+            rule="1x128 scales of A have the shape (M, ceil(K/128))",
+            fix="reshape it to one row per row of A",
+        )
+    m, blocks = scale.shape
+    pitch = scale_pitch(m)
+    if scale.stride() == (1, pitch) and scale.data_ptr() % 16 == 0:
+        return scale
+    aligned = scale.new_zeros((blocks, pitch)).t()[:m]
+    return aligned.copy_(scale)
