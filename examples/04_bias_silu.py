@@ -9,7 +9,7 @@ import argparse
 import torch
 
 import gemmir
-from gemmir.backends.reference.interpreter import run
+from gemmir.backends.reference import run
 
 N, K = 512, 1024
 

@@ -12,9 +12,9 @@ import torch
 
 import gemmir
 from gemmir.backends.cuda import nvrtc
+from gemmir.backends.reference import random_inputs
 from gemmir.cli.check import check_result
 from gemmir.cli.explain import table
-from gemmir.cli.inputs import random_inputs
 from gemmir.cli.run import duration, on_cpu, on_gpu, rate
 from gemmir.dialects.gemm import problem_of, the_matmul
 from gemmir.ir_text import parse_module
@@ -43,7 +43,7 @@ def main() -> None:
     print(f"compiled  in {seconds:.2f} s with NVRTC {version}, or found in the cache: {len(kernel.cubin)} bytes")
     print(f"source    {kernel.source_path or 'in memory only'}, {len(kernel.source.splitlines())} lines of CUDA")
 
-    inputs = random_inputs(op, rows, seed=0)
+    inputs = random_inputs(module, rows, seed=0)
     outcome = on_gpu(module, inputs) if hopper else on_cpu(module, inputs)
     print(f"ran       on {outcome.where}: {duration(outcome.seconds)}{rate(op, outcome)}")
 

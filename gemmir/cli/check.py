@@ -8,8 +8,9 @@ from gemmir.cli.inputs import Argument, arguments_of, function_of
 
 if TYPE_CHECKING:
     import torch
+    from xdsl.ir import SSAValue
 
-    from gemmir.backends.reference.bound import WorstElement
+    from gemmir.backends.reference import WorstElement
     from gemmir.dialects.gemm import MatmulOp
 
 
@@ -19,7 +20,7 @@ def check_result(op: MatmulOp, inputs: dict[str, torch.Tensor], result: torch.Te
 
     `inputs`: CPU tensors by argument name. Raises `UnsupportedError` where no bound is derived.
     """
-    from gemmir.backends.reference.bound import exact_and_bound, worst_element
+    from gemmir.backends.reference import exact_and_bound, worst_element
     from gemmir.dialects.gemm import problem_of
 
     given = by_role(arguments_of(op), inputs)
@@ -41,6 +42,6 @@ def through_epilogue(
     """Exact result and bound after the epilogue, from those of the accumulator that enters it."""
     from gemmir.backends.reference.epilogue_bound import epilogue_bound
 
-    values = dict(zip(function_of(op).args, inputs.values(), strict=True))
+    values: dict[SSAValue, torch.Tensor] = dict(zip(function_of(op).args, inputs.values(), strict=True))
     operands = [values[value] for value in op.epilogue_operands]
     return epilogue_bound(op, operands, exact, bound)

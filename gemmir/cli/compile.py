@@ -20,7 +20,7 @@ if TYPE_CHECKING:
 
 HELP = "compile a program and show any stage of its way: IR, CUDA, PTX, machine code"
 
-LEVELS = ("gemm", "schedule", "hopper")
+IR_LEVELS = ("gemm", "schedule", "hopper")
 SUFFIXES = {
     "gemm": ".gemm.mlir",
     "schedule": ".schedule.mlir",
@@ -106,21 +106,19 @@ class Destination:
 def execute(args: argparse.Namespace) -> int:
     destination = Destination(args.output, args.emit)
     destination.check()
-    module = read_module(args.file)
-    lowered = lower_for(module, args)
-    code: dict[str, bytes] = {}
+    lowered = lower_for(read_module(args.file), args)
+    produced: dict[str, bytes] = {}
     for kind in args.emit:
-        data = artefact(kind, lowered, args.target, code)
-        destination.write(kind, lowered_name(lowered), data)
+        destination.write(kind, file_name(lowered.module), artefact(kind, lowered, args.target, produced))
     return 0
 
 
 def lower_for(module: ModuleOp, args: argparse.Namespace) -> Lowered:
     """Lower as far as the deepest kind that is asked for."""
-    from gemmir.compiler import lower
+    from gemmir.compiler import LEVELS, lower
 
-    deepest = max(list(SUFFIXES).index(kind) for kind in args.emit)
-    until = list(SUFFIXES)[min(deepest, list(SUFFIXES).index("cuda"))]
+    deepest = max(args.emit, key=list(SUFFIXES).index)
+    until = dict(zip(map(str, LEVELS), LEVELS, strict=True)).get(deepest, "cuda")
     on_pass = print_ir if args.print_ir_after_all else None
     return lower(module, target=args.target, pipeline=args.pipeline, m=args.m, until=until, on_pass=on_pass)
 
@@ -129,37 +127,49 @@ def print_ir(name: str, text: str) -> None:
     say(f"// ----- after {name}\n{text.rstrip()}\n")
 
 
-def lowered_name(lowered: Lowered) -> str:
-    """The function's name if it is fit for a file name: IR is untrusted."""
-    from gemmir.dialects.gemm import the_function
+def file_name(module: ModuleOp) -> str:
+    """The function's or kernel's name if it is fit for a file name: IR is untrusted."""
+    from xdsl.dialects.builtin import StringAttr
 
-    name = the_function(lowered.module).sym_name.data
-    return name if FILE_NAME.fullmatch(name) else "kernel"
+    names = [name.data for op in module.ops if isinstance(name := op.properties.get("sym_name"), StringAttr)]
+    return names[0] if len(names) == 1 and FILE_NAME.fullmatch(names[0]) else "kernel"
 
 
-def artefact(kind: str, lowered: Lowered, target: str, code: dict[str, bytes]) -> bytes:
-    """One kind of result as bytes; `code` remembers the cubin between kinds."""
-    if kind in LEVELS:
-        return (lowered.ir[kind].rstrip("\n") + "\n").encode()
+def artefact(kind: str, lowered: Lowered, target: str, produced: dict[str, bytes]) -> bytes:
+    """One kind of result as bytes; `produced` keeps the cubin, which two kinds need."""
+    if kind in IR_LEVELS:
+        if (text := lowered.ir.get(kind)) is None:
+            raise UsageError(f"--emit {kind}: the input is below that level already ({', '.join(lowered.ir)})")
+        return (text.rstrip("\n") + "\n").encode()
     if kind == "cuda":
         return lowered.source.encode()
     if kind == "manifest":
-        return (json.dumps(json.loads(lowered.manifest.to_json()), indent=2) + "\n").encode()
+        return manifest(lowered)
     if kind == "ptx":
         from gemmir.backends.cuda.nvrtc import compile_ptx
 
         return compile_ptx(lowered.source, target).encode()
-    return machine_code(kind, lowered, target, code)
+    if "cubin" not in produced:
+        produced["cubin"] = cubin(lowered, target)
+    return produced["cubin"] if kind == "cubin" else sass(produced["cubin"])
 
 
-def machine_code(kind: str, lowered: Lowered, target: str, code: dict[str, bytes]) -> bytes:
-    """The cubin, or its disassembly."""
+def manifest(lowered: Lowered) -> bytes:
+    text = "{}" if lowered.manifest is None else lowered.manifest.to_json()
+    return (json.dumps(json.loads(text), indent=2) + "\n").encode()
+
+
+def cubin(lowered: Lowered, target: str) -> bytes:
+    """The machine code; a kernel that spills or whose WGMMAs were serialised is refused."""
     from gemmir.backends.cuda.compiler_log import check_log
     from gemmir.backends.cuda.nvrtc import compile_cubin
+
+    compiled = compile_cubin(lowered.source, target)
+    check_log(compiled.log)
+    return compiled.cubin
+
+
+def sass(code: bytes) -> bytes:
     from gemmir.backends.cuda.sass import disassemble
 
-    if "cubin" not in code:
-        compiled = compile_cubin(lowered.source, target)
-        check_log(compiled.log)
-        code["cubin"] = compiled.cubin
-    return code["cubin"] if kind == "cubin" else disassemble(code["cubin"]).encode()
+    return disassemble(code).encode()

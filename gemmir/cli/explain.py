@@ -31,16 +31,19 @@ def execute(args: argparse.Namespace) -> int:
 
 def table(decisions: tuple[str, ...]) -> str:
     """
-    One paragraph per decision, wrapped and indented.
+    One paragraph per decision: what was chosen, by which pass, why, and what came second.
 
-    A decision reads `subject = choice: because; next best: ...`.
+    A decision reads `pass: subject = choice: because; next best: second`.
     """
-    blocks: list[str] = []
+    paragraphs: list[str] = []
     for decision in decisions:
-        head, _, because = decision.partition(": ")
+        by, _, rest = decision.partition(": ")
+        choice, _, because = rest.partition(": ")
         because, _, second = because.partition("; next best: ")
-        blocks.append(head)
-        reasons = [because, f"next best: {second}" if second else ""]
-        for reason in filter(None, reasons):
-            blocks.append(textwrap.fill(reason, WIDTH, initial_indent="    ", subsequent_indent="    "))
-    return "\n".join(blocks) + "\n"
+        paragraphs.append(f"{choice}  ({by})")
+        paragraphs += [indented(text) for text in (because, f"next best: {second}" if second else "") if text]
+    return "\n".join(paragraphs) + "\n"
+
+
+def indented(text: str) -> str:
+    return textwrap.fill(text, WIDTH, initial_indent="    ", subsequent_indent="    ")

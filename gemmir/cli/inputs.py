@@ -1,4 +1,4 @@
-"""Tensors for `gemmir run`: random ones of a sensible size, or those in a file."""
+"""Tensors for `gemmir run` from a file, and the result into one."""
 
 from __future__ import annotations
 
@@ -17,9 +17,6 @@ if TYPE_CHECKING:
     from gemmir.dialects.gemm import MatmulOp
     from gemmir.dtypes import DType
 
-FP8_SPREAD = 64.0
-"""Standard deviation of random FP8 values: far from overflow (448), far from subnormals."""
-
 
 @dataclass(frozen=True, slots=True)
 class Argument:
@@ -29,9 +26,6 @@ class Argument:
     dtype: DType
     shape: tuple[int | None, ...]
     role: str
-
-    def concrete(self, m: int) -> tuple[int, ...]:
-        return tuple(m if size is None else size for size in self.shape)
 
 
 def function_of(op: MatmulOp) -> FuncOp:
@@ -56,38 +50,6 @@ def arguments_of(op: MatmulOp) -> tuple[Argument, ...]:
         info = tensor_info(name, value)
         found.append(Argument(name, info.dtype, info.shape, role))
     return tuple(found)
-
-
-def random_inputs(op: MatmulOp, m: int, seed: int) -> dict[str, torch.Tensor]:
-    """
-    Tensors by argument name, on the CPU, laid out as the program says; the same for the same seed.
-
-    Decoded operands are about normal with variance 1, and B is divided by sqrt(K), so that results are about 1.
-    """
-    import torch
-
-    generator = torch.Generator().manual_seed(seed)
-    return {argument.name: _random(argument, op, m, generator) for argument in arguments_of(op)}
-
-
-def _random(argument: Argument, op: MatmulOp, m: int, generator: torch.Generator) -> torch.Tensor:
-    import torch
-
-    from gemmir.dialects.gemm import problem_of
-
-    dtype: torch.dtype = getattr(torch, argument.dtype.torch_name)
-    shape = argument.concrete(m)
-    if argument.role in ("scale_a", "scale_b"):
-        scale = torch.empty(shape).uniform_(0.5 / FP8_SPREAD, 1.5 / FP8_SPREAD, generator=generator)
-        return scale / max(1, problem_of(op).k) ** 0.5 if argument.role == "scale_b" else scale
-    flipped = (argument.role, op.a_major) == ("a", "m") or (argument.role, op.b_major) == ("b", "k")
-    values = torch.randn(shape[::-1] if flipped else shape, generator=generator)
-    if argument.dtype.is_fp8:
-        values = (values * FP8_SPREAD).clamp(-448, 448)
-    elif argument.role == "b":
-        values /= max(1, problem_of(op).k) ** 0.5
-    values = values.to(dtype)
-    return values.t() if flipped else values
 
 
 def load_inputs(path: Path, arguments: tuple[Argument, ...]) -> dict[str, torch.Tensor]:

@@ -26,7 +26,8 @@ OK, FAILED, USAGE, INTERRUPTED = 0, 1, 2, 130
 class Command(Protocol):
     """What a subcommand's module offers. `configure` and the module itself import nothing heavy."""
 
-    HELP: str
+    @property
+    def HELP(self) -> str: ...
 
     @staticmethod
     def configure(parser: argparse.ArgumentParser) -> None: ...

@@ -61,17 +61,17 @@ class Outcome:
 
 
 def execute(args: argparse.Namespace) -> int:
+    from gemmir.backends.reference import random_inputs
     from gemmir.cli.check import check_result
-    from gemmir.cli.inputs import arguments_of, load_inputs, random_inputs, save_output
+    from gemmir.cli.inputs import arguments_of, load_inputs, save_output
     from gemmir.dialects.gemm import problem_of, the_matmul
 
     module = read_module(args.file)
     op = the_matmul(module)
-    arguments = arguments_of(op)
     if args.inputs is None:
-        inputs = random_inputs(op, rows_of(op, args.shape), args.seed)
+        inputs = random_inputs(module, rows_of(op, args.shape), args.seed)
     else:
-        inputs = load_inputs(args.inputs, arguments)
+        inputs = load_inputs(args.inputs, arguments_of(op))
     outcome = run_on(args.backend, module, inputs, args)
     write = sys.stdout.write
     write(f"problem  {problem_of(op)}\n")
@@ -110,7 +110,7 @@ def run_on(backend: str, module: ModuleOp, inputs: dict[str, torch.Tensor], args
 
 
 def on_cpu(module: ModuleOp, inputs: dict[str, torch.Tensor]) -> Outcome:
-    from gemmir.backends.reference.interpreter import run
+    from gemmir.backends.reference import run
 
     start = time.perf_counter()
     result = run(module, list(inputs.values()))
