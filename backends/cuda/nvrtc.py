@@ -23,8 +23,11 @@ from gemmir.target import SM_90A, find_target
 OLDEST = (13, 0)
 MAX_SOURCE_BYTES = 1 << 20
 MAX_LOG_BYTES = 4096
-OPTIONS = ("--std=c++17", "--ptxas-options=-v", "-diag-suppress=177")
-"""Beside the architecture. 177: a function of the prelude that this kernel does not use."""
+OPTIONS = ("--std=c++17", "--ptxas-options=-v", "-diag-suppress=177", "--no-cache")
+"""
+Beside the architecture. 177: a function of the prelude that this kernel does not use. No cache: where there is a driver,
+NVRTC remembers binaries, and gives a remembered one without the log that says whether it spills.
+"""
 
 _SONAME = "libnvrtc.so.13"
 _WHEEL_FOLDERS = ("nvidia/cu13/lib", "nvidia/cuda_nvrtc/lib")
