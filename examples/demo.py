@@ -38,9 +38,9 @@ def main() -> None:
     start = time.perf_counter()
     kernel = gemmir.compile(args.file)
     seconds = time.perf_counter() - start
-    print(f"schedule  {kernel.manifest.schedule}\n\n{table(kernel.decisions)}")
+    print(f"{table(kernel.decisions)}")
     version = ".".join(map(str, nvrtc.version()))
-    print(f"compiled  in {seconds:.2f} s with NVRTC {version}, or found in the cache: {len(kernel.cubin)} bytes")
+    print(f"kernel    ready in {seconds:.2f} s, by NVRTC {version} or from the cache; {len(kernel.cubin):,} bytes")
     print(f"source    {kernel.source_path or 'in memory only'}, {len(kernel.source.splitlines())} lines of CUDA")
 
     inputs = random_inputs(module, rows, seed=0)
