@@ -14,7 +14,7 @@ from __future__ import annotations
 from dataclasses import dataclass
 
 from gemmir.problem import GemmProblem
-from gemmir.schedule import Schedule, Split
+from gemmir.schedule import Schedule
 from gemmir.target import SM_90A, Target
 from gemmir.tile import STAGE_ROW_BYTES, shared_layout, tile_geometry
 
@@ -238,13 +238,3 @@ def cluster_bound(problem: GemmProblem, alone: Cost) -> float:
     k_block = _norm(alone.math, alone.loads * BEST_MULTICAST, OVERLAP_ORDER)
     cycles = alone.rounds * (problem.k_blocks * k_block + alone.tile)
     return LAUNCH_SECONDS + _norm(cycles / alone.clock_hz, alone.dram_seconds, DRAM_OVERLAP_ORDER)
-
-
-def tile_name(schedule: Schedule) -> str:
-    """E.g. `128x192, 2 warpgroups along m in turn, cluster 2x1`."""
-    groups = schedule.math_warpgroups
-    along = "" if groups == 1 else " along n" if schedule.split is Split.ALONG_N else " along m"
-    turns = " in turn" if schedule.turns else ""
-    count = f"{groups} warpgroup" + ("" if groups == 1 else "s")
-    cluster = f"{schedule.cluster_m or 1}x{schedule.cluster_n or 1}"
-    return f"{schedule.block_m}x{schedule.block_n}, {count}{along}{turns}, cluster {cluster}"

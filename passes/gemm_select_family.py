@@ -36,13 +36,6 @@ class Unlowered:
     fix: str
 
 
-def _element_types(p: GemmProblem) -> Unlowered | None:
-    if (p.a.is_fp8 and p.b.is_fp8) or (p.a == p.b and p.a in (BF16, F16)):
-        return None
-    rule = "sm_90a multiplies FP8 by FP8 (e4m3 and e5m2 may mix), bf16 by bf16 and f16 by f16"
-    return Unlowered(f"operands {p.a} x {p.b}", rule, "cast both operands to one of them")
-
-
 def _result_type(p: GemmProblem) -> Unlowered | None:
     if p.d in (BF16, F16):
         return None
@@ -112,7 +105,6 @@ def _depth(p: GemmProblem) -> Unlowered | None:
 
 
 REQUIREMENTS: tuple[Callable[[GemmProblem], Unlowered | None], ...] = (
-    _element_types,
     _result_type,
     _majors,
     _scaling,
@@ -122,7 +114,10 @@ REQUIREMENTS: tuple[Callable[[GemmProblem], Unlowered | None], ...] = (
     _columns,
     _depth,
 )
-"""What the `tiles` family asks of a problem, one predicate each."""
+"""
+What the `tiles` family asks of a problem, one predicate each. That both operands are FP8 or have one 16-bit type is a
+rule of `gemm.matmul` itself.
+"""
 
 
 def unlowered(problem: GemmProblem) -> Unlowered | None:

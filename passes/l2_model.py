@@ -84,10 +84,11 @@ def touched(first: int, last: int, group: int, major: int, minor: int) -> tuple[
 
     Tiles are counted through bands of `group` majors; within a band minor by minor, majors first.
     """
-    majors = 0
-    spans: list[tuple[int, int]] = []
     band_tiles = group * minor
-    for band in range(first // band_tiles, -(-last // band_tiles)):
+    first_band, last_band = first // band_tiles, (last - 1) // band_tiles
+    majors = max(0, last_band - first_band - 1) * group  # bands between, whole
+    spans = [(0, minor)] if last_band - first_band > 1 else []
+    for band in {first_band, last_band}:
         width = min(group, major - band * group)
         begin, end = max(first - band * band_tiles, 0), min(last - band * band_tiles, width * minor)
         majors += min(width, end - begin)
@@ -104,14 +105,22 @@ def _union(spans: list[tuple[int, int]]) -> int:
 
 
 def _waves(grid: Grid, axis: RasterAxis, group: int) -> Iterator[tuple[int, int]]:
-    """(rows, columns) of tiles that each of the first waves touches."""
+    """Bytes that each of the first waves reads, and how many of them the wave before read too."""
     along_m = axis is RasterAxis.ALONG_M
     major, minor = (grid.rows, grid.columns) if along_m else (grid.columns, grid.rows)
-    tiles = grid.rows * grid.columns
+    major_bytes, minor_bytes = (grid.row_bytes, grid.column_bytes) if along_m else (grid.column_bytes, grid.row_bytes)
+
+    def read(first: int, last: int) -> int:
+        majors, minors = touched(first, min(last, major * minor), group, major, minor)
+        return majors * major_bytes + minors * minor_bytes
+
+    before = 0
     for wave in range(min(grid.waves, WAVES_LOOKED_AT)):
-        first = wave * grid.resident
-        majors, minors = touched(first, min(first + grid.resident, tiles), group, major, minor)
-        yield (majors, minors) if along_m else (minors, majors)
+        first, last = wave * grid.resident, (wave + 1) * grid.resident
+        footprint = read(first, last)
+        both = read(first - grid.resident, last) if wave else footprint
+        yield footprint, footprint + before - both
+        before = footprint
 
 
 def _steady_footprint(grid: Grid, axis: RasterAxis, group: int) -> int:
@@ -124,17 +133,14 @@ def traffic(grid: Grid, axis: RasterAxis, group: int, target: Target = SM_90A) -
     """
     Bytes that one tile order reads from DRAM.
 
-    Each wave reads its distinct operands. Of those, the share 1 - footprint / L2 survived the wave before if that
-    touched them too: its whole band in an order that keeps to one, estimated as the major side of the wave.
+    Each wave reads its distinct operands. Of those that the wave before read too, the share 1 - footprint / L2 is
+    still there.
     """
     capacity = target.l2_bytes // L2_COPIES
-    along_m = axis is RasterAxis.ALONG_M
     total = largest = 0
-    for wave, (rows, columns) in enumerate(_waves(grid, axis, group)):
-        a_bytes, b_bytes = rows * grid.row_bytes, columns * grid.column_bytes
-        footprint = a_bytes + b_bytes
-        kept = max(0.0, 1 - footprint / capacity) if wave else 0.0
-        total += footprint - int(kept * (a_bytes if along_m else b_bytes))
+    for footprint, common in _waves(grid, axis, group):
+        kept = max(0.0, 1 - footprint / capacity)
+        total += footprint - int(kept * common)
         largest = max(largest, footprint)
     looked_at = min(grid.waves, WAVES_LOOKED_AT)
     total = total * grid.waves // max(1, looked_at)

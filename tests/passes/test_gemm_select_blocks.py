@@ -1,0 +1,214 @@
+"""`gemm-select-blocks`: what it chooses and why, what it keeps, and what it refuses."""
+
+import time
+from dataclasses import fields, replace
+
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from gemmir.errors import InputError, ScheduleError
+from gemmir.legality import is_legal
+from gemmir.passes.block_search import FIELDS, clusters_of, legal_shapes, search
+from gemmir.passes.cost_model import predict
+from gemmir.problem import GemmProblem
+from gemmir.schedule import Schedule, Split
+from tests.passes.run_passes import fp8_text, plain_text, run
+from tests.schedules import fp8_problem, half_problem, legal_schedules, placed_schedules, problems
+
+NAME = "gemm-select-blocks"
+
+
+def chosen(m: int | str, n: int, k: int) -> tuple[object, ...]:
+    _, s, _ = run(fp8_text(m, n, k), NAME)
+    return s.block_m, s.block_n, s.math_warpgroups, s.split, s.turns, (s.cluster_m, s.cluster_n)
+
+
+@pytest.mark.parametrize(
+    "shape",
+    [(4096, 7168, 2048), (4096, 4096, 7168), (4096, 7168, 16384), (4096, 24576, 1536), (8192, 8192, 8192)],
+)
+def test_large_products_take_the_fastest_measured_loop(shape: tuple[int, int, int]):
+    assert chosen(*shape) == (128, 256, 2, Split.ALONG_N, False, (2, 1))
+
+
+def test_unknown_m_is_taken_as_expected():
+    assert chosen("?", 7168, 2048) == chosen(4096, 7168, 2048)
+    _, small, _ = run(fp8_text("?", 7168, 2048, "expect <m = 64>"), NAME)
+    assert small == run(fp8_text(64, 7168, 2048), NAME)[1]
+
+
+def test_waves_are_filled():
+    """4096 x 2112: 352 tiles of 128x192 fill 89% of three rounds; 2048 x 2112: one round of tall tiles."""
+    assert chosen(4096, 2112, 7168) == (128, 192, 2, Split.ALONG_M, True, (2, 1))
+    one_round = search(fp8_problem(2048, 2112, 7168), Schedule()).best
+    assert one_round.cost.rounds == 1
+    assert one_round.cost.microseconds < 56.2
+
+
+@pytest.mark.parametrize(("m", "n", "k"), [(1, 7168, 2048), (64, 7168, 16384), (64, 4096, 7168), (128, 7168, 2048)])
+def test_few_rows_take_low_tiles_on_most_sms(m: int, n: int, k: int):
+    best = search(fp8_problem(m, n, k), Schedule()).best
+    assert best.schedule.block_m == 64
+    assert 100 <= best.cost.tiles <= 132
+    assert best.cost.rounds == 1
+
+
+def test_bf16_accumulates_wide_tiles_in_place():
+    _, s, _ = run(plain_text("?", 4096, 7168), NAME)
+    assert (s.block_m, s.block_n, s.block_k, s.math_warpgroups, s.turns) == (128, 256, 64, 2, False)
+
+
+def best_of_all(problem: GemmProblem) -> float:
+    """The best of every legal schedule, one by one."""
+    return min(predict(problem, s).seconds for s in placed_schedules(problem))
+
+
+@pytest.mark.parametrize(
+    "problem",
+    [
+        fp8_problem(4096, 2112, 7168),
+        fp8_problem(2048, 2112, 7168),
+        fp8_problem(128, 32768, 512),
+        fp8_problem(1, 7168, 2048),
+        half_problem(4096, 24576, 1536),
+        half_problem(64, 4096, 7168),
+        half_problem(333, 1000, 1000),
+    ],
+    ids=str,
+)
+def test_no_legal_schedule_is_better(problem: GemmProblem):
+    found = search(problem, Schedule()).best
+    assert is_legal(problem, found.schedule)
+    assert found.cost.seconds == pytest.approx(best_of_all(problem), abs=1e-9)
+
+
+@settings(max_examples=20)
+@given(problems(min_k=1))
+def test_pruning_loses_nothing(problem: GemmProblem):
+    found = search(problem, Schedule())
+    assert is_legal(problem, found.best.schedule)
+    everything = [
+        predict(problem, s).seconds for shape in legal_shapes(problem, Schedule()) for s in clusters_of(problem, shape)
+    ]
+    assert found.best.cost.seconds == pytest.approx(min(everything), abs=1e-9)
+
+
+@pytest.mark.parametrize("problem", [fp8_problem(4096, 512, 512), half_problem(4096, 512, 512)], ids=str)
+def test_the_search_sees_the_whole_space(problem: GemmProblem):
+    """All legal schedules but those that are dominated: free running where turns are legal, a split of one."""
+    seen = {s for shape in legal_shapes(problem, Schedule()) for s in clusters_of(problem, shape)}
+    assert all(is_legal(problem, s) for s in seen)
+    space = {replace(s, family=None) for s in placed_schedules(problem)}
+    assert seen <= space
+    missing = space - seen
+    assert all(s.math_warpgroups == 1 or replace(s, turns=True) in seen for s in missing)
+    assert all(s.split is Split.ALONG_N for s in missing if s.math_warpgroups == 1)
+
+
+def test_the_search_takes_milliseconds():
+    def seconds(problem: GemmProblem) -> float:
+        start = time.perf_counter()
+        search(problem, Schedule())
+        return time.perf_counter() - start
+
+    for problem in (fp8_problem(4096, 7168, 2048), half_problem(8192, 8192, 8192), fp8_problem(64, 32768, 512)):
+        assert min(seconds(problem) for _ in range(5)) < 0.05
+
+
+@settings(max_examples=20)
+@given(st.data())
+def test_what_is_fixed_stays(data: st.DataObject):
+    problem = data.draw(problems(min_k=1))
+    complete = data.draw(legal_schedules(problem))
+    names = data.draw(st.sets(st.sampled_from([f.name for f in fields(Schedule)])))
+    fixed = replace(complete, **dict.fromkeys(names))
+    if fixed.cluster_m is None or fixed.cluster_n is None:
+        fixed = replace(fixed, cluster_m=None, cluster_n=None, block_n=None)
+    found = search(problem, fixed).best.schedule
+    assert is_legal(problem, found)
+    for field in fields(Schedule):
+        if (value := getattr(fixed, field.name)) is not None:
+            assert getattr(found, field.name) == value
+    assert all(getattr(found, name) is not None for name in FIELDS)
+
+
+def test_options_count_as_fixed():
+    _, s, decisions = run(fp8_text("?", 7168, 2048), NAME + "{block=128,192 cluster=1,2}")
+    assert (s.block_m, s.block_n, s.block_k) == (128, 192, 128)
+    assert (s.cluster_m, s.cluster_n, s.turns) == (1, 2, True)
+    assert [d.subject for d in decisions] == ["block", "warpgroups"]
+    _, s, _ = run(fp8_text("?", 7168, 2048), NAME + "{warpgroups=3 split=m turns=false}")
+    assert (s.block_m, s.math_warpgroups, s.split, s.turns) == (192, 3, Split.ALONG_M, False)
+
+
+def test_options_do_not_override_the_ir():
+    text = fp8_text("?", 7168, 2048, "schedule <block = 256x128x128>")
+    _, s, _ = run(text, NAME + "{block=128,192}")
+    assert (s.block_m, s.block_n) == (256, 128)
+
+
+def test_runs_twice_with_the_same_result():
+    once, _, first = run(fp8_text("?", 7168, 2048), NAME)
+    twice, _, second = run(str(once), NAME)
+    assert str(twice) == str(once)
+    assert len(first) == 3
+    assert second == []
+
+
+def test_prints_the_choice():
+    module, _, _ = run(fp8_text("?", 7168, 2048), NAME)
+    assert "block = 128x256x128, warpgroups = 2 along n, turns = false, cluster = 2x1" in str(module)
+
+
+def test_explains_with_numbers_and_runners_up():
+    _, _, (block, warpgroups, cluster) = run(fp8_text(4096, 7168, 2048), NAME)
+    assert (block.choice, warpgroups.choice, cluster.choice) == ("128x256x128", "2 along n", "2x1")
+    for number in ("90.4 us", "896 tiles on 66 clusters", "7 rounds of 16 k-blocks x 1077 + 2348 cycles"):
+        assert number in block.because
+    assert block.runner_up == "256x128x128 at 90.4 us"
+    assert "2 x 64 rows x 128 columns" in warpgroups.because
+    assert "two CTAs share B" in cluster.because
+    assert cluster.runner_up.startswith("1x2 at 9")
+
+
+@pytest.mark.parametrize(
+    ("options", "what", "rule"),
+    [
+        ("block=256,256", "256x256 with 2 math warpgroups", "GMR-S002: setmaxnreg gives a math thread 232"),
+        ("block=128,100", "100 columns a warpgroup", "GMR-S003: a multiple of 16 from 16 to 256"),
+        ("block=96,128", "block_m = 96", "GMR-S003"),
+        ("block=128,128,64", "64 bytes", "GMR-S003: a stage holds one swizzle row of 128 bytes"),
+        ("cluster=2,2", "cluster of 2 x 2 CTAs", "GMR-S004: 1x1, 2x1 or 1x2"),
+        ("warpgroups=5", "math_warpgroups = 5", "GMR-S003: one of (1, 2, 3)"),
+        ("turns=true warpgroups=3", "turns with 3 math warpgroups", "GMR-S003"),
+    ],
+)
+def test_refuses_what_nothing_completes(options: str, what: str, rule: str):
+    with pytest.raises(ScheduleError) as caught:
+        run(fp8_text("?", 7168, 2048), f"{NAME}{{{options}}}")
+    assert caught.value.code == "GMR-S006"
+    assert "nothing completes" in caught.value.what
+    assert what in caught.value.what
+    assert rule in (caught.value.rule or "")
+
+
+def test_a_complete_choice_that_breaks_a_rule_says_which():
+    with pytest.raises(ScheduleError, match="registers a thread") as caught:
+        run(fp8_text("?", 256, 256), NAME + "{block=128,256,128 warpgroups=2 split=m cluster=1,1 turns=false}")
+    assert caught.value.code == "GMR-S002"
+
+
+@pytest.mark.parametrize("options", ["block=128", "block=0,128", "cluster=2", "cluster=0,1", "split=k"])
+def test_refuses_options_that_mean_nothing(options: str):
+    with pytest.raises(InputError) as caught:
+        run(fp8_text("?", 7168, 2048), f"{NAME}{{{options}}}")
+    assert caught.value.code == "GMR-I009"
+    assert options in caught.value.what
+
+
+@pytest.mark.parametrize("text", [fp8_text("?", 64, 0), fp8_text(0, 64, 128), fp8_text(1, 8, 16)])
+def test_the_smallest_products_have_a_tile(text: str):
+    _, s, _ = run(text, NAME)
+    assert (s.block_m, s.block_n) != (None, None)
+    assert (s.block_n or 0) <= 64

@@ -1,0 +1,119 @@
+"""`gemm-select-family`: what it takes, and what it refuses by name."""
+
+import pytest
+
+from gemmir.errors import InputError, UnsupportedError
+from gemmir.schedule import Family
+from tests.passes.run_passes import fp8_text, plain_text, run
+
+NAME = "gemm-select-family"
+
+
+@pytest.mark.parametrize(
+    "text",
+    [
+        fp8_text("?", 7168, 2048),
+        fp8_text(4096, 7168, 2048, d="f16"),
+        fp8_text("?", 7168, 2048, a="f8E5M2"),
+        fp8_text("?", 8, 16),
+        fp8_text(1, 24, 1168),
+        fp8_text("?", 64, 0),
+        plain_text("?", 7168, 2048),
+        plain_text("?", 7168, 2048, a="f16", d="bf16"),
+        plain_text("?", 8, 8, d="f16"),
+        plain_text("?", 64, 0),
+    ],
+)
+def test_takes_fp8_block_wise_and_16_bit_products(text: str):
+    _, schedule, decisions = run(text, NAME)
+    assert schedule.family is Family.TILES
+    assert [(d.by, d.subject, d.choice) for d in decisions] == [(NAME, "family", "tiles")]
+
+
+ROW = "tensor<?x1xf32>", "tensor<1x256xf32>"
+
+
+def scaled(recipe_a: str, recipe_b: str, scales: tuple[str, str]) -> str:
+    x, w, y = "tensor<?x256xf8E4M3FN>", "tensor<256x256xf8E4M3FN>", "tensor<?x256xbf16>"
+    return f"""
+func.func @layer(%x: {x}, %xs: {scales[0]}, %w: {w}, %ws: {scales[1]}) -> {y} {{
+  %y = gemm.matmul %x, %w scaled (%xs by {recipe_a}, %ws by {recipe_b})
+    : ({x}, {w}, {scales[0]}, {scales[1]}) -> {y}
+  func.return %y : {y}
+}}"""
+
+
+BIAS = """
+func.func @layer(%x: tensor<?x64xbf16>, %w: tensor<64x64xbf16>, %b: tensor<64xf32>) -> tensor<?x64xbf16> {
+  %y = gemm.matmul %x, %w epilogue (%b by column) {
+    ^bb0(%acc: f32, %e: f32):
+      %s = arith.addf %acc, %e : f32
+      %r = arith.truncf %s : f32 to bf16
+      gemm.yield %r : bf16
+    } : (tensor<?x64xbf16>, tensor<64x64xbf16>, tensor<64xf32>) -> tensor<?x64xbf16>
+  func.return %y : tensor<?x64xbf16>
+}"""
+
+ADDEND = """
+func.func @layer(%x: tensor<?x64xbf16>, %w: tensor<64x64xbf16>, %c: tensor<?x64xf32>) -> tensor<?x64xbf16> {
+  %y = gemm.matmul %x, %w accumulate %c : (tensor<?x64xbf16>, tensor<64x64xbf16>, tensor<?x64xf32>) -> tensor<?x64xbf16>
+  func.return %y : tensor<?x64xbf16>
+}"""
+
+
+@pytest.mark.parametrize(
+    ("text", "what", "fix"),
+    [
+        (plain_text("?", 64, 64, d="f32"), "result f32", "bf16"),
+        (plain_text("?", 64, 64, "layout <a = m>"), "layout <a = m, b = k>", "row by row"),
+        (plain_text("?", 64, 64, "layout <b = n>"), "layout <a = k, b = n>", "row by row"),
+        (plain_text("?", 64, 64, a="f8E4M3FN"), "scales none x none", "1x128, 128x128"),
+        (scaled("row", "row", ROW), "scales row x row", "1x128, 128x128"),
+        (
+            scaled("1x128", "1x128", ("tensor<?x2xf32>", "tensor<2x256xf32>")),
+            "scales 1x128 x 1x128",
+            "1x128, 128x128",
+        ),
+        (plain_text("?", 64, 64, "numerics <promote_every = 64>"), "promote_every = 64", "leave numerics out"),
+        (ADDEND, "an operand C", "add C"),
+        (BIAS, "an epilogue region", "apply it to the result"),
+        (
+            fp8_text("?", 12, 128),
+            "N = 12: rows of the result of 24 bytes",
+            "pad N to 16 with zeros (nearest: N = 8 or 16)",
+        ),
+        (fp8_text("?", 4, 128), "N = 4", "nearest: N = 8)"),
+        (fp8_text("?", 64, 24), "K = 24: rows of the operands of 24 bytes", "nearest: K = 16 or 32"),
+        (plain_text("?", 64, 12), "K = 12: rows of the operands of 24 bytes", "nearest: K = 8 or 16"),
+    ],
+)
+def test_names_what_it_does_not_lower(text: str, what: str, fix: str):
+    with pytest.raises(UnsupportedError) as caught:
+        run(text, NAME)
+    assert caught.value.code == "GMR-U001"
+    assert what in caught.value.what
+    assert caught.value.rule
+    assert caught.value.fix is not None
+    assert fix in caught.value.fix
+    assert "runs on: --backend reference" in caught.value.fix
+
+
+def test_a_family_in_the_schedule_is_kept():
+    before = fp8_text("?", 256, 256, "schedule <family = tiles, block = 128x128x128>")
+    module, schedule, decisions = run(before, NAME)
+    assert schedule.block_m == 128
+    assert decisions == []
+    again, _, _ = run(str(module), NAME)
+    assert str(again) == str(module)
+
+
+def test_unknown_families_are_refused():
+    with pytest.raises(InputError, match="GMR-I009: gemm-select-family: family=stream") as caught:
+        run(fp8_text("?", 256, 256), NAME + "{family=stream}")
+    assert caught.value.rule == "one of tiles"
+    assert run(fp8_text("?", 256, 256), NAME + "{family=tiles}")[1].family is Family.TILES
+
+
+def test_prints_the_choice():
+    module, _, _ = run(plain_text("?", 256, 256), NAME)
+    assert "schedule <family = tiles>" in str(module)

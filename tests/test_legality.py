@@ -1,0 +1,253 @@
+"""The rules of schedules: each refuses what it should, with its code and its arithmetic, and nothing else."""
+
+import re
+from dataclasses import fields, replace
+
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from gemmir.dtypes import BF16
+from gemmir.errors import ScheduleError
+from gemmir.legality import (
+    MAX_STAGES,
+    MIN_STAGES,
+    check_schedule,
+    is_legal,
+    math_registers,
+    scale_steps,
+    violation,
+)
+from gemmir.schedule import Family, RasterAxis, Schedule, Split
+from gemmir.target import SM_90A, setmaxnreg_split
+from gemmir.tile import shared_layout, tile_geometry
+from tests.schedules import (
+    fp8_problem,
+    half_problem,
+    legal_schedules,
+    nearly_legal_schedules,
+    placed_schedules,
+    problems,
+)
+
+FP8 = fp8_problem(4096, 7168, 2048)
+HALF = half_problem(4096, 7168, 2048)
+GOOD = Schedule(
+    family=Family.TILES,
+    block_m=128,
+    block_n=256,
+    block_k=128,
+    math_warpgroups=2,
+    split=Split.ALONG_N,
+    turns=False,
+    cluster_m=2,
+    cluster_n=1,
+    raster_axis=RasterAxis.ALONG_M,
+    raster_group=8,
+    num_stages=3,
+)
+"""The schedule of the fastest measured main loop."""
+
+
+def broken(code: str, *numbers: str, **changes: object) -> None:
+    """`GOOD` with `changes` breaks a rule with `code`, and the message holds `numbers`."""
+    found = violation(FP8, replace(GOOD, **changes))
+    assert found is not None
+    assert found.code == code
+    for number in numbers:
+        assert number in f"{found.what}; {found.rule}", found
+    assert found.fix
+
+
+def test_the_fastest_schedule_is_legal():
+    assert violation(FP8, GOOD) is None
+    check_schedule(FP8, GOOD)
+
+
+def test_an_open_schedule_breaks_nothing():
+    assert is_legal(FP8, Schedule())
+
+
+def test_blocks_are_what_the_hardware_has():
+    broken("GMR-S003", "block_m = 96", block_m=96)
+    broken("GMR-S003", "block_n = 8", block_n=8)
+    broken("GMR-S003", "block_n = 528", block_n=528)
+    broken("GMR-S003", "block_k = 64", "64 bytes", "128 bytes", block_k=64)
+    broken("GMR-S003", "math_warpgroups = 4", "(1, 2, 3)", math_warpgroups=4)
+
+
+def test_a_stage_holds_128_bytes_of_k():
+    assert is_legal(HALF, Schedule(block_k=64))
+    found = violation(HALF, Schedule(block_k=128))
+    assert found is not None
+    assert "256 bytes" in found.what
+
+
+def test_warpgroups_own_whole_waves_and_whole_boxes():
+    broken("GMR-S003", "block_n = 256 over 3", math_warpgroups=3)
+    broken("GMR-S003", "96 rows a warpgroup", "64 rows", split=Split.ALONG_M, block_m=192, block_n=64)
+    broken("GMR-S003", "72 columns a warpgroup", block_n=144)
+    broken("GMR-S003", "272 columns a warpgroup", "16 to 256", split=Split.ALONG_M, block_n=272)
+
+
+def test_one_lane_expands_one_weight_scale():
+    """No block of at most 512 columns in steps of 16 has more than 32 scales, so the rule is asked by itself."""
+    found = scale_steps(FP8, replace(GOOD, block_n=2 * 264), SM_90A)
+    assert found is not None
+    assert found.code == "GMR-S003"
+    assert "528 in steps of 8 columns is 66 weight scales" in found.what
+    assert scale_steps(HALF, replace(GOOD, block_n=2 * 264), SM_90A) is None
+
+
+def test_registers_are_counted():
+    too_many = replace(GOOD, split=Split.ALONG_M)
+    found = violation(FP8, too_many)
+    assert found is not None
+    assert found.code == "GMR-S002"
+    assert str(math_registers(FP8, too_many)) in found.what
+    assert "232" in found.rule
+    assert is_legal(HALF, replace(too_many, block_k=64))
+
+
+def test_promotion_costs_one_more_fragment():
+    tile = tile_geometry(GOOD)
+    assert math_registers(FP8, GOOD) - math_registers(HALF, GOOD) == tile.fragment_registers == 64
+
+
+def test_shared_memory_is_counted():
+    broken("GMR-S001", "4 stages x 49696 + 65568", "264352 bytes", "232448", num_stages=4)
+    broken("GMR-S001", "num_stages = 1", num_stages=1)
+    broken("GMR-S001", "num_stages = 13", num_stages=13)
+
+
+def test_clusters_have_one_or_two_ctas():
+    broken("GMR-S004", "2 x 2", cluster_n=2)
+    broken("GMR-S004", "4 x 1", cluster_m=4)
+    broken("GMR-S004", "1 x 4", cluster_m=1, cluster_n=4)
+
+
+def test_each_cta_of_a_cluster_loads_whole_swizzle_atoms():
+    found = violation(FP8, Schedule(block_m=64, block_n=24, cluster_m=2))
+    assert found is not None
+    assert found.code == "GMR-S004"
+    assert "12 rows" in found.what
+
+
+def test_boxes_have_at_most_256_rows():
+    found = violation(HALF, Schedule(block_m=64, block_n=272))
+    assert found is not None
+    assert "at most 256" in found.rule
+    assert is_legal(HALF, Schedule(block_m=64, block_n=272, cluster_m=2))
+
+
+def test_raster_groups():
+    broken("GMR-S003", "raster group of 0", raster_group=0)
+    broken("GMR-S003", "raster group of 65", raster_group=65)
+
+
+def test_turns_need_two_promoting_warpgroups_of_one_wave():
+    broken("GMR-S003", "2 waves", turns=True)
+    one_wave = replace(GOOD, split=Split.ALONG_M, block_n=192, turns=True)
+    assert is_legal(FP8, one_wave)
+    assert not is_legal(HALF, replace(one_wave, block_k=64))
+
+
+def test_check_raises_what_the_rule_says():
+    with pytest.raises(ScheduleError, match="264352 bytes") as caught:
+        check_schedule(FP8, replace(GOOD, num_stages=4))
+    assert caught.value.code == "GMR-S001"
+    assert "num_stages = 3" in (caught.value.fix or "")
+
+
+@pytest.mark.parametrize("problem", [FP8, HALF], ids=["fp8", "bf16"])
+def test_the_space_is_large_and_holds_the_measured_tiles(problem):
+    tiles = {(s.block_m, s.block_n, s.math_warpgroups, s.split) for s in placed_schedules(problem)}
+    assert len(tiles) >= 100
+    assert {s.block_m for s in placed_schedules(problem)} == {64, 128, 192, 256}
+    for measured in ((128, 256, 2, Split.ALONG_N), (128, 192, 2, Split.ALONG_M), (256, 128, 2, Split.ALONG_M)):
+        assert measured in tiles
+
+
+@given(st.data())
+def test_legal_schedules_keep_the_budgets_of_an_sm(data: st.DataObject):
+    """From first principles, not from the rules' own arithmetic."""
+    problem = data.draw(problems())
+    s = data.draw(legal_schedules(problem))
+    assert s.complete
+    assert None not in (s.block_m, s.block_n, s.math_warpgroups, s.num_stages, s.cluster_m, s.cluster_n)
+    check_schedule(problem, s)
+    service, math = setmaxnreg_split(s.math_warpgroups)
+    assert 128 * (service + s.math_warpgroups * math) <= 65536
+    sums = s.block_m * s.block_n // (128 * s.math_warpgroups)
+    assert sums + (sums // tile_geometry(s).waves if problem.promoted else 0) < math
+    operands = (s.block_m + s.block_n) * 128 * s.num_stages
+    assert operands + s.block_m * s.block_n * 2 < shared_layout(problem, s).total_bytes <= 232_448
+    assert s.block_m // s.cluster_n <= 256
+    assert s.block_n // s.cluster_m <= 256
+
+
+@given(st.data())
+def test_regions_of_shared_memory_follow_one_another(data: st.DataObject):
+    problem = data.draw(problems())
+    s = data.draw(legal_schedules(problem))
+    layout = shared_layout(problem, s)
+    stages, groups = layout.num_stages, layout.math_warpgroups
+    regions = [
+        (layout.a_offset, stages * layout.a_bytes, 1024),
+        (layout.b_offset, stages * layout.b_bytes, 1024),
+        (layout.staging_offset, groups * layout.staging_bytes, 1024),
+        (layout.scale_a_offset, stages * layout.scale_a_bytes, 16),
+        (layout.scale_b_offset, stages * layout.scale_b_bytes, 16),
+        (layout.full_offset, stages * 8, 8),
+        (layout.empty_offset, stages * 8, 8),
+        (layout.staged_offset, groups * 8, 8),
+        (layout.drained_offset, groups * 8, 8),
+    ]
+    at = 0
+    for offset, size, alignment in regions:
+        assert offset == at
+        assert offset % alignment == 0
+        at += size
+    assert at == layout.total_bytes
+    assert layout.staging_bytes >= tile_geometry(s).wg_rows * tile_geometry(s).wg_columns * BF16.bytes
+
+
+@given(st.data())
+def test_operand_slices_start_at_swizzle_atoms(data: st.DataObject):
+    problem = data.draw(problems())
+    s = data.draw(legal_schedules(problem))
+    assert None not in (s.block_m, s.block_n, s.cluster_m, s.cluster_n)
+    assert (s.block_m // s.cluster_n * 128) % 1024 == 0
+    assert (s.block_n // s.cluster_m * 128) % 1024 == 0
+    tile = tile_geometry(s)
+    assert tile.wg_rows * 128 % 1024 == 0
+    assert tile.wg_columns * 128 % 1024 == 0
+
+
+@given(st.data())
+def test_a_part_of_a_legal_schedule_is_legal(data: st.DataObject):
+    problem = data.draw(problems())
+    s = data.draw(legal_schedules(problem))
+    placed = ("cluster_m", "cluster_n")  # a tile over 256 rows needs its cluster, so the two stay
+    names = data.draw(st.sets(st.sampled_from([f.name for f in fields(Schedule) if f.name not in placed])))
+    assert is_legal(problem, replace(s, **dict.fromkeys(names)))
+
+
+@given(st.data())
+def test_nearly_legal_schedules_are_refused_with_numbers(data: st.DataObject):
+    problem = data.draw(problems())
+    s = data.draw(nearly_legal_schedules(problem))
+    with pytest.raises(ScheduleError) as caught:
+        check_schedule(problem, s)
+    assert re.fullmatch(r"GMR-S00[1-4]", caught.value.code)
+    assert re.search(r"\d", caught.value.what)
+    assert caught.value.rule
+    assert caught.value.fix
+
+
+@given(st.data())
+def test_the_most_stages_that_fit_are_the_most(data: st.DataObject):
+    problem = data.draw(problems())
+    s = data.draw(legal_schedules(problem))
+    legal = [n for n in range(0, MAX_STAGES + 3) if is_legal(problem, replace(s, num_stages=n))]
+    assert legal == list(range(MIN_STAGES, legal[-1] + 1))
