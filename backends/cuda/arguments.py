@@ -87,9 +87,9 @@ def describe(tensor: Any, name: str) -> TensorInfo:
     device = tensor.device
     try:
         address = tensor.data_ptr()
-    except RuntimeError:  # a fake tensor, made for tracing
-        address = None
-    if device.type == "meta" or address is None:
+    except RuntimeError:
+        address = 0
+    if device.type == "meta" or (address == 0 and prod(tensor.shape) > 0):  # the latter were made for tracing
         raise InputError(
             "GMR-I004",
             f"{name}: holds no data (device {device.type})",

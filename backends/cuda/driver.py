@@ -22,7 +22,7 @@ _SONAME = "libcuda.so.1"
 _CAPTURE_IMPLICIT = 906
 """What the legacy stream answers while another stream of the context is being captured."""
 
-STICKY = frozenset({214, 220, 226, 700, 702, 709, 710, 714, 715, 716, 717, 718, 719, 721})
+STICKY = frozenset({214, 220, 226, 700, 702, 709, 710, 714, 715, 716, 717, 718, 719, 721, 810, 911})
 """Errors after which this process cannot use the device any more: memory errors, faults and timeouts of kernels."""
 
 

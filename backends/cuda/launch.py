@@ -90,6 +90,7 @@ class Launcher:
     def __init__(self, manifest: Manifest, cubin: bytes):
         self.manifest = manifest
         self._cubin = cubin
+        self._names = tuple(spec.name for spec in manifest.inputs)
         self._lock = threading.Lock()
         self._kernels: dict[int, Kernel] = {}
         self._plans: dict[object, Plan] = {}
@@ -110,7 +111,7 @@ class Launcher:
             out = self._empty(plan)
             packed = plan.outputs.get(out.data_ptr()) or self._pack_output(plan, out, out.data_ptr())
         else:
-            key = _key((out,))
+            key = _key((out,), ("out",))
             packed = plan.outputs.get(key) or self._pack_output(plan, out, key)
         self._launch(plan.kernel, plan.grid, packed, _stream(plan.device.index))
         return out
@@ -127,14 +128,10 @@ class Launcher:
         self._kernel(_device_index(device))
 
     def _plan(self, tensors: Sequence[torch.Tensor]) -> Plan:
-        try:
-            key = _key(tensors)
-        except (AttributeError, TypeError, RuntimeError, NotImplementedError):
-            self._describe(tensors)  # says what is wrong with them
-            raise
+        key = _key(tensors, self._names)
         if (plan := self._plans.get(key)) is not None:
             return plan
-        infos = self._describe(tensors)
+        infos = _describe_all(tensors, self._names)
         m = _check(self.manifest, infos)
         kernel, grid = None, 0
         if m > 0 and self.manifest.n > 0 and self.manifest.k > 0:
@@ -144,11 +141,6 @@ class Launcher:
         with self._lock:
             _remember(self._plans, key, plan, MAX_PLANS)
         return plan
-
-    def _describe(self, tensors: Sequence[torch.Tensor]) -> tuple[TensorInfo, ...]:
-        names = [spec.name for spec in self.manifest.inputs]
-        names += [f"argument {i}" for i in range(len(names), len(tensors))]
-        return tuple(_describe(tensor, name) for tensor, name in zip(tensors, names, strict=False))
 
     def _kernel(self, device: int) -> Kernel:
         """The kernel in device number `device`, loaded if this is the first time."""
@@ -247,10 +239,21 @@ class Launcher:
         driver.checked(launched, "cuLaunchKernel")
 
 
-def _key(tensors: Sequence[torch.Tensor]) -> tuple[object, ...]:
-    """Everything about tensors that a plan depends on."""
+def _key(tensors: Sequence[torch.Tensor], names: Sequence[str]) -> tuple[object, ...]:
+    """Everything about tensors that a plan depends on; `InputError` if they are none."""
     tracked = _torch().is_grad_enabled()
-    return tuple((t.data_ptr(), t.shape, t.stride(), t.dtype, t.device, tracked and t.requires_grad) for t in tensors)
+    try:
+        return tuple(
+            [(t.data_ptr(), t.shape, t.stride(), t.dtype, t.device, tracked and t.requires_grad) for t in tensors]
+        )
+    except (AttributeError, TypeError, RuntimeError):
+        _describe_all(tensors, names)
+        raise
+
+
+def _describe_all(tensors: Sequence[torch.Tensor], names: Sequence[str]) -> tuple[TensorInfo, ...]:
+    surplus = [f"argument {i}" for i in range(len(names), len(tensors))]
+    return tuple(_describe(tensor, name) for tensor, name in zip(tensors, [*names, *surplus], strict=False))
 
 
 def _check(manifest: Manifest, infos: Sequence[TensorInfo]) -> int:

@@ -25,8 +25,8 @@ MAX_SOURCE_BYTES = 1 << 20
 MAX_LOG_BYTES = 4096
 OPTIONS = ("--std=c++17", "--ptxas-options=-v", "-diag-suppress=177", "--no-cache")
 """
-Beside the architecture. 177: a function of the prelude that this kernel does not use. No cache: where there is a driver,
-NVRTC remembers binaries, and gives a remembered one without the log that says whether it spills.
+Beside the architecture. 177: a function of the prelude that this kernel does not use. No cache: where there is a
+driver, NVRTC remembers binaries, and gives a remembered one without the log that says whether it spills.
 """
 
 _SONAME = "libnvrtc.so.13"

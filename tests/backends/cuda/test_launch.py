@@ -1,0 +1,353 @@
+"""Launching, as far as it can be seen without a GPU: what is asked of the driver, how often, and what is refused."""
+
+import threading
+from collections.abc import Iterator
+from dataclasses import replace
+from typing import Any
+
+import pytest
+import torch
+from hypothesis import given
+from hypothesis import strategies as st
+
+from gemmir.backends.cuda import driver, launch, tensor_map
+from gemmir.backends.cuda.launch import Launcher, grid_size
+from gemmir.errors import DeviceError, DeviceLostError, InputError
+from gemmir.manifest import Manifest
+from tests.backends.cuda.cuda_doubles import MANIFEST, MIB, DeviceTensor, Launch, RecordingDriver, Status, tensors
+
+STREAM = 0x77
+BF16 = torch.bfloat16
+RESULT = 1 << 45
+
+
+@pytest.fixture
+def gpu(monkeypatch: pytest.MonkeyPatch) -> Iterator[RecordingDriver]:
+    """A machine of two GPUs on which `torch.empty` hands out the same addresses again and again."""
+    recording = RecordingDriver(context=0x1000)
+    monkeypatch.setattr(driver, "bindings", lambda: recording)
+    monkeypatch.setattr(tensor_map, "bindings", lambda: recording)
+    monkeypatch.setattr(driver._fate, "refusal", None)
+    monkeypatch.setattr(launch, "_raw_stream", lambda: lambda device: STREAM + device)
+
+    def empty(self: Launcher, plan: Any) -> DeviceTensor:
+        return DeviceTensor((plan.m, self.manifest.n), BF16, RESULT, device=str(plan.device))
+
+    monkeypatch.setattr(Launcher, "_empty", empty)
+    for cached in (driver.device_info, driver.primary_context):
+        cached.cache_clear()
+    yield recording
+    for cached in (driver.device_info, driver.primary_context):
+        cached.cache_clear()
+
+
+def launcher(manifest: Manifest = MANIFEST) -> Any:
+    return Launcher(manifest, b"cubin")
+
+
+@given(st.integers(1, 10**6), st.integers(1, 200), st.sampled_from([(1, 1), (2, 1), (1, 2)]), st.integers(1, 10**5))
+def test_the_grid(m: int, resident: int, cluster: tuple[int, int], n: int):
+    manifest = replace(MANIFEST, cluster_m=cluster[0], cluster_n=cluster[1], n=n)
+    size = cluster[0] * cluster[1]
+    tiles = -(-m // (128 * cluster[0])) * -(-n // (256 * cluster[1]))
+    grid = grid_size(manifest, m, resident)
+    assert grid % size == 0
+    assert size <= grid <= resident * size
+    assert grid == size * tiles or (grid == size * resident and tiles > resident)
+
+
+def test_one_launch(gpu: RecordingDriver):
+    arguments = tensors(100)
+    out = launcher()(arguments)
+    assert (tuple(out.shape), out.data_ptr()) == ((100, 7168), RESULT)
+    ws, bias = arguments[3].data_ptr(), arguments[4].data_ptr()
+    assert gpu.launches == [
+        Launch(
+            function="k_0123456789abcdef of module in 0x1000",
+            grid=2 * 28,
+            threads=384,
+            shared=200_000,
+            stream=STREAM,
+            context=0x1000,
+            scalars=[ws, 1, 16, bias, 100],
+        )
+    ]
+
+
+def test_the_tensor_maps_of_a_launch(gpu: RecordingDriver):
+    arguments = tensors(100)
+    launcher()(arguments)
+    asked = [(m[2], [int(v) for v in m[3]], [int(v) for v in m[4]], [int(v) for v in m[5]]) for m in gpu.maps]
+    x, w, xs = (t.data_ptr() for t in arguments[:3])
+    assert asked == [
+        (x, [2048, 100], [2048], [128, 128]),
+        (w, [2048, 7168], [2048], [128, 128]),
+        (xs, [100, 16], [400], [128, 1]),
+        (RESULT, [7168, 100], [14336], [64, 128]),
+    ]
+
+
+def test_persistent_clusters(gpu: RecordingDriver):
+    launcher()(tensors(4096))
+    assert gpu.launches[0].grid == 60 * 2
+
+
+def test_a_second_call_only_launches(gpu: RecordingDriver):
+    call, arguments = launcher(), tensors(100)
+    call(arguments)
+    gpu.calls.clear()
+    call(arguments)
+    assert gpu.calls == ["cuCtxGetCurrent", "cuLaunchKernel"]
+    assert gpu.launches[0] == gpu.launches[1]
+
+
+def test_new_activations_reuse_the_map_of_the_weight(gpu: RecordingDriver):
+    call, arguments = launcher(), tensors(100)
+    call(arguments)
+    gpu.maps.clear()
+    moved = [DeviceTensor((100, 2048), torch.float8_e4m3fn, 1 << 42), *arguments[1:]]
+    call(moved)
+    assert [m[2] for m in gpu.maps] == [1 << 42]
+
+
+def test_another_m_uses_the_same_kernel(gpu: RecordingDriver):
+    call = launcher()
+    for m in (100, 4096, 1, 100):
+        call(tensors(m))
+    assert [run.scalars[-1] for run in gpu.launches] == [100, 4096, 1, 100]
+    assert gpu.calls.count("cuModuleLoadData") == 1
+
+
+def test_an_output_of_the_callers(gpu: RecordingDriver):
+    call, arguments = launcher(), tensors(100)
+    out: Any = DeviceTensor((100, 7168), BF16, 1 << 46, (7200, 1))
+    assert call(arguments, out=out) is out
+    assert (gpu.maps[-1][2], [int(v) for v in gpu.maps[-1][4]]) == (1 << 46, [14400])
+    gpu.calls.clear()
+    call(arguments, out=out)
+    assert gpu.calls == ["cuCtxGetCurrent", "cuLaunchKernel"]
+
+
+def test_outputs_of_the_callers_are_checked_every_time(gpu: RecordingDriver):
+    call, arguments = launcher(), tensors(100)
+    call(arguments)
+    wrong = {
+        "GMR-I001": DeviceTensor((100, 7168), torch.float32, RESULT),
+        "GMR-I002": DeviceTensor((101, 7168), BF16, RESULT),
+        "GMR-I003": DeviceTensor((100, 7168), BF16, RESULT + 2),
+        "GMR-I004": DeviceTensor((100, 7168), BF16, RESULT, device="cuda:1"),
+        "GMR-I005": 3,
+        "GMR-I006": DeviceTensor((100, 7168), BF16, RESULT, (1, 104)),
+        "GMR-I008": DeviceTensor((100, 7168), BF16, arguments[1].data_ptr() + MIB),
+    }
+    for code, out in wrong.items():
+        for _ in range(2):
+            with pytest.raises(InputError) as error:
+                call(arguments, out=out)
+            assert error.value.code == code
+    assert len(gpu.launches) == 1
+
+
+def test_more_outputs_than_are_remembered(gpu: RecordingDriver):
+    call, arguments = launcher(), tensors(8)
+    outs = [DeviceTensor((8, 7168), BF16, (1 << 46) + i * MIB) for i in range(2 * launch.MAX_OUTPUTS)]
+    for out in outs * 2:
+        call(arguments, out=out)
+    assert len(gpu.launches) == 4 * launch.MAX_OUTPUTS
+    (plan,) = call._plans.values()
+    assert len(plan.outputs) == launch.MAX_OUTPUTS
+
+
+def test_more_inputs_than_are_remembered(gpu: RecordingDriver):
+    call = launcher()
+    for i in range(launch.MAX_PLANS + 50):
+        call([DeviceTensor((8, 2048), torch.float8_e4m3fn, (1 << 46) + i * MIB), *tensors(8)[1:]])
+    assert (len(call._plans), len(call._maps)) == (launch.MAX_PLANS, launch.MAX_PLANS)
+
+
+# ------------------------------------------------------------ nothing to compute
+
+
+def test_no_rows(gpu: RecordingDriver):
+    out = launcher()(tensors(0))
+    assert tuple(out.shape) == (0, 7168)
+    assert gpu.launches == []
+    assert "cuModuleLoadData" not in gpu.calls
+
+
+def test_no_products(gpu: RecordingDriver):
+    specs = (replace(MANIFEST.inputs[0], shape=(None, 0)), replace(MANIFEST.inputs[1], shape=(0, 7168)))
+    call = launcher(replace(MANIFEST, inputs=specs, params=(), k=0))
+    fp8 = torch.float8_e4m3fn
+    arguments = [DeviceTensor((5, 0), fp8, 0), DeviceTensor((0, 7168), fp8, 0, (1, 0))]
+    out = call(arguments)
+    assert (tuple(out.shape), out.filled) == ((5, 7168), 0)
+    mine: Any = DeviceTensor((5, 7168), BF16, 1 << 46)
+    assert call(arguments, out=mine) is mine
+    assert mine.filled == 0
+    with pytest.raises(InputError, match="GMR-I002"):
+        call(arguments, out=DeviceTensor((6, 7168), BF16, 1 << 46))
+    assert gpu.launches == []
+
+
+# ------------------------------------------------------------ refusals
+
+
+def test_bad_arguments_launch_nothing(gpu: RecordingDriver):
+    call = launcher()
+    good = tensors(100)
+    cases: dict[str, list[Any]] = {
+        "GMR-I001": [DeviceTensor((100, 2048), torch.bfloat16, 1 << 40), *good[1:]],
+        "GMR-I002": [*good[:2], DeviceTensor((101, 16), torch.float32, 1 << 42, (1, 104)), *good[3:]],
+        "GMR-I003": [DeviceTensor((100, 2048), torch.float8_e4m3fn, (1 << 40) + 8), *good[1:]],
+        "GMR-I004": [*good[:4], DeviceTensor((7168,), BF16, 1 << 42, device="cuda:1")],
+        "GMR-I005": good[:4],
+        "GMR-I006": [good[0], DeviceTensor((2048, 7168), torch.float8_e4m3fn, 1 << 42), *good[2:]],
+    }
+    for code, arguments in cases.items():
+        for _ in range(2):
+            with pytest.raises(InputError) as error:
+                call(arguments)
+            assert error.value.code == code
+    for strange in (None, 3, "x", [1.0]):
+        with pytest.raises(InputError, match="GMR-I005: x: "):
+            call([strange, *good[1:]])
+    with pytest.raises(InputError, match=r"GMR-I006: x: layout is torch.sparse"):
+        call([torch.eye(3).to_sparse(), *good[1:]])
+    assert gpu.launches == []
+
+
+def test_a_gradient_that_would_be_lost(gpu: RecordingDriver):
+    call, arguments = launcher(), tensors(100)
+    arguments[4] = DeviceTensor((7168,), BF16, 1 << 42, requires_grad=True)
+    with torch.no_grad():
+        call(arguments)
+    with pytest.raises(InputError, match=r"GMR-I005: bias: requires a gradient(.|\n)*bias.detach\(\)"):
+        call(arguments)
+    assert len(gpu.launches) == 1
+
+
+def test_without_a_driver(monkeypatch: pytest.MonkeyPatch):
+    """Tensors on the CPU are the only ones there can be: the missing driver is what to say."""
+    monkeypatch.setattr(driver, "driver_problem", lambda: "libcuda.so.1 was not found")
+    driver.bindings.cache_clear()
+    m, fp8 = 8, torch.float8_e4m3fn
+    arguments = [
+        torch.zeros(m, 2048).to(fp8),
+        torch.zeros(7168, 2048).to(fp8).t(),
+        torch.zeros(16, m).t(),
+        torch.zeros(16, 56),
+        torch.zeros(7168, dtype=BF16),
+    ]
+    with pytest.raises(DeviceError, match=r"GMR-D001: libcuda.so.1 was not found"):
+        launcher()(arguments)
+    with pytest.raises(InputError, match="GMR-I001"):
+        launcher()([arguments[0].bfloat16(), *arguments[1:]])
+    with pytest.raises(DeviceError, match="GMR-D001"):
+        launcher().prepare()
+
+
+def test_tensors_on_the_cpu(gpu: RecordingDriver):
+    arguments: list[Any] = tensors(8)
+    arguments[4] = torch.zeros(7168, dtype=BF16)
+    with pytest.raises(InputError, match="GMR-I004: tensors on cuda:0: x, w, xs, ws; cpu: bias"):
+        launcher()(arguments)
+
+
+def test_another_gpu(gpu: RecordingDriver):
+    gpu.capability = (8, 0)
+    with pytest.raises(DeviceError, match="GMR-D002: device 0 is NVIDIA H200, sm_80"):
+        launcher()(tensors(8))
+
+
+def test_a_slice_of_a_gpu(gpu: RecordingDriver):
+    gpu.shared = 100_000
+    with pytest.raises(DeviceError, match=r"GMR-D002: the kernel needs 200000 bytes of shared memory.*has 100000"):
+        launcher()(tensors(8))
+
+
+def test_a_first_call_during_capture(gpu: RecordingDriver):
+    call = launcher()
+    gpu.capturing = True
+    with pytest.raises(DeviceError, match=r"GMR-D005(.|\n)*prepare\(\)"):
+        call(tensors(8))
+    assert "cuModuleLoadData" not in gpu.calls
+    gpu.capturing = False
+    call(tensors(8))
+    gpu.capturing = True
+    call(tensors(16))
+    assert [run.scalars[-1] for run in gpu.launches] == [8, 16]
+
+
+def test_a_lost_device_is_said_once_and_then_refused(gpu: RecordingDriver):
+    call = launcher()
+    gpu.fail["cuLaunchKernel"] = Status("CUDA_ERROR_ILLEGAL_ADDRESS", 700)
+    with pytest.raises(DeviceLostError, match=r"GMR-D004: cuLaunchKernel failed: CUDA_ERROR_ILLEGAL_ADDRESS \(700\)"):
+        call(tensors(8))
+    asked = len(gpu.calls)
+    with pytest.raises(DeviceLostError):
+        call(tensors(8))
+    with pytest.raises(DeviceLostError):
+        call.prepare(0)
+    assert len(gpu.calls) == asked
+
+
+def test_a_failed_launch_can_be_repeated(gpu: RecordingDriver):
+    call = launcher()
+    gpu.fail["cuLaunchKernel"] = Status("CUDA_ERROR_LAUNCH_OUT_OF_RESOURCES", 701)
+    with pytest.raises(DeviceError, match="GMR-D003: cuLaunchKernel failed"):
+        call(tensors(8))
+    gpu.fail.clear()
+    call(tensors(8))
+    assert len(gpu.launches) == 1
+
+
+# ------------------------------------------------------------ devices and threads
+
+
+def test_a_device_that_is_not_current(gpu: RecordingDriver):
+    call = launcher()
+    call(tensors(8, "cuda:1"))
+    assert (gpu.launches[0].context, gpu.launches[0].stream, gpu.context) == (0x1001, STREAM + 1, 0x1000)
+    assert gpu.launches[0].function.endswith("module in 0x1001")
+    call(tensors(8, "cuda:0"))
+    assert (gpu.launches[1].context, gpu.launches[1].stream) == (0x1000, STREAM)
+    assert gpu.calls.count("cuModuleLoadData") == 2
+
+
+def test_a_thread_without_a_context(gpu: RecordingDriver):
+    call = launcher()
+    gpu.context = 0
+    call(tensors(8))
+    assert (gpu.launches[0].context, gpu.context) == (0x1000, 0)
+
+
+def test_threads_load_a_kernel_once(gpu: RecordingDriver):
+    call = launcher()
+    threads = [threading.Thread(target=call, args=(tensors(8 + i % 4),)) for i in range(16)]
+    for thread in threads:
+        thread.start()
+    for thread in threads:
+        thread.join(timeout=30)
+    assert gpu.calls.count("cuModuleLoadData") == 1
+    assert sorted(run.scalars[-1] for run in gpu.launches) == sorted([8, 9, 10, 11] * 4)
+
+
+def test_preparing(gpu: RecordingDriver, monkeypatch: pytest.MonkeyPatch):
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: True)
+    monkeypatch.setattr(torch.cuda, "init", lambda: None)
+    monkeypatch.setattr(torch.cuda, "current_device", lambda: 1)
+    call = launcher()
+    for device in (None, "cuda", "cuda:0", 0, torch.device("cuda", 1)):
+        call.prepare(device)
+    assert list(call._kernels) == [1, 0]
+    assert gpu.calls.count("cuModuleLoadData") == 2
+    with pytest.raises(InputError, match="GMR-I004: device cpu"):
+        call.prepare("cpu")
+    assert gpu.launches == []
+
+
+def test_preparing_with_a_torch_that_has_no_cuda(gpu: RecordingDriver, monkeypatch: pytest.MonkeyPatch):
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: False)
+    with pytest.raises(DeviceError, match=r"GMR-D001: torch .* cannot use CUDA"):
+        launcher().prepare()
