@@ -13,13 +13,14 @@ from collections.abc import Callable
 from dataclasses import dataclass
 
 import torch
-from xdsl.dialects.builtin import DYNAMIC_INDEX, ModuleOp, TensorType
+from xdsl.dialects.builtin import DYNAMIC_INDEX, ModuleOp
 from xdsl.ir import BlockArgument, SSAValue
 
 from gemmir.backends.reference.checks import torch_dtype
-from gemmir.dialects.gemm import MatmulOp, argument_names, dtype_of, the_function
+from gemmir.backends.reference.values import element_dtype, tensor_type
+from gemmir.dialects.gemm import MatmulOp, argument_names, the_function
 from gemmir.dtypes import DType
-from gemmir.errors import InputError, UnsupportedError
+from gemmir.errors import InputError
 from gemmir.matmul_rules import is_block_wise, scale_shape
 from gemmir.problem import SCALE_BLOCK, Recipe
 from gemmir.scales import align_scales
@@ -77,9 +78,7 @@ class Source:
 
     def shape(self, value: SSAValue) -> tuple[int, ...]:
         """The shape of a tensor value with M put in for `?`."""
-        if not isinstance(value.type, TensorType):
-            raise UnsupportedError("GMR-U001", f"an argument of type {value.type}", rule="arguments are tensors")
-        dims = value.type.get_shape()
+        dims = tensor_type(value).get_shape()
         if self.m is None and DYNAMIC_INDEX in dims:
             raise InputError("GMR-I005", f"M is unknown in {value.type}", fix="give m, the number of rows")
         return tuple(self.m if d == DYNAMIC_INDEX and self.m is not None else d for d in dims)
@@ -140,7 +139,7 @@ def _inputs(
     arguments = function.body.block.args
     for value in arguments:
         if value not in made:
-            made[value] = other(source, source.shape(value)).to(_torch_type(value))
+            made[value] = other(source, source.shape(value)).to(torch_dtype(element_dtype(value)))
     return {name: made[value] for name, value in zip(argument_names(function), arguments, strict=True)}
 
 
@@ -156,16 +155,6 @@ def _make_operand(operand: Operand, source: Source, make: Make, made: dict[SSAVa
         made[scale] = operand.lay_out_scale(factors)
 
 
-def _torch_type(value: SSAValue) -> torch.dtype:
-    return torch_dtype(_dtype(value))
-
-
-def _dtype(value: SSAValue) -> DType:
-    if not isinstance(value.type, TensorType):
-        raise UnsupportedError("GMR-U001", f"an argument of type {value.type}", rule="arguments are tensors")
-    return dtype_of(value.type.get_element_type())
-
-
 def _outer_and_k(operand: Operand, source: Source) -> tuple[int, int]:
     rows, columns = source.shape(operand.value)
     return (rows, columns) if operand.is_a else (columns, rows)
@@ -173,7 +162,7 @@ def _outer_and_k(operand: Operand, source: Source) -> tuple[int, int]:
 
 def _random_operand(operand: Operand, source: Source) -> tuple[torch.Tensor, torch.Tensor | None]:
     values = source.normal(*_outer_and_k(operand, source))
-    dtype = _dtype(operand.value)
+    dtype = element_dtype(operand.value)
     if operand.scale is None:
         return values.to(torch_dtype(dtype)), None
     return quantise(values, operand.recipe, dtype)
@@ -213,7 +202,7 @@ def _exact_operand(operand: Operand, source: Source) -> tuple[torch.Tensor, torc
         row, column = torch.arange(outer, device=source.device), torch.arange(k, device=source.device)
         values.masked_fill_((row[:, None] + column) % budget.step != 0, 0.0)
     factors = None if operand.scale is None else _powers_of_two(operand, source, budget.scale_exponent)
-    return values.to(_torch_type(operand.value)), factors
+    return values.to(torch_dtype(element_dtype(operand.value))), factors
 
 
 def _block_wise(op: MatmulOp) -> bool:

@@ -10,14 +10,15 @@ from __future__ import annotations
 from collections.abc import Sequence
 
 import torch
-from xdsl.dialects.builtin import DYNAMIC_INDEX, ModuleOp, TensorType
+from xdsl.dialects.builtin import DYNAMIC_INDEX, ModuleOp
 from xdsl.dialects.func import FuncOp, ReturnOp
 from xdsl.ir import Block, Operation, SSAValue
 
 from gemmir.backends.reference.checks import check_count, check_dtype, check_one_device, check_shape, torch_dtype
 from gemmir.backends.reference.scalars import evaluate
 from gemmir.backends.reference.scaling import dequantise
-from gemmir.dialects.gemm import MatmulOp, YieldOp, argument_names, dtype_of, the_function
+from gemmir.backends.reference.values import element_dtype, tensor_type
+from gemmir.dialects.gemm import MatmulOp, YieldOp, argument_names, the_function
 from gemmir.errors import InputError, UnsupportedError
 
 Environment = dict[SSAValue, torch.Tensor]
@@ -57,22 +58,16 @@ def check_inputs(function: FuncOp, inputs: Sequence[torch.Tensor]) -> None:
     check_count(names, inputs)
     m: tuple[str, int] | None = None
     for name, argument, tensor in zip(names, function.body.block.args, inputs, strict=True):
-        m = _check_tensor(name, _tensor_type(argument), tensor, m)
+        m = _check_tensor(name, argument, tensor, m)
     check_one_device(names, inputs)
 
 
-def _tensor_type(value: SSAValue) -> TensorType:
-    if not isinstance(value.type, TensorType):
-        raise UnsupportedError("GMR-U001", f"a value of type {value.type}", rule="arguments and results are tensors")
-    return value.type
-
-
 def _check_tensor(
-    name: str, type: TensorType, tensor: torch.Tensor, m: tuple[str, int] | None
+    name: str, argument: SSAValue, tensor: torch.Tensor, m: tuple[str, int] | None
 ) -> tuple[str, int] | None:
     """Check one input. `m`: where the run-time M was first seen, and its value; returned with what is known after."""
-    check_dtype(name, tensor, dtype_of(type.get_element_type()))
-    shape = type.get_shape()
+    check_dtype(name, tensor, element_dtype(argument))
+    shape = tensor_type(argument).get_shape()
     if tensor.dim() != len(shape):
         check_shape(name, tensor, shape)
     for axis, size in enumerate(shape):
@@ -106,7 +101,7 @@ def _matmul(op: MatmulOp, values: Environment, multiply: torch.dtype) -> torch.T
         product = product + values[op.c].to(multiply)
     accumulator = product.float()
     if op.epilogue is None:
-        return accumulator.to(torch_dtype(dtype_of(_tensor_type(op.d).get_element_type())))
+        return accumulator.to(torch_dtype(element_dtype(op.d)))
     operands = [
         spread(values[operand], kind) for operand, kind in zip(op.epilogue_operands, op.epilogue_kinds, strict=True)
     ]
