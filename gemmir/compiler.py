@@ -11,7 +11,7 @@ import logging
 from collections.abc import Callable
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import TYPE_CHECKING, Literal
+from typing import TYPE_CHECKING, Literal, TypeAlias
 
 from gemmir.cache import Cache, digest, sources_digest
 from gemmir.cache_files import Entry
@@ -26,7 +26,7 @@ if TYPE_CHECKING:
     from xdsl.dialects.builtin import ModuleOp
     from xdsl.passes import ModulePass
 
-Source = Program | str | Path | "ModuleOp"
+Source: TypeAlias = "Program | str | Path | ModuleOp"
 Level = Literal["gemm", "schedule", "hopper", "cuda"]
 LEVELS: tuple[Level, ...] = ("gemm", "schedule", "hopper", "cuda")
 """From what is computed to how: the problem, the problem with its schedule, the kernel, its CUDA source."""
@@ -132,6 +132,8 @@ def lower(
 
 def module_of(source: Source) -> ModuleOp:
     """A verified module of one's own: what is done to it does not show in `source`."""
+    from xdsl.dialects.builtin import ModuleOp
+
     from gemmir.ir_text import parse_module, verify_module
 
     if isinstance(source, Program):
@@ -139,6 +141,12 @@ def module_of(source: Source) -> ModuleOp:
     if isinstance(source, str | Path):
         path = _path(source)
         return parse_module(str(source)) if path is None else parse_module(_read(path), str(path))
+    if not isinstance(source, ModuleOp):
+        raise InputError(
+            "GMR-I005",
+            f"a program of type {type(source).__name__}",
+            rule="a program is a gemmir.Program, IR text, a path or a ModuleOp",
+        )
     verify_module(source)
     return source.clone()
 
@@ -183,7 +191,7 @@ def _expect(module: ModuleOp, m: int | None) -> None:
 
     from gemmir.dialects.gemm import MatmulOp
 
-    if m < 1:
+    if not isinstance(m, int) or m < 1:  # pyright: ignore[reportUnnecessaryIsInstance]
         raise InputError("GMR-I009", f"m = {m}", rule="the M to choose a schedule for is at least 1", fix="leave m out")
     for op in module.walk():
         if isinstance(op, MatmulOp) and op.info().m is None:

@@ -24,6 +24,8 @@ MAX_BLOCK_AREA = 256 * 256
 WG_COLUMN_STEP = 16
 """A warpgroup's columns leave by stmatrix.x4 and in TMA boxes of at least 32 bytes."""
 
+MAX_CLUSTER = 2
+
 REGISTER_OVERHEAD = 28
 REGISTERS_PER_WAVE = 4
 """Registers that a math thread needs beside accumulators: loop state, and scales and addresses of each wave (measured)."""
@@ -132,7 +134,7 @@ def _overhead(tile: TileGeometry) -> int:
 
 def registers(problem: GemmProblem, s: Schedule, target: Target) -> Violation | None:
     """Accumulators fit the registers that setmaxnreg gives a math thread."""
-    if _missing(s, "block_m", "block_n", "math_warpgroups", "split"):
+    if _missing(s, "block_m", "block_n", "math_warpgroups", "split") or s.math_warpgroups not in MATH_WARPGROUPS:
         return None
     assert s.math_warpgroups is not None
     tile, budget = tile_geometry(s), setmaxnreg_split(s.math_warpgroups)[1]
@@ -183,7 +185,8 @@ def tma_boxes(problem: GemmProblem, s: Schedule, target: Target) -> Violation | 
     if _missing(s, "block_m", "block_n"):
         return None
     assert s.block_m is not None and s.block_n is not None
-    for name, rows, shared_by in (("block_m", s.block_m, s.cluster_n or 1), ("block_n", s.block_n, s.cluster_m or 1)):
+    for name, rows, extent in (("block_m", s.block_m, s.cluster_n), ("block_n", s.block_n, s.cluster_m)):
+        shared_by = extent or 1
         if rows % (8 * shared_by):
             return Violation(
                 "GMR-S004",
@@ -191,7 +194,7 @@ def tma_boxes(problem: GemmProblem, s: Schedule, target: Target) -> Violation | 
                 "each CTA of a cluster loads whole swizzle atoms of 8 rows",
                 f"use {name} a multiple of {8 * shared_by}",
             )
-        if rows // shared_by > target.max_tma_box:
+        if rows // (MAX_CLUSTER if extent is None else shared_by) > target.max_tma_box:
             return Violation(
                 "GMR-S003",
                 f"{name} = {rows} in one TMA box a CTA",
@@ -203,12 +206,10 @@ def tma_boxes(problem: GemmProblem, s: Schedule, target: Target) -> Violation | 
 
 def cluster(problem: GemmProblem, s: Schedule, target: Target) -> Violation | None:
     """Clusters of one or two CTAs: larger ones leave SMs of an uneven GPC idle (measured)."""
-    size = (s.cluster_m or 1) * (s.cluster_n or 1)
-    if min(s.cluster_m or 1, s.cluster_n or 1) >= 1 and size in (1, 2):
+    m, n = (1 if extent is None else extent for extent in (s.cluster_m, s.cluster_n))
+    if min(m, n) >= 1 and m * n <= MAX_CLUSTER:
         return None
-    return Violation(
-        "GMR-S004", f"cluster of {s.cluster_m} x {s.cluster_n} CTAs", "1x1, 2x1 or 1x2", "use cluster = 2x1"
-    )
+    return Violation("GMR-S004", f"cluster of {m} x {n} CTAs", "1x1, 2x1 or 1x2", "use cluster = 2x1")
 
 
 def raster(problem: GemmProblem, s: Schedule, target: Target) -> Violation | None:

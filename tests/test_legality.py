@@ -124,6 +124,7 @@ def test_clusters_have_one_or_two_ctas():
     broken("GMR-S004", "2 x 2", cluster_n=2)
     broken("GMR-S004", "4 x 1", cluster_m=4)
     broken("GMR-S004", "1 x 4", cluster_m=1, cluster_n=4)
+    broken("GMR-S004", "0 x 1", cluster_m=0)
 
 
 def test_each_cta_of_a_cluster_loads_whole_swizzle_atoms():
@@ -134,10 +135,11 @@ def test_each_cta_of_a_cluster_loads_whole_swizzle_atoms():
 
 
 def test_boxes_have_at_most_256_rows():
-    found = violation(HALF, Schedule(block_m=64, block_n=272))
+    found = violation(HALF, Schedule(block_m=64, block_n=272, cluster_m=1))
     assert found is not None
     assert "at most 256" in found.rule
     assert is_legal(HALF, Schedule(block_m=64, block_n=272, cluster_m=2))
+    assert is_legal(HALF, Schedule(block_m=64, block_n=272)), "a cluster may still be chosen"
 
 
 def test_raster_groups():

@@ -61,9 +61,7 @@ def cublas(case: Case, inputs: dict[str, torch.Tensor]) -> Callable[[], object]:
     if not case.dtype.startswith("f8"):
         return lambda: torch.mm(x, w)
     one = torch.ones((), device="cuda")
-    return lambda: torch._scaled_mm(
-        x, w, scale_a=one, scale_b=one, out_dtype=torch.bfloat16, use_fast_accum=True
-    )
+    return lambda: torch._scaled_mm(x, w, scale_a=one, scale_b=one, out_dtype=torch.bfloat16, use_fast_accum=True)
 
 
 def measure(case: Case, kernel: gemmir.CompiledKernel | None = None) -> dict[str, float | str]:

@@ -67,7 +67,9 @@ def cases(draw: st.DrawFn) -> Case:
     blocks = draw(st.sampled_from([1, 2, 3, 4, 5, 6, 7, 8, 9, 11, 12, 13, 16, 25]))
     tail = draw(st.sampled_from([0, 0, 0, step, block_k // 2, block_k - step]))
     n = draw(st.one_of(st.integers(1, 320).map(lambda v: 8 * v), st.sampled_from([16, 120, 128, 136, 512, 2112, 4104])))
-    m = draw(st.one_of(st.integers(1, 700), st.sampled_from([1, 2, 63, 64, 65, 127, 128, 129, 255, 256, 257, 1000, 2049])))
+    m = draw(
+        st.one_of(st.integers(1, 700), st.sampled_from([1, 2, 63, 64, 65, 127, 128, 129, 255, 256, 257, 1000, 2049]))
+    )
     return Case(dtype, m, n, (blocks - 1) * block_k + (tail or block_k))
 
 

@@ -1,0 +1,48 @@
+"""The prelude gives what is used and what that needs, in order."""
+
+from __future__ import annotations
+
+from dataclasses import replace
+
+import pytest
+
+from gemmir.backends.cuda.prelude import prelude, sections
+from gemmir.schedule import Split
+from tests.kernels import BF16_SCHEDULE, FP8_SCHEDULE, lowered
+from tests.schedules import fp8_problem, half_problem
+
+
+def test_only_what_is_used() -> None:
+    text = prelude(["mbarrier_arrive_peer"])
+    assert "mbarrier_arrive_peer" in text and "peer_address" in text
+    assert "mbarrier_wait" not in text and "//@" not in text
+
+
+def test_needs_come_first() -> None:
+    names = list(sections())
+    for section in sections().values():
+        assert all(names.index(need) < names.index(section.name) for need in section.needs), section.name
+
+
+def test_unknown_sections_are_refused() -> None:
+    with pytest.raises(KeyError):
+        prelude(["nothing"])
+
+
+def test_every_section_is_used_by_some_kernel() -> None:
+    fp8, bf16 = fp8_problem(None, 7168, 2048), half_problem(None, 7168, 2048)
+    sources = [
+        lowered(fp8, FP8_SCHEDULE).source,
+        lowered(fp8, replace(FP8_SCHEDULE, block_n=192, split=Split.ALONG_M, turns=True, cluster_m=1)).source,
+        lowered(bf16, BF16_SCHEDULE).source,
+        lowered(replace(bf16, a=half_problem(None, 8, 8).a, d=fp8.d), BF16_SCHEDULE).source,
+        lowered(replace(fp8, d=_f16()), FP8_SCHEDULE).source,
+    ]
+    unused = [s.name for s in sections().values() if not any(s.text in source for source in sources)]
+    assert unused == []
+
+
+def _f16():  # type: ignore[no-untyped-def]
+    from gemmir.dtypes import F16
+
+    return F16
