@@ -213,7 +213,8 @@ def _powers_of_two(operand: Operand, source: Source, exponent: int) -> torch.Ten
     """Random scales of an outer x K operand from 2^-exponent to 2^exponent."""
     outer, k = _outer_and_k(operand, source)
     shape = [size or 0 for size in scale_shape(operand.recipe, outer, k, k_axis=1)]
-    return torch.exp2(source.integers(exponent, *shape))
+    powers = torch.tensor([2.0**e for e in range(-exponent, exponent + 1)], device=source.device)
+    return powers[source.integers(exponent, *shape).long() + exponent]
 
 
 @dataclass(frozen=True, slots=True)

@@ -122,12 +122,13 @@ def _leading_powers(values: torch.Tensor, dtype: DType, axis: int) -> tuple[torc
     The largest power of two not above the largest |value| along `axis`, 0 if all are 0; and how many binary orders each
     value lies below it, -1 for zeros. Subnormals have the exponent of the smallest normal number, as the hardware does.
     """
-    exponent = (torch.frexp(values).exponent - 1).clamp_(min=SMALLEST_EXPONENT[dtype])
-    exponent = torch.where(values == 0, SMALLEST_EXPONENT[dtype], exponent)
-    largest = exponent.amax(axis, keepdim=True)
-    gap = torch.where(values == 0, -1, largest - exponent)
-    power = torch.ldexp(torch.ones_like(largest, dtype=torch.float64), largest)
-    return torch.where(gap.amax(axis, keepdim=True) < 0, 0.0, power), gap
+    smallest = SMALLEST_EXPONENT[dtype]
+    exponent = (torch.frexp(values).exponent - 1).clamp_(min=smallest)
+    exponent = torch.where(values == 0, smallest, exponent)
+    gap = torch.where(values == 0, -1, exponent.amax(axis, keepdim=True) - exponent)
+    largest = values.abs().amax(axis, keepdim=True)
+    power = largest / (2 * torch.frexp(largest).mantissa)  # exact, which ldexp and exp2 need not be on a GPU
+    return torch.where(largest == 0, 0.0, power.clamp_(min=2.0**smallest)), gap
 
 
 def _count_lossy(row_gap: torch.Tensor, column_gap: torch.Tensor, kept: int) -> torch.Tensor:
