@@ -1,0 +1,161 @@
+"""`gemmir compile` and `gemmir explain`: every kind of output, where it goes, and what is refused."""
+
+import io
+import json
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+from gemmir.cli.main import main
+
+ROOT = Path(__file__).resolve().parents[2]
+LAYER = str(ROOT / "examples" / "01_down_proj.mlir")
+ALL_KINDS = "gemm,schedule,hopper,cuda,ptx,cubin,sass,manifest"
+
+
+@pytest.fixture(scope="module")
+def everything(tmp_path_factory: pytest.TempPathFactory) -> dict[str, bytes]:
+    """Every kind of output of one layer, by the name of its file."""
+    folder = tmp_path_factory.mktemp("out")
+    assert main(["compile", LAYER, "--emit", ALL_KINDS, "-o", f"{folder}/"]) == 0
+    return {path.name: path.read_bytes() for path in folder.iterdir()}
+
+
+def test_each_kind_is_a_file_of_its_own(everything: dict[str, bytes]):
+    suffixes = "gemm.mlir schedule.mlir hopper.mlir cu ptx cubin sass json"
+    assert set(everything) == {f"down_proj.{suffix}" for suffix in suffixes.split()}
+
+
+def test_the_levels_differ_in_what_is_decided(everything: dict[str, bytes]):
+    assert b"schedule <" not in everything["down_proj.gemm.mlir"]
+    assert b"schedule <family = tiles, block = " in everything["down_proj.schedule.mlir"]
+    assert b"hopper.kernel" in everything["down_proj.hopper.mlir"]
+    assert b"gemm.matmul" not in everything["down_proj.hopper.mlir"]
+
+
+def test_the_machine_code_uses_the_hardware(everything: dict[str, bytes]):
+    assert everything["down_proj.cubin"].startswith(b"\x7fELF")
+    for opcode in (b"QGMMA", b"UTMALDG", b"UTMASTG", b"USETMAXREG"):
+        assert opcode in everything["down_proj.sass"], opcode
+    assert b"wgmma.mma_async" in everything["down_proj.ptx"]
+    assert b"#include" not in everything["down_proj.cu"]
+
+
+def test_the_manifest_names_the_kernel_in_the_source(everything: dict[str, bytes]):
+    manifest = json.loads(everything["down_proj.json"])
+    assert (manifest["name"], manifest["n"], manifest["k"]) == ("down_proj", 7168, 2048)
+    assert manifest["entry"].encode() in everything["down_proj.cu"]
+
+
+def test_cuda_goes_to_stdout_by_default(everything: dict[str, bytes], capsys: pytest.CaptureFixture[str]):
+    assert main(["compile", LAYER]) == 0
+    captured = capsys.readouterr()
+    assert captured.out.encode() == everything["down_proj.cu"]
+    assert captured.err == ""
+
+
+@pytest.mark.parametrize("level", ["schedule", "hopper"])
+def test_what_is_printed_can_be_fed_back(level: str, everything: dict[str, bytes], tmp_path: Path):
+    (tmp_path / "again.mlir").write_bytes(everything[f"down_proj.{level}.mlir"])
+    out = tmp_path / "again.cu"
+    assert main(["compile", str(tmp_path / "again.mlir"), "-o", str(out)]) == 0
+    assert out.read_bytes() == everything["down_proj.cu"]
+
+
+def test_a_level_above_the_input_is_refused(
+    everything: dict[str, bytes], tmp_path: Path, capsys: pytest.CaptureFixture[str]
+):
+    (tmp_path / "low.mlir").write_bytes(everything["down_proj.hopper.mlir"])
+    assert main(["compile", str(tmp_path / "low.mlir"), "--emit", "gemm"]) == 2
+    assert "--emit gemm: the input is below that level already" in capsys.readouterr().err
+
+
+def test_stdin_is_read(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]):
+    monkeypatch.setattr(sys, "stdin", io.TextIOWrapper(io.BytesIO(Path(LAYER).read_bytes())))
+    assert main(["compile", "-", "--emit", "gemm"]) == 0
+    assert "gemm.matmul" in capsys.readouterr().out
+
+
+def test_errors_on_stdin_say_so(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]):
+    monkeypatch.setattr(sys, "stdin", io.TextIOWrapper(io.BytesIO(b"func.func @f( {}\xff")))
+    assert main(["compile"]) == 1
+    assert "--> <stdin>:1:" in capsys.readouterr().err
+
+
+def test_several_kinds_need_a_folder(tmp_path: Path, capsys: pytest.CaptureFixture[str]):
+    assert main(["compile", LAYER, "--emit", "cuda,ptx"]) == 2
+    assert main(["compile", LAYER, "--emit", "cuda,ptx", "-o", str(tmp_path / "file.cu")]) == 2
+    assert capsys.readouterr().err.count("needs a folder: -o DIR/") == 2
+
+
+def test_a_cubin_is_not_written_to_a_terminal(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]):
+    monkeypatch.setattr(sys.stdout, "isatty", lambda: True)
+    assert main(["compile", LAYER, "--emit", "cubin"]) == 2
+    assert "a cubin is binary" in capsys.readouterr().err
+
+
+def test_a_cubin_goes_through_a_pipe(everything: dict[str, bytes]):
+    command = [sys.executable, "-m", "gemmir", "compile", LAYER, "--emit", "cubin"]
+    done = subprocess.run(command, capture_output=True, cwd=ROOT, check=True)
+    assert done.stdout == everything["down_proj.cubin"]
+
+
+def test_the_ir_after_each_pass_goes_to_stderr(capsys: pytest.CaptureFixture[str]):
+    assert main(["compile", LAYER, "--emit", "hopper", "--print-ir-after-all"]) == 0
+    captured = capsys.readouterr()
+    passes = "canonicalize select-family select-blocks rasterize plan-pipeline lower-to-hopper"
+    titles = [line for line in captured.err.splitlines() if line.startswith("// ----- after ")]
+    assert titles == [f"// ----- after gemm-{name}" for name in passes.split()]
+    assert "// -----" not in captured.out
+
+
+def test_a_pipeline_of_ones_own_is_obeyed(capsys: pytest.CaptureFixture[str]):
+    pipeline = "gemm-canonicalize,gemm-select-family"
+    assert main(["compile", LAYER, "--emit", "schedule", "-p", pipeline]) == 0
+    assert "schedule <family = tiles>" in capsys.readouterr().out
+
+
+def test_m_changes_the_schedule(capsys: pytest.CaptureFixture[str]):
+    schedules: list[str] = []
+    for m in ("4096", "64"):
+        assert main(["compile", LAYER, "--emit", "schedule", "--m", m]) == 0
+        schedules.append(capsys.readouterr().out)
+    assert schedules[0] != schedules[1]
+
+
+def test_another_target_is_refused(capsys: pytest.CaptureFixture[str]):
+    assert main(["compile", LAYER, "--target", "sm_90"]) == 1
+    assert capsys.readouterr().err.startswith("error[GMR-U002]: target 'sm_90'")
+
+
+def test_a_name_out_of_the_ir_is_no_path(tmp_path: Path):
+    text = Path(LAYER).read_text().replace("@down_proj", '@"../../escape"')
+    (tmp_path / "layer.mlir").write_text(text)
+    folder = tmp_path / "a" / "b" / "out"
+    assert main(["compile", str(tmp_path / "layer.mlir"), "--emit", "gemm,schedule", "-o", f"{folder}/"]) == 0
+    assert {path.name for path in folder.iterdir()} == {"kernel.gemm.mlir", "kernel.schedule.mlir"}
+    assert not list(tmp_path.glob("escape*"))
+
+
+def test_explain_says_what_was_chosen_and_why(capsys: pytest.CaptureFixture[str]):
+    assert main(["explain", LAYER]) == 0
+    out = capsys.readouterr().out
+    assert out.startswith("?x7168x2048 f8E4M3FN x f8E4M3FN -> bf16, scales 1x128 x 128x128, sm_90a\n")
+    for subject, by in [
+        ("block = ", "gemm-select-blocks"),
+        ("cluster = ", "gemm-select-blocks"),
+        ("raster = ", "gemm-rasterize"),
+        ("stages = ", "gemm-plan-pipeline"),
+    ]:
+        (line,) = [line for line in out.splitlines() if line.startswith(subject)]
+        assert line.endswith(f"({by})")
+    assert "    next best: " in out
+
+
+def test_explain_leaves_out_what_the_program_fixes(tmp_path: Path, capsys: pytest.CaptureFixture[str]):
+    text = Path(LAYER).read_text().replace("128x128)\n", "128x128) schedule <stages = 2>\n")
+    (tmp_path / "layer.mlir").write_text(text)
+    assert main(["explain", str(tmp_path / "layer.mlir")]) == 0
+    assert "stages = " not in capsys.readouterr().out
