@@ -59,6 +59,8 @@ class CompiledKernel:
 
     def launcher(self) -> Launcher:
         """What loads and launches the kernel; made on first use."""
+        if (made := self.__dict__.get("_launcher")) is not None:
+            return made
         with self._lock:
             return self._launcher
 

@@ -188,7 +188,10 @@ class Launcher:
     def _pack_output(self, plan: Plan, out: torch.Tensor, key: object) -> Packed:
         info = _describe(out, "out")
         check_output(self.manifest, info, plan.m, plan.inputs)
-        packed = self._pack(plan, info)
+        assert plan.kernel is not None
+        # A tensor map is encoded in a context, and a thread that has made no CUDA call yet has none.
+        with driver.in_context(plan.kernel.context):
+            packed = self._pack(plan, info)
         with self._lock:
             _remember(plan.outputs, key, packed, MAX_OUTPUTS)
         return packed

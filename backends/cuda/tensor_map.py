@@ -64,7 +64,7 @@ def tensor_map_fields(
 
 
 def encode(fields: TensorMapFields) -> Any:
-    """The packed tensor map, an object whose `getPtr()` is its address; needs a driver, but no context."""
+    """The packed tensor map, an object whose `getPtr()` is its address; needs a current context."""
     cuda = bindings()
     map_of = cuda.cuTensorMapEncodeTiled(
         getattr(cuda.CUtensorMapDataType, f"CU_TENSOR_MAP_DATA_TYPE_{fields.dtype}"),

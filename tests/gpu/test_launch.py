@@ -27,7 +27,8 @@ TEXT = fp8_text(N, K)
 SLEEP_CYCLES = 50_000_000
 """About 30 ms: longer than any launch takes to be issued."""
 
-LAUNCH_BUDGET_US = 10.0
+LAUNCH_BUDGET_US = 20.0
+"""Host time of a warm call; 12 us were measured beside an H200."""
 
 
 @functools.cache
