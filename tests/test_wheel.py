@@ -41,13 +41,15 @@ def installed(wheel: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
     """
     The folder of programs of a fresh environment that has the wheel installed.
 
-    Its dependencies are this environment's, reached through a `.pth` line: nothing is downloaded.
+    Its dependencies are links to those of this environment: nothing is downloaded.
     """
     home = tmp_path_factory.mktemp("environment")
     venv.create(home, with_pip=False)
     (packages,) = (home / "lib").glob("python*/site-packages")
     run(sys.executable, "-m", "pip", "install", "--no-deps", "--target", packages, wheel, cwd=home)
-    (packages / "dependencies.pth").write_text(sysconfig.get_path("purelib") + "\n")
+    for dependency in Path(sysconfig.get_path("purelib")).iterdir():
+        if "gemmir" not in dependency.name and dependency.suffix != ".pth" and dependency.name != "__pycache__":
+            (packages / dependency.name).symlink_to(dependency)
     (home / "bin" / "gemmir").write_text((packages / "bin" / "gemmir").read_text())
     return home / "bin"
 
