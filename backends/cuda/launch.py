@@ -25,8 +25,8 @@ from gemmir.backends.cuda.arguments import (
 )
 from gemmir.backends.cuda.tensor_map import TensorMapFields, encode, tensor_map_fields
 from gemmir.dtypes import DTYPES
-from gemmir.errors import DeviceError, InputError
-from gemmir.manifest import Manifest, PointerParam, StrideParam, TensorMapParam
+from gemmir.errors import DeviceError, InputError, UnsupportedError
+from gemmir.manifest import Manifest, PointerParam, SeedParam, StrideParam, TensorMapParam
 from gemmir.target import find_target
 
 if TYPE_CHECKING:
@@ -89,6 +89,8 @@ class Launcher:
 
     def __init__(self, manifest: Manifest, cubin: bytes):
         self.manifest = manifest
+        self.seed = ctypes.c_uint32(0)
+        """Of the delays of a kernel under chaos; read at each launch."""
         self._cubin = cubin
         self._names = tuple(spec.name for spec in manifest.inputs)
         self._lock = threading.Lock()
@@ -202,17 +204,10 @@ class Launcher:
         addresses: list[int] = []
         for param in self.manifest.params:
             if isinstance(param, TensorMapParam):
-                values.append(self._map(param, out if param.tensor == OUTPUT else plan.inputs[param.tensor]))
+                values.append(self._map(param, _tensor_of(param, plan, out)))
                 addresses.append(int(values[-1].getPtr()))
                 continue
-            if isinstance(param, PointerParam):
-                info = out if param.tensor == OUTPUT else plan.inputs[param.tensor]
-                values.append(ctypes.c_uint64(info.address))
-            elif isinstance(param, StrideParam):
-                info = out if param.tensor == OUTPUT else plan.inputs[param.tensor]
-                values.append(ctypes.c_int64(info.strides[param.dimension]))
-            else:
-                values.append(ctypes.c_int32(plan.m))
+            values.append(_scalar(param, plan, out))
             addresses.append(ctypes.addressof(values[-1]))
         array = (ctypes.c_void_p * len(addresses))(*addresses)
         return Packed(ctypes.addressof(array), (array, *values))
@@ -240,6 +235,21 @@ class Launcher:
             kernel.function, grid, 1, 1, threads, 1, 1, shared, stream, packed.address, 0
         )
         driver.checked(launched, "cuLaunchKernel")
+
+
+def _tensor_of(param: TensorMapParam | PointerParam | StrideParam, plan: Plan, out: TensorInfo) -> TensorInfo:
+    return out if param.tensor == OUTPUT else plan.inputs[param.tensor]
+
+
+def _scalar(param: Param, plan: Plan, out: TensorInfo) -> Any:
+    """A parameter other than a tensor map, as the C type that the kernel declares."""
+    if isinstance(param, PointerParam):
+        return ctypes.c_uint64(_tensor_of(param, plan, out).address)
+    if isinstance(param, StrideParam):
+        return ctypes.c_int64(_tensor_of(param, plan, out).strides[param.dimension])
+    if isinstance(param, RowsParam):
+        return ctypes.c_int32(plan.m)
+    raise UnsupportedError("GMR-U001", f"a kernel parameter of kind {param.kind!r}", rule="the launcher must know it")
 
 
 def _key(tensors: Sequence[torch.Tensor], names: Sequence[str]) -> tuple[object, ...]:

@@ -12,7 +12,7 @@ from hypothesis import strategies as st
 
 from gemmir.backends.cuda import driver, launch, tensor_map
 from gemmir.backends.cuda.launch import Launcher, grid_size
-from gemmir.errors import DeviceError, DeviceLostError, InputError
+from gemmir.errors import DeviceError, DeviceLostError, InputError, UnsupportedError
 from gemmir.manifest import Manifest
 from tests.backends.cuda.cuda_doubles import MANIFEST, MIB, DeviceTensor, Launch, RecordingDriver, Status, tensors
 
@@ -264,6 +264,17 @@ def test_a_slice_of_a_gpu(gpu: RecordingDriver):
     gpu.shared = 100_000
     with pytest.raises(DeviceError, match=r"GMR-D002: the kernel needs 200000 bytes of shared memory.*has 100000"):
         launcher()(tensors(8))
+
+
+def test_a_parameter_of_another_version(gpu: RecordingDriver):
+    """Never guessed: the kernel would read it as something else."""
+
+    class Strange:
+        kind = "strange"
+
+    with pytest.raises(UnsupportedError, match="GMR-U001: a kernel parameter of kind 'strange'"):
+        launcher(replace(MANIFEST, params=(*MANIFEST.params, Strange())))(tensors(8))  # pyright: ignore
+    assert gpu.launches == []
 
 
 def test_a_first_call_during_capture(gpu: RecordingDriver):
