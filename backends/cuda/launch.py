@@ -26,7 +26,7 @@ from gemmir.backends.cuda.arguments import (
 from gemmir.backends.cuda.tensor_map import TensorMapFields, encode, tensor_map_fields
 from gemmir.dtypes import DTYPES
 from gemmir.errors import DeviceError, InputError, UnsupportedError
-from gemmir.manifest import Manifest, PointerParam, SeedParam, StrideParam, TensorMapParam
+from gemmir.manifest import Manifest, Param, PointerParam, RowsParam, SeedParam, StrideParam, TensorMapParam
 from gemmir.target import find_target
 
 if TYPE_CHECKING:
@@ -207,7 +207,7 @@ class Launcher:
                 values.append(self._map(param, _tensor_of(param, plan, out)))
                 addresses.append(int(values[-1].getPtr()))
                 continue
-            values.append(_scalar(param, plan, out))
+            values.append(self.seed if isinstance(param, SeedParam) else _scalar(param, plan, out))
             addresses.append(ctypes.addressof(values[-1]))
         array = (ctypes.c_void_p * len(addresses))(*addresses)
         return Packed(ctypes.addressof(array), (array, *values))
