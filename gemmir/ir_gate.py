@@ -2,7 +2,9 @@
 The front gate for IR text: cheap limits on untrusted text, checked before any of it is parsed.
 
 A parser that believes every number can be made to fill the memory with one line (`dense<0> : tensor<1000000000xi32>`,
-`i99999999999`, ten thousand open brackets). The gate reads the text once, token by token, and refuses such things.
+`i99999999999`, ten thousand open brackets), or to take for ever (aliases that double one another, a string without an
+end, which xDSL's lexer reads in exponential time). The gate reads the text once, token by token, and refuses such
+things.
 """
 
 from __future__ import annotations
@@ -14,13 +16,16 @@ from gemmir.errors import IRError, SourceLocation
 MAX_BYTES = 4 << 20
 MAX_NESTING = 64
 MAX_DIGITS = 40
+MAX_WORD = 256
+"""The parser reads a shape such as `4x4xf32` anew at each `x`."""
+
 INTEGER_WIDTHS = (1, 4, 8, 16, 32, 64)
 MAX_SHOWN_LINE = 240
 """Longer source lines are not repeated in messages."""
 
 _TOKEN = re.compile(
     r"""(?P<skip>[ \t\r\n]+|//[^\n]*)
-      | (?P<string>"(?:[^"\\\n]|\\.)*")
+      | (?P<string>"(?:[^"\\\n\v\f]|\\(?:["nt\\]|[0-9A-Fa-f]{2}))*")
       | (?P<sigil>[%@\#!^][A-Za-z0-9_$.\-]*)
       | (?P<word>[A-Za-z_][A-Za-z0-9_$.]*)
       | (?P<number>[0-9]+)
@@ -73,19 +78,31 @@ class _Scan:
         self.text = text
         self.name = name
         self.depth = 0
+        self.last_sigil = ""
+        """The token before, if it was a name with a sigil."""
 
     def run(self) -> None:
         for match in _TOKEN.finditer(self.text):
             kind, token, start = match.lastgroup, match.group(), match.start()
+            if kind == "skip":
+                continue
             if kind == "mark":
                 self._mark(token, start)
-            elif kind == "word" or kind == "number":
+            elif kind != "string":
                 self._word(token, start)
+            self.last_sigil = token if kind == "sigil" else ""
 
     def _refuse(self, what: str, rule: str, fix: str, start: int, length: int = 1) -> None:
         raise IRError("GMR-R003", what, rule=rule, fix=fix, location=location_at(self.text, start, self.name, length))
 
     def _mark(self, token: str, start: int) -> None:
+        if token == '"':
+            place = location_at(self.text, start, self.name)
+            rule = 'a string ends on its line; its escapes are \\\\, \\n, \\t, \\" and two hexadecimal digits'
+            raise IRError("GMR-R001", "a string without an end", rule=rule, fix='write "..."', location=place)
+        if token == "{-#" or (token == "=" and self.last_sigil[:1] in ("!", "#") and self.last_sigil):
+            rule = "types and attributes are written out: an alias can stand for a text of any length"
+            self._refuse("an alias or a resource", rule, "replace it by what it stands for", start, len(token))
         if token in _OPENING:
             self.depth += 1
         elif token in _CLOSING:
@@ -95,6 +112,9 @@ class _Scan:
             self._refuse(f"brackets {self.depth} deep", rule, "flatten the module", start)
 
     def _word(self, token: str, start: int) -> None:
+        if len(token) > MAX_WORD:
+            rule = f"words have at most {MAX_WORD} characters"
+            self._refuse(f"a word of {len(token)} characters", rule, "use a shorter name", start, len(token))
         if _LONG_NUMBER.search(token) is not None:
             rule = f"numbers have at most {MAX_DIGITS} digits"
             self._refuse(f"a number of {len(token)} digits", rule, "write a smaller number", start, len(token))

@@ -34,7 +34,7 @@ from xdsl.ir import Attribute, Block, Operation, ParametrizedAttribute, Region, 
 from xdsl.parser import Parser
 from xdsl.utils.exceptions import ArgSpecParseError, ParseError, VerifyException
 
-from gemmir.dialects.gemm import Gemm, GemmFault, ScheduleFault
+from gemmir.dialects.gemm import EpilogueFault, Gemm, GemmFault, ScheduleFault
 from gemmir.errors import GemmirError, IRError, ScheduleError, SourceLocation
 from gemmir.ir_gate import check_text, location_at, printable
 
@@ -47,6 +47,7 @@ MAX_DIM = 2**31 - 1
 MAX_MESSAGE = 600
 """Longer messages of the parser are cut."""
 
+_NUMBERED = re.compile(r"_[0-9]+$")
 _UNDEFINED = re.compile(r"values used but not defined: \[%([^,\]]+)")
 
 
@@ -73,6 +74,7 @@ def parse_module(text: str, name: str = "<text>") -> ModuleOp:
     """
     check_text(text, name)
     module = _parse(text, name)
+    _settle_names(module)
     verify_module(module, text, name)
     return module
 
@@ -86,8 +88,8 @@ def verify_module(module: ModuleOp, text: str | None = None, name: str = "<modul
     source = _Source(text, name)
     try:
         _check_sizes(module, source)
-        module.verify()
         _check_dominance(module, source)
+        module.verify()
     except GemmirError:
         raise
     except RecursionError:
@@ -154,25 +156,42 @@ class _Parser(Parser):
 
 
 def _parse(text: str, name: str) -> ModuleOp:
-    parser = _Parser(make_context(), text, name)
+    ctx = make_context()
+    parser: _Parser | None = None
     try:
+        parser = _Parser(ctx, text, name)  # reads the first token, which may already be none
         return parser.parse_module()
     except GemmirError:
         raise
     except ParseError as error:
         raise _parse_error(error, text, name) from error
     except VerifyException as error:
-        raise IRError("GMR-R002", _message(error), location=_here(parser)) from error
+        raise IRError("GMR-R002", _message(error), location=_here(parser, text, name)) from error
     except RecursionError:
-        raise IRError("GMR-R003", "text nested too deeply", fix="flatten the module", location=_here(parser)) from None
+        raise IRError(
+            "GMR-R003", "text nested too deeply", fix="flatten the module", location=_here(parser, text, name)
+        ) from None
     except MemoryError:
-        raise IRError("GMR-R003", "text that does not fit the memory", location=_here(parser)) from None
+        raise IRError("GMR-R003", "text that does not fit the memory", location=_here(parser, text, name)) from None
     except (Exception, ArgSpecParseError) as error:  # the text is at fault: no other kind of error may come out
-        raise IRError("GMR-R001", _message(error), location=_here(parser)) from error
+        raise IRError("GMR-R001", _message(error), location=_here(parser, text, name)) from error
 
 
-def _here(parser: _Parser) -> SourceLocation:
-    return location_at(parser.lexer.input.content, parser.pos, parser.name)
+def _settle_names(module: ModuleOp) -> None:
+    """
+    Strip every numeric suffix of the names of values.
+
+    xDSL strips one: `%x_1_2` keeps `x_1`, which the printer then also gives to a second `x`.
+    """
+    for op in module.walk():
+        arguments = (argument for region in op.regions for block in region.blocks for argument in block.args)
+        for value in (*op.results, *arguments):
+            while value.name_hint is not None and _NUMBERED.search(value.name_hint) is not None:
+                value.name_hint = str(value.name_hint)
+
+
+def _here(parser: _Parser | None, text: str, name: str) -> SourceLocation:
+    return location_at(text, 0 if parser is None else parser.pos, name)
 
 
 def _message(error: BaseException) -> str:
@@ -193,7 +212,7 @@ def _parse_error(error: ParseError, text: str, name: str) -> IRError:
 
 
 def _verify_error(error: VerifyException, module: ModuleOp, source: _Source) -> GemmirError:
-    place = source.of(_failing_op(module))
+    place = source.of(error.op if isinstance(error, EpilogueFault) else _failing_op(module))
     if isinstance(error, ScheduleFault):
         found = error.violation
         return ScheduleError(found.code, found.what, rule=found.rule, fix=found.fix, location=place)

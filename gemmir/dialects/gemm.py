@@ -11,6 +11,7 @@ from __future__ import annotations
 import re
 from collections.abc import Iterable, Sequence
 
+from xdsl.dialects.arith import ExtFOp, TruncFOp
 from xdsl.dialects.builtin import (
     DYNAMIC_INDEX,
     I64,
@@ -105,6 +106,14 @@ class ScheduleFault(VerifyException):
     def __init__(self, found: Violation):
         self.violation = found
         super().__init__(f"{found.code}: {found.what}\n  rule: {found.rule}\n  fix: {found.fix}")
+
+
+class EpilogueFault(VerifyException):
+    """An operation `op` that an epilogue cannot hold."""
+
+    def __init__(self, op: Operation, what: str):
+        self.op = op
+        super().__init__(f"{op.name} in an epilogue {what}")
 
 
 def element_type(dtype: DType) -> AnyFloat:
@@ -328,10 +337,19 @@ def _verify_epilogue_op(op: Operation) -> None:
     if isinstance(op, YieldOp):
         return
     if op.dialect_name() not in ("arith", "math") or op.regions or not is_side_effect_free(op):
-        raise VerifyException(f"{op.name} in an epilogue: only arith and math ops without side effects")
+        raise EpilogueFault(op, "is neither arith nor math without side effects")
     for value in (*op.operands, *op.results):
         if not isinstance(value.type, _SCALARS):
-            raise VerifyException(f"{op.name} in an epilogue has {value.type}: only scalars of integer or float type")
+            raise EpilogueFault(op, f"has {value.type}: only scalars of integer or float type")
+    if isinstance(op, ExtFOp | TruncFOp):
+        _verify_cast(op)
+
+
+def _verify_cast(op: ExtFOp | TruncFOp) -> None:
+    """xDSL lets `extf` and `truncf` go either way."""
+    source, target = dtype_of(op.input.type), dtype_of(op.result.type)
+    if (source.bits < target.bits) is not isinstance(op, ExtFOp) or source.bits == target.bits:
+        raise EpilogueFault(op, f"goes from {source} to {target}: extf widens, truncf narrows")
 
 
 def _list(types: Iterable[Attribute]) -> str:
@@ -405,11 +423,17 @@ def _unsupported(what: str) -> UnsupportedError:
 
 def argument_names(function: FuncOp) -> tuple[str, ...]:
     """
-    Names of a function's arguments, fit for any language: those of the IR, or arg0, arg1, ...
+    Names of a function's arguments, fit for any language: as the IR prints them, or arg0, arg1, ...
 
-    The IR's names are taken if each is a unique ASCII identifier of at most 64 characters.
+    A name of the IR is taken if it is an ASCII identifier of at most 64 characters; all are unique.
     """
-    hints = tuple(argument.name_hint or "" for argument in function.body.blocks[0].args)
-    if len(set(hints)) == len(hints) and all(_IDENTIFIER.fullmatch(hint) for hint in hints):
-        return hints
-    return tuple(f"arg{i}" for i in range(len(hints)))
+    names: list[str] = []
+    for i, argument in enumerate(function.body.block.args):
+        hint = argument.name_hint or ""
+        name = base = hint if _IDENTIFIER.fullmatch(hint) is not None else f"arg{i}"
+        repeats = 0
+        while name in names:
+            repeats += 1
+            name = f"{base}_{repeats}"
+        names.append(name)
+    return tuple(names)

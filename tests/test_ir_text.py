@@ -1,0 +1,274 @@
+"""The way in for IR text: places of errors, limits, hostile text, and nothing but typed errors."""
+
+import random
+import re
+import sys
+from io import StringIO
+
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from xdsl.printer import Printer
+
+from gemmir.errors import GemmirError, IRError, ScheduleError, UnsupportedError
+from gemmir.ir_text import MAX_OPS, MAX_REGIONS, parse_module, verify_module
+
+TEXT = """\
+func.func @up(%x: tensor<?x512xf8E4M3FN>, %xs: tensor<?x4xf32>, %w: tensor<512x256xf8E4M3FN>, %ws: tensor<4x2xf32>,
+              %bias: tensor<256xbf16>, %c: tensor<?x256xf32>) -> tensor<?x256xbf16> {
+  %y = gemm.matmul %x, %w scaled (%xs by 1x128, %ws by 128x128)
+      accumulate %c
+      layout <a = k, b = k>
+      numerics <promote_every = 128>
+      expect <m = 4096>
+      schedule <family = tiles, block = 128x256x128, warpgroups = 2 along n, turns = false, cluster = 2x1,
+                raster = along_m, group = 8, stages = 3>
+      epilogue (%bias by column) {
+      ^bb0(%acc: f32, %b: bf16):
+        %wide = arith.extf %b : bf16 to f32
+        %sum = arith.addf %acc, %wide : f32
+        %big = math.tanh %sum : f32
+        %r = arith.truncf %big : f32 to bf16
+        gemm.yield %r : bf16
+      }
+      : (tensor<?x512xf8E4M3FN>, tensor<512x256xf8E4M3FN>, tensor<?x4xf32>, tensor<4x2xf32>, tensor<?x256xf32>,
+         tensor<256xbf16>) -> tensor<?x256xbf16>
+  func.return %y : tensor<?x256xbf16>
+}
+"""
+
+
+def failure(text: str, kind: type[GemmirError] = IRError) -> GemmirError:
+    with pytest.raises(kind) as caught:
+        parse_module(text, "up.mlir")
+    return caught.value
+
+
+def place(error: GemmirError) -> tuple[int, int]:
+    assert error.location is not None
+    assert error.location.file == "up.mlir"
+    return error.location.line, error.location.column
+
+
+def test_every_operation_knows_its_place():
+    ops = list(parse_module(TEXT, "up.mlir").walk())
+    places = {op.name: str(op.location) for op in ops}
+    assert places["gemm.matmul"] == 'loc("up.mlir":3:3)'
+    assert places["math.tanh"] == 'loc("up.mlir":14:9)'
+    assert places["func.return"] == 'loc("up.mlir":20:3)'
+
+
+def test_a_syntax_error_points_at_the_word():
+    error = failure(TEXT.replace("by column", "by colum"))
+    assert error.code == "GMR-R001"
+    assert place(error) == (10, 26)
+    assert error.location is not None
+    assert error.location.length == len("colum")
+    assert "Expected one of 'column', 'element', 'row', 'scalar'" in str(error)
+
+
+def test_an_undefined_value_points_at_its_use():
+    error = failure(TEXT.replace("return %y", "return %z"))
+    assert (error.code, *place(error)) == ("GMR-R001", 20, 15)
+    assert "[%z]" in error.what
+
+
+def test_a_verification_error_points_at_its_operation():
+    error = failure(TEXT.replace("4x2xf32", "4x3xf32"))
+    assert (error.code, *place(error)) == ("GMR-R002", 3, 3)
+    assert error.what == "scale of B: 4x3 of f32, expected 4x2"
+    assert error.fix == "use shape 4x2"
+
+
+def test_a_fault_inside_the_epilogue_points_inside():
+    error = failure(TEXT.replace("arith.extf %b : bf16 to f32", "arith.truncf %b : bf16 to f32"))
+    assert (error.code, *place(error)) == ("GMR-R002", 12, 9)
+
+
+def test_a_schedule_that_does_not_fit_shows_the_arithmetic():
+    error = failure(TEXT.replace("stages = 3", "stages = 9"), ScheduleError)
+    assert (error.code, *place(error)) == ("GMR-S001", 3, 3)
+    assert "9 stages x 49696 + 65568 (outgoing tile, barriers) = 512832 bytes" in error.what
+    assert error.fix == "use num_stages = 3"
+
+
+def test_a_use_before_the_definition_is_refused():
+    swapped = TEXT.replace("        %wide = arith.extf %b : bf16 to f32\n", "").replace(
+        "        %big =", "        %wide = arith.extf %b : bf16 to f32\n        %big ="
+    )
+    error = failure(swapped)
+    assert (error.code, *place(error)) == ("GMR-R002", 12, 9)
+    assert error.what == "%wide is used before it is defined"
+
+
+def test_a_value_of_another_region_is_refused():
+    text = "func.func @f(%a: f32) { func.return }\nfunc.func @g() {\n  %b = arith.negf %a : f32\n  func.return\n}"
+    assert failure(text).code == "GMR-R001"
+
+
+def test_a_value_defined_in_a_later_region_is_refused():
+    text = "func.func @g() {\n  %b = arith.negf %a : f32\n  func.return\n}\nfunc.func @f(%a: f32) { func.return }"
+    error = failure(text)
+    assert (error.code, *place(error)) == ("GMR-R002", 2, 3)
+
+
+def test_several_blocks_are_refused():
+    error = failure("func.func @f() {\n  func.return\n^next:\n  func.return\n}")
+    assert (error.code, error.what) == ("GMR-R002", "func.func with 2 blocks in a region")
+
+
+def test_numbered_names_survive_printing():
+    text = "func.func @f(%x_1_2: f32, %x: f32, %x_7: f32) {\n  func.return\n}"
+    printed = str(parse_module(text))
+    assert "@f(%x: f32, %x_1: f32, %x_2: f32)" in printed
+    assert str(parse_module(printed)) == printed
+
+
+def test_a_module_built_by_hand_is_verified_too():
+    module = parse_module(TEXT)
+    block = next(op for op in module.walk() if op.name == "gemm.matmul").regions[0].block
+    list(block.ops)[1].detach()
+    with pytest.raises(IRError, match="used before it is defined") as caught:
+        verify_module(module)
+    assert caught.value.code == "GMR-R002"
+
+
+HOSTILE = {
+    "empty": ("", "GMR-R001"),
+    "no first token": (".", "GMR-R001"),
+    "truncated": ("func.func @f() {", "GMR-R001"),
+    "nul": ("builtin.module {\0}", "GMR-R001"),
+    "surrogate": ("builtin.module {\ud800}", "GMR-R001"),
+    "integer of 5000 digits": ("builtin.module { %0 = arith.constant " + "9" * 5000 + " : i64 }", "GMR-R003"),
+    "hexadecimal of 5000 digits": ("builtin.module { %0 = arith.constant 0x" + "9" * 5000 + " : i64 }", "GMR-R003"),
+    "index of 5000 digits": ("builtin.module { %0 = arith.negf %a#" + "9" * 5000 + " : f32 }", "GMR-R003"),
+    "superscript digit": ("builtin.module { %0 = arith.constant ² : i64 }", "GMR-R001"),
+    "integer over i64": ("builtin.module { %0 = arith.constant 99999999999999999999999 : i64 }", "GMR-R002"),
+    "integer over i8": ("builtin.module { %0 = arith.constant 300 : i8 }", "GMR-R002"),
+    "huge bit width": ("builtin.module { %0 = arith.constant 1 : i99999999999 }", "GMR-R003"),
+    "odd bit width": ("func.func private @f(memref<4xsi7>) -> ()", "GMR-R003"),
+    "nested modules": ("builtin.module {" * 5000 + "}" * 5000, "GMR-R003"),
+    "nested arrays": ("builtin.module attributes {a=" + "[" * 5000 + "]" * 5000 + "} {}", "GMR-R003"),
+    "nested types": ("func.func private @f(" + "tuple<" * 3000 + "i32" + ">" * 3000 + ") -> ()", "GMR-R003"),
+    "hidden nesting": ("builtin.module attributes {a=" + "[affine_set<(d):(d >= 0)>," * 200, "GMR-R003"),
+    "dense splat": ("builtin.module { %0 = arith.constant dense<1> : tensor<1000000000xi32> }", "GMR-R003"),
+    "huge dimension": ("func.func private @f(memref<9223372036854775808xf32>) -> ()", "GMR-R003"),
+    "rank 6": ("func.func private @f(tensor<1x1x1x1x1x1xf32>) -> ()", "GMR-R003"),
+    "negative dimension": ("func.func private @f(memref<-1x4xf32>) -> ()", "GMR-R001"),
+    "unregistered op": ('builtin.module { "evil.op"() : () -> () }', "GMR-R001"),
+    "unregistered dialect": ("builtin.module { scf.yield }", "GMR-R001"),
+    "bell in the text": ("builtin.module {\x07}", "GMR-R001"),
+    "string without an end": ('builtin.module attributes {a = "' + "a" * 500 + "} {}", "GMR-R001"),
+    "string with a bad escape": ('builtin.module attributes {a = "' + "a" * 500 + '\\q"} {}', "GMR-R001"),
+    "aliases that double": ("\n".join(f"#a{i + 1} = [#a{i}, #a{i}]" for i in range(60)), "GMR-R003"),
+    "type alias": ("!t = tensor<4x4xf32>\nbuiltin.module {}", "GMR-R003"),
+    "resources": ("{-# dialect_resources: {} #-} builtin.module {}", "GMR-R003"),
+    "shape of 100000 dimensions": ("func.func private @f(tensor<" + "1x" * 100_000 + "f32>) -> ()", "GMR-R003"),
+    "4 MiB and one byte": (" " * ((4 << 20) + 1), "GMR-R003"),
+}
+
+
+@pytest.mark.parametrize("case", HOSTILE)
+def test_hostile_text_is_refused(case: str):
+    text, code = HOSTILE[case]
+    error = failure(text)
+    assert error.code == code
+    assert len(str(error)) < 2000
+    assert all(c.isprintable() or c == "\n" for c in str(error))
+
+
+def test_duplicate_symbols_and_hostile_names_are_only_names():
+    """Names are data: they are kept in the IR, and nothing takes them for code."""
+    module = parse_module('func.func private @"x(){} __global__ void evil("() -> ()')
+    assert '@"x(){} __global__ void evil("' in str(module)
+
+
+def test_64_brackets_pass_and_65_do_not():
+    def text(depth: int) -> str:
+        return "builtin.module attributes {a = " + "[" * (depth - 1) + "]" * (depth - 1) + "} {}"
+
+    parse_module(text(64))
+    assert failure(text(65)).what == "brackets 65 deep"
+
+
+def test_too_many_operations_are_refused_while_parsing(monkeypatch: pytest.MonkeyPatch):
+    assert MAX_OPS == 50_000
+    monkeypatch.setattr("gemmir.ir_text.MAX_OPS", 100)
+    text = "\n".join(f"%{i} = arith.constant {i} : i32" for i in range(100))
+    error = failure(text)  # the module itself is one more
+    assert (error.code, error.what) == ("GMR-R003", "more than 100 operations")
+    error = failure(text + "\n%x = arith.constant 1 : i32")
+    assert (error.code, *place(error)) == ("GMR-R003", 101, 1)
+
+
+def test_too_many_regions_are_refused():
+    error = failure("builtin.module { builtin.module {} }\n" * (MAX_REGIONS // 2 + 1))
+    assert (error.code, error.what) == ("GMR-R003", f"more than {MAX_REGIONS} regions")
+
+
+def test_strings_and_comments_are_not_counted():
+    parse_module('builtin.module attributes {a = "' + "[" * 500 + '"} { // i99999 dense ' + "(" * 500 + "\n}")
+
+
+WORDS = [
+    "-1",
+    "?",
+    "99999999999",
+    "i7",
+    "f64",
+    "%x",
+    "%acc",
+    "<>",
+    "(",
+    "}",
+    "128x",
+    "none",
+    "\x00",
+    "\u00e9",
+    "#",
+    ".",
+]
+NUMBERS = ["0", "1", "2", "3", "7", "64", "128", "129", "4096", "2147483648", "?"]
+
+
+def mutate(text: str, choose: random.Random) -> str:
+    """One to four small edits: change a number, or delete, repeat, reverse or overwrite a piece."""
+    for _ in range(choose.randint(1, 4)):
+        if choose.random() < 0.5:
+            number = choose.choice(list(re.finditer("[0-9]+", text)) or [re.match("", text)])
+            assert number is not None
+            text = text[: number.start()] + choose.choice(NUMBERS) + text[number.end() :]
+            continue
+        start = choose.randrange(len(text))
+        end = min(len(text), start + choose.choice((1, 1, 2, 5, 20, 80)))
+        piece = choose.choice(("", text[start:end] * 2, choose.choice(WORDS), text[start:end][::-1]))
+        text = text[:start] + piece + text[end:]
+    return text
+
+
+def generic(text: str) -> str:
+    stream = StringIO()
+    Printer(stream, print_generic_format=True).print_op(parse_module(text))
+    return stream.getvalue()
+
+
+@settings(derandomize=True, deadline=None, max_examples=300)
+@given(st.integers(0, 2**32), st.sampled_from([TEXT, generic(TEXT)]))
+def test_mutated_text_raises_typed_errors_only(seed: int, source: str):
+    text = mutate(source, random.Random(seed))
+    try:
+        printed = str(parse_module(text))
+    except (IRError, ScheduleError, UnsupportedError):
+        return
+    assert str(parse_module(printed)) == printed
+
+
+def test_a_deep_caller_gets_an_error_and_no_crash():
+    def deep(left: int) -> GemmirError:
+        return failure("builtin.module {" * 60 + "}" * 60) if left == 0 else deep(left - 1)
+
+    depth = 0
+    frame = sys._getframe()
+    while frame is not None:
+        frame, depth = frame.f_back, depth + 1
+    assert deep(sys.getrecursionlimit() - depth - 120).code == "GMR-R003"
