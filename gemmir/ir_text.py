@@ -11,7 +11,6 @@ from __future__ import annotations
 import re
 from bisect import bisect_right
 from collections.abc import Iterable, Iterator
-from importlib.util import find_spec
 from typing import NoReturn
 
 from xdsl.context import Context
@@ -53,14 +52,11 @@ _UNDEFINED = re.compile(r"values used but not defined: \[%([^,\]]+)")
 
 def make_context() -> Context:
     """A context with the dialects that gemmir's text may use, and no others."""
-    ctx = Context()
-    for dialect in (Builtin, Func, Arith, Math, Gemm):
-        ctx.load_dialect(dialect)
-    hopper = find_spec("gemmir.dialects.hopper")
-    if hopper is not None and hopper.origin is not None:
-        from gemmir.dialects.hopper import Hopper
+    from gemmir.dialects.hopper import Hopper
 
-        ctx.load_dialect(Hopper)
+    ctx = Context()
+    for dialect in (Builtin, Func, Arith, Math, Gemm, Hopper):
+        ctx.load_dialect(dialect)
     return ctx
 
 
