@@ -1,8 +1,8 @@
 """
 From a program to a kernel: passes, proof of fit, CUDA source, cubin.
 
-`lower` goes as far as CUDA source and needs xDSL only; `compile` adds NVRTC and the cache, and needs no GPU. A kernel that
-is in the cache is found without importing xDSL.
+`lower` goes as far as CUDA source and needs xDSL only; `compile` adds NVRTC and the cache, and needs no GPU. A kernel
+that is in the cache is found without importing xDSL.
 """
 
 from __future__ import annotations
@@ -14,7 +14,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Literal, TypeAlias
 
 from gemmir.cache import Cache, digest, sources_digest
-from gemmir.cache_files import Entry
+from gemmir.cache_files import Entry, Json
 from gemmir.decisions import collect
 from gemmir.errors import InputError
 from gemmir.kernel import CompiledKernel
@@ -39,8 +39,8 @@ class Lowered:
     """
     A program on its way down.
 
-    `ir` has the text of each level that was reached ("gemm", "schedule", "hopper"); `source`, `entry` and `manifest` are
-    there if it went to "cuda".
+    `ir` has the text of each level that was reached ("gemm", "schedule", "hopper"). `source` and `manifest` are there
+    if it went to "cuda".
     """
 
     module: ModuleOp
@@ -48,6 +48,8 @@ class Lowered:
     source: str = ""
     manifest: Manifest | None = None
     decisions: tuple[str, ...] = ()
+    schedule: str = ""
+    """The schedule attribute as text; "" where the program came in as a kernel."""
 
 
 def compile(
@@ -57,13 +59,15 @@ def compile(
     pipeline: str | None = None,
     m: int | None = None,
     cache: bool = True,
+    chaos: bool = False,
 ) -> CompiledKernel:
     """
     Compile a program to a kernel for `target`; needs no GPU and no CUDA toolkit.
 
     `source` is a `Program`, IR text, the path of a `.mlir` file, or a module. `pipeline` replaces the usual passes. `m`
     is the M to choose the schedule for where the program leaves it open: the kernel serves every M. Kernels are kept on
-    disk unless `cache` is False.
+    disk unless `cache` is False. With `chaos` the kernel sleeps at random before everything that synchronises, which
+    must not change a bit of its results (see `CompiledKernel.reseed`); it is slow, and for tests only.
 
     Raises `IRError`, `UnsupportedError`, `ScheduleError` or `CompileError`.
     """
@@ -76,16 +80,24 @@ def compile(
             "pipeline": pipeline or "",
             "m": "" if m is None else str(m),
             "target": target,
+            "chaos": str(chaos),
             "gemmir": sources_digest(),
             "nvrtc": build_id(),
         }
     )
     store = Cache() if cache else None
+
+    def build() -> Entry:
+        lowered = lower(source, target=target, pipeline=pipeline, m=m)
+        if chaos:
+            _print(lowered, target, chaos=True)
+        return _compiled(lowered, target)
+
     if store is None:
-        return _kernel(_build(source, target, pipeline, m), None)
+        return _kernel(build(), None)
     entry = store.get(key)
     if entry is None:
-        entry = _build_once(store, key, lambda: _build(source, target, pipeline, m))
+        entry = _build_once(store, key, build)
     return _kernel(entry, store.source_path(key))
 
 
@@ -99,7 +111,9 @@ def lower(
     on_pass: Callable[[str, str], None] | None = None,
 ) -> Lowered:
     """
-    Take a program down to level `until`; arguments as for `compile`. `on_pass` is called with each pass and the IR after it.
+    Take a program down to level `until`; arguments as for `compile`.
+
+    `on_pass` is called with the name of each pass and the IR after it.
 
     IR that is at a lower level already is taken from there.
     """
@@ -116,6 +130,7 @@ def lower(
 
     def after(pass_: ModulePass, module: ModuleOp) -> None:
         text = str(module)
+        lowered.schedule = _schedule_text(module) or lowered.schedule
         lowered.ir["gemm" if pass_.name == "gemm-canonicalize" else _level(module)] = text
         if on_pass is not None:
             on_pass(pass_.name, text)
@@ -141,7 +156,7 @@ def module_of(source: Source) -> ModuleOp:
     if isinstance(source, str | Path):
         path = _path(source)
         return parse_module(str(source)) if path is None else parse_module(_read(path), str(path))
-    if not isinstance(source, ModuleOp):
+    if not isinstance(source, ModuleOp):  # pyright: ignore[reportUnnecessaryIsInstance]
         raise InputError(
             "GMR-I005",
             f"a program of type {type(source).__name__}",
@@ -183,6 +198,13 @@ def _level(module: ModuleOp) -> str:
     return "schedule" if scheduled else "gemm"
 
 
+def _schedule_text(module: ModuleOp) -> str:
+    from gemmir.dialects.gemm import MatmulOp
+
+    found = [str(op.schedule) for op in module.walk() if isinstance(op, MatmulOp) and op.schedule is not None]
+    return found[0] if found else ""
+
+
 def _expect(module: ModuleOp, m: int | None) -> None:
     """Record for which M the schedule is to be chosen."""
     if m is None:
@@ -207,32 +229,31 @@ def _passes_until(passes: tuple[ModulePass, ...], until: Level) -> tuple[ModuleP
     return passes
 
 
-def _print(lowered: Lowered, target: str) -> None:
+def _print(lowered: Lowered, target: str, chaos: bool = False) -> None:
     from gemmir.backends.cuda.describe import describe
     from gemmir.backends.cuda.printer import print_kernel
     from gemmir.backends.cuda.target import the_kernel
 
     kernel = the_kernel(lowered.module)
-    printed = print_kernel(kernel)
+    printed = print_kernel(kernel, chaos)
     lowered.source = printed.source
-    lowered.manifest = describe(kernel, printed.entry, target, lowered.ir.get("schedule", ""), lowered.decisions)
+    lowered.manifest = describe(kernel, printed.entry, target, lowered.schedule, lowered.decisions, chaos)
 
 
-def _build(source: Source, target: str, pipeline: str | None, m: int | None) -> Entry:
-    """Lower and compile; the entry holds all that a `CompiledKernel` shows."""
+def _compiled(lowered: Lowered, target: str) -> Entry:
+    """Compile the CUDA source; the entry holds all that a `CompiledKernel` shows."""
     from gemmir.backends.cuda.compiler_log import check_log
     from gemmir.backends.cuda.nvrtc import compile_cubin
 
-    lowered = lower(source, target=target, pipeline=pipeline, m=m)
     compiled = compile_cubin(lowered.source, target)
     resources = check_log(compiled.log)
     assert lowered.manifest is not None
     logger.info("%s: %d registers", lowered.manifest.entry, resources.registers)
-    header = {
+    header: dict[str, Json] = {
         "manifest": lowered.manifest.to_json(),
         "source": lowered.source,
         "log": compiled.log,
-        "ir": dict(lowered.ir),
+        "ir": {level: text for level, text in lowered.ir.items()},
     }
     return Entry(header, compiled.cubin)
 

@@ -10,7 +10,7 @@ Passes call `record`; whoever wants the explanations collects them:
 from __future__ import annotations
 
 import logging
-from collections.abc import Iterator
+from collections.abc import Generator
 from contextlib import contextmanager
 from contextvars import ContextVar
 from dataclasses import dataclass
@@ -49,7 +49,7 @@ def record(decision: Decision) -> None:
 
 
 @contextmanager
-def collect() -> Iterator[list[Decision]]:
+def collect() -> Generator[list[Decision]]:
     """Collect what is recorded inside the `with` block, in order."""
     decisions: list[Decision] = []
     token = _collector.set(decisions)

@@ -23,8 +23,8 @@ class CompiledKernel:
     A GEMM kernel for sm_90a.
 
     Call it with one CUDA tensor per argument of the program, in order; shapes are those of the program (A: M x K,
-    B: K x N), with any M. `manifest.inputs` says which memory order each needs. It launches on torch's current stream and
-    returns without waiting.
+    B: K x N), with any M. `manifest.inputs` says which memory order each needs. It launches on torch's current stream
+    and returns without waiting.
     """
 
     manifest: Manifest
@@ -63,6 +63,10 @@ class CompiledKernel:
             return made
         with self._lock:
             return self._launcher
+
+    def reseed(self, seed: int) -> None:
+        """Choose the delays of later calls of a kernel that was compiled with `chaos=True`; 0 <= seed < 2^32."""
+        self.launcher().seed.value = seed
 
     def prepare(self) -> None:
         """Load the kernel on the current device, so that later calls only launch (needed before graph capture)."""

@@ -28,7 +28,7 @@ MAX_CLUSTER = 2
 
 REGISTER_OVERHEAD = 28
 REGISTERS_PER_WAVE = 4
-"""Registers that a math thread needs beside accumulators: loop state, and scales and addresses of each wave (measured)."""
+"""Registers that a math thread needs beside accumulators: loop state; scales and addresses of each wave (measured)."""
 
 INSTRUCTION_OVERHEAD = 26
 """Registers that ptxas asks for beside one instruction's accumulators, within the launch bound (C7602; measured)."""
@@ -138,7 +138,7 @@ def registers(problem: GemmProblem, s: Schedule, target: Target) -> Violation | 
         return None
     assert s.math_warpgroups is not None
     tile, budget = tile_geometry(s), setmaxnreg_split(s.math_warpgroups)[1]
-    needed = math_registers(problem, s)
+    needed, overhead = math_registers(problem, s), _overhead(tile)
     at_launch = launch_registers(s.math_warpgroups)
     if tile.fragment_registers + INSTRUCTION_OVERHEAD > at_launch:
         return Violation(
@@ -152,7 +152,7 @@ def registers(problem: GemmProblem, s: Schedule, target: Target) -> Violation | 
     partial = f" + {tile.fragment_registers} partial" if problem.promoted else ""
     return Violation(
         "GMR-S002",
-        f"{tile.waves} x {tile.fragment_registers} accumulators{partial} + {_overhead(tile)} = {needed} registers a thread",
+        f"{tile.waves} x {tile.fragment_registers} accumulators{partial} + {overhead} = {needed} registers a thread",
         f"setmaxnreg gives a math thread {budget} with {s.math_warpgroups} math warpgroups",
         "use a smaller block_m or block_n, or more math_warpgroups",
     )
@@ -174,7 +174,8 @@ def shared_memory(problem: GemmProblem, s: Schedule, target: Target) -> Violatio
     fix = f"use num_stages = {fitting}" if fitting >= MIN_STAGES else "use a smaller block_m or block_n"
     return Violation(
         "GMR-S001",
-        f"{stages} stages x {layout.stage_bytes} + {layout.fixed_bytes} (outgoing tile, barriers) = {layout.total_bytes} bytes",
+        f"{stages} stages x {layout.stage_bytes} + {layout.fixed_bytes} (outgoing tile, barriers) = "
+        f"{layout.total_bytes} bytes",
         f"{target.name} offers {target.shared_bytes} bytes a block",
         fix,
     )

@@ -70,12 +70,20 @@ class RowsParam:
     kind: str = "rows"
 
 
-Param = TensorMapParam | PointerParam | StrideParam | RowsParam
+@dataclass(frozen=True, slots=True)
+class SeedParam:
+    """The seed of the delays of a kernel under chaos, as uint32."""
+
+    kind: str = "seed"
+
+
+Param = TensorMapParam | PointerParam | StrideParam | RowsParam | SeedParam
 _PARAMS: dict[str, type[Param]] = {
     "tensor_map": TensorMapParam,
     "pointer": PointerParam,
     "stride": StrideParam,
     "rows": RowsParam,
+    "seed": SeedParam,
 }
 
 
@@ -124,7 +132,8 @@ class Manifest:
 
 
 def _tensor(data: dict[str, Any]) -> TensorSpec:
-    return TensorSpec(**{**data, "shape": tuple(data["shape"]), "order": tuple(data["order"])})
+    data = {**data, "shape": tuple(data["shape"]), "order": tuple(data["order"])}
+    return TensorSpec(**data)
 
 
 def _param(data: dict[str, Any]) -> Param:

@@ -1,8 +1,8 @@
 """
 The one list of passes, and when the IR is verified.
 
-The IR is verified where it comes in and before it is printed; `verify_each` also does so after every pass. A pipeline is
-written as for `xdsl-opt`: `gemm-select-blocks{block=128,256,128},gemm-plan-pipeline{stages=4}`.
+The IR is verified where it comes in and before it is printed; `verify_each` also does so after every pass. A pipeline
+is written as for `xdsl-opt`: `gemm-select-blocks{block=128,256,128},gemm-plan-pipeline{stages=4}`.
 """
 
 from __future__ import annotations

@@ -8,20 +8,25 @@ from xdsl.ir import SSAValue
 
 from gemmir.dialects import hopper
 from gemmir.dialects.hopper.types import BindName, OrderName
-from gemmir.manifest import Manifest, Param, PointerParam, RowsParam, StrideParam, TensorMapParam, TensorSpec
+from gemmir.manifest import Manifest, Param, PointerParam, RowsParam, SeedParam, StrideParam, TensorMapParam, TensorSpec
 
 
 def describe(
-    kernel: hopper.KernelOp, entry: str, target: str, schedule: str, decisions: Sequence[str] = ()
+    kernel: hopper.KernelOp,
+    entry: str,
+    target: str,
+    schedule: str,
+    decisions: Sequence[str] = (),
+    chaos: bool = False,
 ) -> Manifest:
-    """The manifest of a kernel that was printed with this entry point."""
+    """The manifest of a kernel that was printed with this entry point, under `chaos` or not."""
     return Manifest(
         name=kernel.sym_name.data,
         entry=entry,
         target=target,
         inputs=tuple(_tensor(t) for t in kernel.inputs),
         output=_tensor(kernel.output),
-        params=tuple(_param(b, a) for b, a in zip(kernel.binds, kernel.body.block.args, strict=True)),
+        params=_params(kernel) + (SeedParam(),) * chaos,
         n=kernel.columns.value.data,
         k=kernel.depth.value.data,
         block_m=kernel.tile.m.data,
@@ -46,6 +51,10 @@ def _tensor(tensor: hopper.TensorAttr) -> TensorSpec:
         order=dimensions[::-1] if order is OrderName.COLUMN_MAJOR else dimensions,
         free_strides=order is OrderName.STRIDED,
     )
+
+
+def _params(kernel: hopper.KernelOp) -> tuple[Param, ...]:
+    return tuple(_param(b, a) for b, a in zip(kernel.binds, kernel.body.block.args, strict=True))
 
 
 def _param(bind: hopper.BindAttr, parameter: SSAValue) -> Param:

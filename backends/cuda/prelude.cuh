@@ -239,3 +239,14 @@ template <int BLOCK_M, int BLOCK_N, int CLUSTER_M, int CLUSTER_N, int N, int GRO
         n0 = ((ALONG_M ? across : along) * CLUSTER_N + rank % CLUSTER_N) * BLOCK_N;
     }
 };
+
+//@ chaos_start: types
+// Chaos: every warp starts its own sequence of delays.
+DEVICE u32 chaos_start(u32 seed) { return (seed * 2654435761u) ^ (blockIdx.x * 40503u + threadIdx.x / 32 * 2246822519u); }
+
+//@ chaos_sleep: types
+// Sleeps in one case out of four, for up to 2 microseconds.
+DEVICE void chaos_sleep(u32& chaos) {
+    chaos = chaos * 1664525u + 1013904223u;
+    if (chaos >> 30 == 0) asm volatile("nanosleep.u32 %0;" ::"r"(chaos >> 19 & 2047) : "memory");
+}

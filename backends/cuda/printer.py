@@ -37,9 +37,36 @@ class PrintedKernel:
     entry: str
 
 
-def print_kernel(kernel: hopper.KernelOp) -> PrintedKernel:
-    """CUDA source of a verified kernel; `UnsupportedError` (GMR-U001) for an op that does not belong in one."""
-    return _Printer(kernel).print()
+SYNCHRONISING = (
+    hopper.AcquireOp,
+    hopper.ArriveOp,
+    hopper.ClusterSyncOp,
+    hopper.ExpectOp,
+    hopper.FenceProxyAsyncOp,
+    hopper.PassTurnOp,
+    hopper.PutScalesOp,
+    hopper.ReleaseOp,
+    hopper.StageFragmentOp,
+    hopper.StoreCommitOp,
+    hopper.StoreWaitReadOp,
+    hopper.TakeTurnOp,
+    hopper.TmaLoadOp,
+    hopper.TmaStoreOp,
+    hopper.WaitOp,
+    hopper.WgmmaFenceOp,
+    hopper.WgmmaWaitOp,
+)
+"""Before these a kernel under chaos sleeps."""
+
+
+def print_kernel(kernel: hopper.KernelOp, chaos: bool = False) -> PrintedKernel:
+    """
+    CUDA source of a verified kernel; `UnsupportedError` (GMR-U001) for an op that does not belong in one.
+
+    With `chaos` the kernel takes a seed after its other parameters, and each warp sleeps for a pseudo-random time
+    before everything that synchronises: results must not change. For tests only.
+    """
+    return _Printer(kernel, chaos).print()
 
 
 def _int(attribute: IntegerAttr[Any]) -> int:
@@ -53,8 +80,9 @@ def _dtype(storage: SSAValue) -> DType:
 
 
 class _Printer:
-    def __init__(self, kernel: hopper.KernelOp):
+    def __init__(self, kernel: hopper.KernelOp, chaos: bool):
         self.kernel = kernel
+        self.chaos = chaos
         self.out = Writer()
         self.used: set[str] = {"types", "TensorMap", "smem_address", "warp_uniform"}
         self.wgmma: tuple[DType, DType, int] | None = None
@@ -110,7 +138,7 @@ class _Printer:
 
     def print(self) -> PrintedKernel:
         kernel, out = self.kernel, self.out
-        parameters = ",\n    ".join(self.parameter(a) for a in kernel.body.block.args)
+        parameters = ",\n    ".join([*(self.parameter(a) for a in kernel.body.block.args), *["u32 seed"] * self.chaos])
         cluster = self.cluster[0] * self.cluster[1]
         dims = f"__cluster_dims__({cluster}, 1, 1) " if cluster > 1 else ""
         out.line(f"constexpr int N = {_int(kernel.columns)};")
@@ -123,6 +151,8 @@ class _Printer:
             out.line("const int warp = warp_uniform(threadIdx.x / 32), lane = threadIdx.x % 32;")
             if cluster > 1:
                 out.line(f"const int rank = {self.need('cluster_rank')}();")
+            if self.chaos:
+                out.line(f"u32 chaos = {self.need('chaos_start')}(seed);")
             self.block(kernel.body.block)
         pieces = [self.header(), prelude(self.used)]
         if self.wgmma is not None:
@@ -160,7 +190,7 @@ class _Printer:
         ops = list(block.ops)
         while ops:
             run = self.leading_run(ops)
-            if run > 1:
+            if run > 1 or (run == 1 and self.chaos):
                 with self.out.block("if (lane == 0)"):
                     for op in ops[:run]:
                         self.op(op)
@@ -181,7 +211,11 @@ class _Printer:
 
     def op(self, op: Operation) -> None:
         if (method := self.methods.get(type(op))) is None:
-            raise UnsupportedError("GMR-U001", f"op {op.name[:60]} in a hopper kernel", rule="the printer knows hopper ops only")
+            raise UnsupportedError(
+                "GMR-U001", f"op {op.name[:60]} in a hopper kernel", rule="the printer knows hopper ops only"
+            )
+        if self.chaos and isinstance(op, SYNCHRONISING):
+            self.call("chaos_sleep", "chaos")
         try:
             method(op)
         except KeyError as error:
@@ -371,9 +405,7 @@ class _Printer:
         pointer, stride_k, stride_n = self.out[op.pointer], self.out[op.stride_k], self.out[op.stride_n]
         self.out.line(f"const int column = {column} + lane * {_int(op.step)};")
         load = f"__ldg({pointer} + {k} * {stride_k} + column / 128 * {stride_n})"
-        self.out.line(
-            f"const float {self.out.name(op.result)} = lane < {steps} && column < N ? {load} : 0.f;"
-        )
+        self.out.line(f"const float {self.out.name(op.result)} = lane < {steps} && column < N ? {load} : 0.f;")
 
     def put_scales(self, op: hopper.PutScalesOp) -> None:
         store = self.need("store_shared_f32")

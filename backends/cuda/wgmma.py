@@ -33,5 +33,6 @@ DEVICE void wgmma_{shape}(float (&d)[{registers}], u64 a, u64 b, int accumulate)
 template <bool FRESH> DEVICE void multiply(float (&d)[{registers}], u32 a, u32 b) {{
     const u64 da = wgmma_descriptor(a), db = wgmma_descriptor(b);
 #pragma unroll
-    for (int i = 0; i < {INSTRUCTIONS_PER_SLOT}; ++i) wgmma_{shape}(d, da + {DESCRIPTOR_STEP} * i, db + {DESCRIPTOR_STEP} * i, !FRESH || i > 0);
+    for (int i = 0; i < {INSTRUCTIONS_PER_SLOT}; ++i)
+        wgmma_{shape}(d, da + {DESCRIPTOR_STEP} * i, db + {DESCRIPTOR_STEP} * i, !FRESH || i > 0);
 }}"""

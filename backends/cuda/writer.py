@@ -2,14 +2,14 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Generator
 from contextlib import contextmanager
 
 from xdsl.ir import SSAValue
 
 NAMES = frozenset(
-    "ahead at drained empty full group k m m0 map_a map_b map_d16 map_d32 map_d64 map_scale_a n0 next_scales out partial "
-    "ring_a ring_b ring_scale_a ring_scale_b scale_b scale_b_stride_k scale_b_stride_n scales staged staging "
+    "ahead at drained empty full group k m m0 map_a map_b map_d16 map_d32 map_d64 map_scale_a n0 next_scales out "
+    "partial ring_a ring_b ring_scale_a ring_scale_b scale_b scale_b_stride_k scale_b_stride_n scales staged staging "
     "total0 total1 total2 total3".split()
 )
 """Name hints that may appear in source. Anything else in the IR gets a number: no string out of IR reaches CUDA."""
@@ -28,7 +28,7 @@ class Writer:
         self.lines.append("    " * self._indent + text if text else "")
 
     @contextmanager
-    def block(self, head: str) -> Iterator[None]:
+    def block(self, head: str) -> Generator[None]:
         """`head {` ... `}`, a scope of its own; an `else` joins the closing brace before it."""
         if head.startswith("else"):
             head = self.lines.pop().strip() + " " + head
@@ -38,7 +38,7 @@ class Writer:
         self.line("}")
 
     @contextmanager
-    def scope(self) -> Iterator[None]:
+    def scope(self) -> Generator[None]:
         self._indent += 1
         self._scopes.append(set())
         yield

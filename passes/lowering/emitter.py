@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Generator, Sequence
 from contextlib import contextmanager
 from typing import TypeVar
 
@@ -51,7 +51,7 @@ class Emitter:
     @contextmanager
     def inside(
         self, kind: type[IRDLOperation], *arguments: str, **properties: Property
-    ) -> Iterator[tuple[Emitter, tuple[SSAValue, ...]]]:
+    ) -> Generator[tuple[Emitter, tuple[SSAValue, ...]]]:
         """Append a region op whose block takes index `arguments` of these names; yields its emitter and arguments."""
         block = Block(arg_types=[INDEX] * len(arguments))
         for argument, name in zip(block.args, arguments, strict=True):
@@ -67,7 +67,8 @@ def _create(
     results: Sequence[Attribute],
     regions: Sequence[Region],
 ) -> OpT:
-    attributes = {name: _attribute(value) for name, value in properties.items() if value is not None and value is not False}
+    given = {name: value for name, value in properties.items() if value is not None and value is not False}
+    attributes = {name: _attribute(value) for name, value in given.items()}
     return kind.build(operands=list(operands), properties=attributes, result_types=list(results), regions=list(regions))
 
 

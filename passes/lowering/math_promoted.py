@@ -1,9 +1,9 @@
 """
 Math warpgroups that promote: FP8 with block-wise scales.
 
-A wave is 64 rows of one k-block. Its partial sum is multiplied into `partial`, then added to the wave's total on the CUDA
-cores, scaled. A wave is always in flight: the next one is issued before the totals of this one are used, also across
-tiles, so that the way out of a tile hides behind the first wave of the next.
+A wave is 64 rows of one k-block. Its partial sum is multiplied into `partial`, then added to the wave's total on the
+CUDA cores, scaled. A wave is always in flight: the next one is issued before the totals of this one are used, also
+across tiles, so that the way out of a tile hides behind the first wave of the next.
 """
 
 from __future__ import annotations

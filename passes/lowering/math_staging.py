@@ -12,9 +12,7 @@ from gemmir.passes.lowering.kernel import Storage
 from gemmir.target import SM_90A
 
 
-def stage_tile(
-    emit: Emitter, storage: Storage, group: SSAValue, at: SSAValue, totals: Sequence[SSAValue]
-) -> None:
+def stage_tile(emit: Emitter, storage: Storage, group: SSAValue, at: SSAValue, totals: Sequence[SSAValue]) -> None:
     """`at` counts tiles: the staging area is free again once the store warp has drained the tile before."""
     emit.op(hopper.AcquireOp, storage.drained, at, [group])
     for wave, total in enumerate(totals):

@@ -32,13 +32,13 @@ def _load_stage(
     scales = _fetch_weight_scales(emit, plan, parameters, n0, k)
     emit.op(hopper.AcquireOp, storage.empty, at, [])
 
-    def load(map_: SSAValue, ring: SSAValue, row: SSAValue, column: SSAValue, step: int, shared_along: str = "") -> None:
+    def load(map_: SSAValue, ring: SSAValue, row: SSAValue, column: SSAValue, step: int, shared: str = "") -> None:
         emit.op(
             hopper.TmaLoadOp,
             *(map_, row, column, ring, at, storage.full),
             row_step=1,
             column_step=step,
-            multicast=hopper.AxisAttr(AxisName(shared_along)) if shared_along else None,
+            multicast=hopper.AxisAttr(AxisName(shared)) if shared else None,
         )
 
     block_k = plan.problem.block_k

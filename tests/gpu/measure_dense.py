@@ -3,8 +3,9 @@ Time the dense layers on a Hopper GPU, next to cuBLASLt in the same run.
 
     python -m tests.gpu.measure_dense [--rows 4096] [--json out.json]
 
-GPU time of the kernel alone, from torch's profiler: median of 20 launches, L2 flushed before each by zeroing 512 MB, random
-data, 0.25 s of rest before each series. cuBLASLt runs FP8 with one scale per tensor (no fine-grained scaling), and BF16.
+GPU time of the kernel alone, from torch's profiler: median of 20 launches, L2 flushed before each by zeroing 512 MB,
+random data, 0.25 s of rest before each series. cuBLASLt runs FP8 with one scale per tensor (no fine-grained scaling),
+and BF16.
 """
 
 from __future__ import annotations
@@ -25,8 +26,7 @@ from torch.profiler import ProfilerActivity, profile
 import gemmir
 from gemmir.backends.reference.data import random_inputs
 from gemmir.ir_text import parse_module
-
-from .problems import LAYERS, Case
+from tests.gpu.problems import LAYERS, Case
 
 LAUNCHES = 20
 REST_SECONDS = 0.25

@@ -22,8 +22,7 @@ from gemmir.backends.reference.interpreter import run
 from gemmir.backends.reference.worst import WorstElement, worst_element
 from gemmir.dialects.gemm import problem_of, the_matmul
 from gemmir.ir_text import parse_module
-
-from .problems import Case, drawn_cases, layer_cases
+from tests.gpu.problems import Case, drawn_cases, layer_cases
 
 pytestmark = pytest.mark.gpu
 

@@ -14,10 +14,9 @@ from gemmir.backends.reference.data import random_inputs
 from gemmir.dialects.gemm import problem_of, set_schedule, the_matmul
 from gemmir.ir_text import parse_module
 from gemmir.schedule import Schedule
+from tests.gpu.problems import Case
+from tests.gpu.test_matmul import check_exact, launch, pool
 from tests.schedules import legal_schedules
-
-from .problems import Case
-from .test_matmul import check_exact, launch, pool
 
 pytestmark = pytest.mark.gpu
 

@@ -52,7 +52,8 @@ def test_the_machine_code_of_default_kernels(case: Case) -> None:
     _, cubin = default(case)
     opcodes = count_opcodes(disassemble(cubin))
     mma, other = ("QGMMA", "HGMMA") if case.dtype.startswith("f8") else ("HGMMA", "QGMMA")
-    assert opcodes[mma] >= 8 and opcodes[mma] % 4 == 0, "four instructions a slot"
+    assert opcodes[mma] >= 8
+    assert opcodes[mma] % 4 == 0, "four instructions a slot"
     assert opcodes[other] == 0
     loads = 3 if case.dtype.startswith("f8") else 2
     assert opcodes["UTMALDG"] == loads
