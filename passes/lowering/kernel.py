@@ -2,9 +2,12 @@
 The frame of a kernel: parameters, shared memory, barriers, and the roles that share them.
 
 A ring of `num_stages` slots is filled by one producer warp and read by the math warpgroups; a store warp sends
-finished tiles off. `full[s]`: one arrival (the producer's, with the bytes to come). `empty[s]`: one arrival per math warp of
-each CTA that this slot's contents also went to. `staged[g]`: one arrival per warp of math warpgroup g, its tile lies in the
-staging area. `drained[g]`: the store warp has sent it.
+finished tiles off. Barriers:
+
+- `full[s]`: one arrival, the producer's, with the bytes to come.
+- `empty[s]`: one arrival per math warp of each CTA that this slot's contents also went to.
+- `staged[g]`: one arrival per warp of math warpgroup g, its tile lies in the staging area.
+- `drained[g]`: one arrival, the store warp's, which has sent that tile.
 """
 
 from __future__ import annotations
