@@ -12,7 +12,9 @@ SOURCE_ROOMS = ("gemmir", "passes", "backends")
 MAX_FILE_LINES = 500
 MAX_FUNCTION_LINES = 60
 
-PLAIN_NAMES = "matmul_rules ir_gate errors dtypes target layouts numerics problem schedule tile legality decisions manifest"
+PLAIN_NAMES = (
+    "errors dtypes target layouts numerics problem schedule tile legality decisions manifest matmul_rules ir_gate"
+)
 PLAIN = {f"gemmir.{name}" for name in PLAIN_NAMES.split()}
 """Plain data: the standard library and each other, nothing else."""
 

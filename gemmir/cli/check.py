@@ -18,11 +18,12 @@ def check_result(op: MatmulOp, inputs: dict[str, torch.Tensor], result: torch.Te
     """
     The element of `result` (M, N) that comes closest to its bound, or breaks it.
 
-    `inputs`: CPU tensors by argument name. Raises `UnsupportedError` where no bound is derived.
+    `inputs`: tensors by argument name; the check runs where `result` is. Raises `UnsupportedError` where no bound is derived.
     """
     from gemmir.backends.reference import exact_and_bound, worst_element
     from gemmir.dialects.gemm import problem_of
 
+    inputs = {name: tensor.to(result.device) for name, tensor in inputs.items()}
     given = by_role(arguments_of(op), inputs)
     exact, bound = exact_and_bound(
         problem_of(op), given["a"], given["b"], given.get("scale_a"), given.get("scale_b"), given.get("c")

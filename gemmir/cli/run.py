@@ -143,7 +143,7 @@ def on_gpu(
     end.record()
     end.synchronize()
     seconds = start.elapsed_time(end) / 1e3 / WARM_LAUNCHES
-    return Outcome(result.cpu(), torch.cuda.get_device_name(), seconds, kernel=True)
+    return Outcome(result, torch.cuda.get_device_name(), seconds, kernel=True)
 
 
 def laid_out(spec: TensorSpec, tensor: torch.Tensor) -> torch.Tensor:
