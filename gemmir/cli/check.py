@@ -18,7 +18,8 @@ def check_result(op: MatmulOp, inputs: dict[str, torch.Tensor], result: torch.Te
     """
     The element of `result` (M, N) that comes closest to its bound, or breaks it.
 
-    `inputs`: tensors by argument name; the check runs where `result` is. Raises `UnsupportedError` where no bound is derived.
+    `inputs`: tensors by argument name; the check runs where `result` is. Raises `UnsupportedError` where no bound is
+    derived.
     """
     from gemmir.backends.reference import exact_and_bound, worst_element
     from gemmir.dialects.gemm import problem_of
