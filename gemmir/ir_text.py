@@ -126,6 +126,8 @@ class _Parser(Parser):
         self.name = name
         self.ops = 0
         self.regions = 0
+        self.open_ops: list[int] = []
+        """Where the operations that are being parsed began, outermost first."""
         self.line_starts = [0, *(m.end() for m in re.finditer("\n", text))]
 
     def parse_operation(self) -> Operation:
@@ -133,7 +135,9 @@ class _Parser(Parser):
         if self.ops > MAX_OPS:
             self._too_many(f"more than {MAX_OPS} operations")
         position = self.pos
+        self.open_ops.append(position)
         op = super().parse_operation()
+        self.open_ops.pop()
         if isinstance(op.location, UnknownLoc):
             line = bisect_right(self.line_starts, position)
             column = position - self.line_starts[line - 1] + 1
@@ -161,8 +165,9 @@ def _parse(text: str, name: str) -> ModuleOp:
         raise
     except ParseError as error:
         raise _parse_error(error, text, name) from error
-    except VerifyException as error:
-        raise IRError("GMR-R002", _message(error), location=_here(parser, text, name)) from error
+    except VerifyException as error:  # of the innermost operation that is being parsed
+        start = parser.open_ops[-1] if parser is not None and parser.open_ops else 0
+        raise IRError("GMR-R002", _message(error), location=location_at(text, start, name)) from error
     except RecursionError:
         raise IRError(
             "GMR-R003", "text nested too deeply", fix="flatten the module", location=_here(parser, text, name)

@@ -95,3 +95,13 @@ def test_refused(name: str) -> None:
     with pytest.raises(IRError, match=message) as error:
         parse_module(change(fp8_text()))
     assert error.value.code in ("GMR-R001", "GMR-R002")
+
+
+@pytest.mark.parametrize(("old", "new"), [("k_blocks 0 to 16", "k_blocks 0 to 0"), ("arrivals 16", "arrivals 0")])
+def test_a_fault_is_shown_where_it_is(old: str, new: str) -> None:
+    text = fp8_text().replace(old, new, 1)
+    with pytest.raises(IRError) as error:
+        parse_module(text)
+    location = error.value.location
+    assert location is not None
+    assert new in location.text
