@@ -150,9 +150,9 @@ def test_the_digest_of_the_sources_covers_all_code():
 def test_the_digest_of_the_sources_is_fast():
     def seconds() -> float:
         sources_digest.cache_clear()
-        start = time.perf_counter()
+        start = time.process_time()
         sources_digest()
-        return time.perf_counter() - start
+        return time.process_time() - start
 
     assert min(seconds() for _ in range(30)) < 3e-3
 
