@@ -90,7 +90,7 @@ def compile(
     def build() -> Entry:
         lowered = lower(source, target=target, pipeline=pipeline, m=m)
         if chaos:
-            _print(lowered, target, chaos=True)
+            _print(lowered, target, checked=True, chaos=True)
         return _compiled(lowered, target)
 
     if store is None:
@@ -126,7 +126,9 @@ def lower(
     lowered = Lowered(module)
     level = _level(module)
     lowered.ir[level] = str(module)
-    passes = _passes_until(parse_pipeline(pipeline), until) if level != "hopper" else ()
+    passes = _passes_until(parse_pipeline(pipeline), until)
+    if level == "hopper":
+        passes = tuple(p for p in passes if p.name.startswith("hopper-"))
 
     def after(pass_: ModulePass, module: ModuleOp) -> None:
         text = str(module)
@@ -141,7 +143,7 @@ def lower(
     lowered.ir.setdefault("schedule", lowered.ir.get("gemm", ""))
     if until == "cuda":
         verify_module(module)
-        _print(lowered, target)
+        _print(lowered, target, checked=bool(passes) and passes[-1].name == "hopper-check-sync")
     return lowered
 
 
@@ -225,17 +227,23 @@ def _passes_until(passes: tuple[ModulePass, ...], until: Level) -> tuple[ModuleP
     if until == "gemm":
         return tuple(p for p in passes if p.name == "gemm-canonicalize")
     if until == "schedule":
-        return tuple(p for p in passes if p.name != "gemm-lower-to-hopper")
+        return tuple(p for p in passes if p.name.startswith("gemm-") and p.name != "gemm-lower-to-hopper")
     return passes
 
 
-def _print(lowered: Lowered, target: str, chaos: bool = False) -> None:
+def _print(lowered: Lowered, target: str, *, checked: bool, chaos: bool = False) -> None:
+    """Prove (unless `checked` just now), print, and compare what was printed with what was proven."""
+    from gemmir.backends.cuda.audit import audit_source
     from gemmir.backends.cuda.describe import describe
     from gemmir.backends.cuda.printer import print_kernel
     from gemmir.backends.cuda.target import the_kernel
+    from gemmir.passes.sync.check import check_kernel
 
     kernel = the_kernel(lowered.module)
+    if not checked:
+        check_kernel(kernel)
     printed = print_kernel(kernel, chaos)
+    audit_source(kernel, printed.source)
     lowered.source = printed.source
     lowered.manifest = describe(kernel, printed.entry, target, lowered.schedule, lowered.decisions, chaos)
 

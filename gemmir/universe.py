@@ -19,6 +19,7 @@ PASSES = (
     "gemm-rasterize",
     "gemm-plan-pipeline",
     "gemm-lower-to-hopper",
+    "hopper-check-sync",
 )
 """In the order in which they run."""
 

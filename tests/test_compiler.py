@@ -13,7 +13,7 @@ import pytest
 import gemmir
 from gemmir.cache import Cache
 from gemmir.compiler import lower
-from gemmir.errors import InputError, IRError, ScheduleError
+from gemmir.errors import InputError, IRError, ScheduleError, SyncError
 from gemmir.ir_text import parse_module
 from gemmir.program import Program
 from tests.gpu.problems import fp8_text
@@ -179,3 +179,23 @@ def test_a_second_process_finds_the_kernel_without_xdsl(tmp_path: Path) -> None:
     assert entry == kernel.manifest.entry
     assert length == len(kernel.ir("hopper"))
     assert seconds < 0.15, "processor time, imports included"
+
+
+WITHOUT_CHECK = (
+    "gemm-canonicalize,gemm-select-family,gemm-select-blocks,gemm-rasterize,gemm-plan-pipeline,gemm-lower-to-hopper"
+)
+
+
+@pytest.mark.parametrize("pipeline", [None, WITHOUT_CHECK, "gemm-canonicalize"])
+def test_no_pipeline_leaves_the_proof_out(pipeline: str | None) -> None:
+    """A kernel that came in as hopper IR without its release is refused, whatever passes are asked for."""
+    text = lower(TEXT).ir["hopper"]
+    broken = "\n".join(line for line in text.splitlines() if "hopper.release" not in line)
+    with pytest.raises(SyncError) as error:
+        lower(broken, pipeline=pipeline)
+    assert error.value.code == "GMR-Y001"
+    assert lower(text, pipeline=pipeline).source
+
+
+def test_a_pipeline_without_the_check_gives_the_same_kernel() -> None:
+    assert lower(TEXT, pipeline=WITHOUT_CHECK).source == lower(TEXT).source

@@ -48,7 +48,8 @@ def _load_stage(
         load(parameters.map_scale_a, storage.scale_a, k, m0, 1)
     if scales is not None and storage.scale_b is not None:
         emit.op(hopper.PutScalesOp, scales, storage.scale_b, at, steps=plan.column_steps)
-        emit.op(hopper.SyncWarpOp)
+    # Keeps the lanes that only wait in step with the one that acts: left behind by two phases, they would hang.
+    emit.op(hopper.SyncWarpOp)
     emit.op(hopper.ExpectOp, storage.full, at, [], bytes=plan.stage_load_bytes)
     emit.op(hopper.AdvanceOp, at)
 

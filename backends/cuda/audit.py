@@ -1,0 +1,259 @@
+"""
+Compares what was printed with the IR that was proven: the same synchronisation, in the same order, in the same roles.
+
+The proof is about hopper IR; the compiler sees CUDA. `audit_source` reads the CUDA again, down to the PTX inside its
+wrappers, and compares it with what the IR asks for, which is written down here without looking at the printer.
+`audit_sass` counts in machine code.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterable, Iterator
+from typing import Any
+
+from xdsl.dialects.builtin import IntegerAttr
+from xdsl.ir import Operation, SSAValue
+
+from gemmir.backends.cuda.audit_source import Call, calls_of
+from gemmir.backends.cuda.sass import count_opcodes
+from gemmir.dialects import hopper
+from gemmir.dtypes import DTYPES
+from gemmir.errors import SyncError
+from gemmir.layouts import store_chunks
+
+WGMMAS_PER_SLOT = 4
+"""Instructions for the 128 bytes of K in a slot."""
+
+BARRIER_BYTES = 8
+WARPS_PER_GROUP = 4
+TURN_THREADS = 256
+
+_TMA = "cp.async.bulk.tensor.2d"
+_LOAD = f"{_TMA}.shared::cluster.global.mbarrier::complete_tx::bytes"
+_STORE = f"{_TMA}.global.shared::cta.bulk_group"
+
+Found = tuple[str, tuple[str, ...], str]
+"""An instruction, its details, its guard (see `Call`)."""
+
+
+def audit_source(kernel: hopper.KernelOp, source: str) -> None:
+    """Raise `SyncError` (GMR-Y001) if `source` does not synchronise as `kernel` does."""
+    wanted, found = list(_Expected(kernel).all()), calls_of(source)
+    if wanted == found:
+        return
+    pairs = zip([*wanted, None], [*found, None], strict=False)
+    one, other = next((one, other) for one, other in pairs if one != other)
+    raise _mismatch(kernel, f"the IR asks for {one or 'nothing more'}, the CUDA source has {other or 'nothing more'}")
+
+
+def audit_sass(kernel: hopper.KernelOp, sass: str) -> None:
+    """
+    Raise `SyncError` (GMR-Y001) if machine code does not synchronise as `kernel` does.
+
+    `sass` is what `gemmir.backends.cuda.sass.disassemble` returns. Counted are the instructions that the compiler
+    neither removes nor repeats: TMA loads and stores, setmaxnreg, WGMMAs in whole slots.
+    """
+    count = count_opcodes(sass)
+    ops = list(kernel.walk())
+    wanted = {
+        "UTMALDG": _number_of(ops, hopper.TmaLoadOp),
+        "UTMASTG": _number_of(ops, hopper.TmaStoreOp),
+        "USETMAXREG": _number_of(ops, hopper.SetMaxRegistersOp),
+        "UTMACMDFLUSH": _number_of(ops, hopper.StoreCommitOp),
+    }
+    for opcode, number in wanted.items():
+        if count[opcode] != number:
+            raise _mismatch(kernel, f"the IR asks for {number} {opcode}, the machine code has {count[opcode]}")
+    wgmmas, asked = count["QGMMA"] + count["HGMMA"], WGMMAS_PER_SLOT * _number_of(ops, hopper.WgmmaOp)
+    if wgmmas < asked or wgmmas % WGMMAS_PER_SLOT:
+        raise _mismatch(kernel, f"the IR asks for {asked} WGMMAs, the machine code has {wgmmas}")
+    on_barriers = (hopper.WaitOp, hopper.AcquireOp, hopper.ArriveOp, hopper.ReleaseOp, hopper.ExpectOp)
+    if count["SYNCS"] < (asked := _number_of(ops, *on_barriers)):
+        raise _mismatch(kernel, f"the IR asks for {asked} mbarrier operations, the machine code has {count['SYNCS']}")
+
+
+def _number_of(ops: Iterable[Operation], *kinds: type[Operation]) -> int:
+    return sum(isinstance(op, kinds) for op in ops)
+
+
+def _mismatch(kernel: hopper.KernelOp, what: str) -> SyncError:
+    return SyncError(
+        "GMR-Y001",
+        f"@{kernel.sym_name.data[:60]}: {what}",
+        rule="what is compiled synchronises as what was proven",
+        fix="this is a fault of gemmir, not of the program: report it with the IR",
+    )
+
+
+def _int(attribute: IntegerAttr[Any]) -> int:
+    return attribute.value.data
+
+
+class _Expected:
+    """The calls that a kernel must lead to, in order."""
+
+    def __init__(self, kernel: hopper.KernelOp):
+        self.kernel = kernel
+        self.elected = False
+        self.offsets: dict[SSAValue, int] = {}
+        self.methods: dict[type[Operation], Callable[[Any], Iterable[Found]]] = {
+            hopper.AcquireOp: lambda op: self.wait(op, "parity^1", ""),
+            hopper.ArriveOp: lambda op: self.on_barrier(op, "mbarrier.arrive.shared::cta.b64", self.lane_0()),
+            hopper.ClusterSyncOp: self.cluster_sync,
+            hopper.CtaSyncOp: lambda op: [("bar.sync 0", (), "")],
+            hopper.ExpectOp: self.expect,
+            hopper.FenceProxyAsyncOp: lambda op: [("fence.proxy.async.shared::cta", (), "")],
+            hopper.InitBarriersOp: self.init_barriers,
+            hopper.PassTurnOp: lambda op: self.turn(op, "bar.arrive"),
+            hopper.ReleaseOp: self.release,
+            hopper.SetMaxRegistersOp: self.set_max_registers,
+            hopper.StageFragmentOp: self.stage_fragment,
+            hopper.StoreCommitOp: lambda op: [("cp.async.bulk.commit_group", (), "")],
+            hopper.StoreWaitReadOp: lambda op: [("cp.async.bulk.wait_group.read", (f"<{_int(op.pending)}>",), "")],
+            hopper.SyncWarpOp: lambda op: [("warp.sync", (), "")],
+            hopper.TakeTurnOp: lambda op: self.turn(op, "bar.sync"),
+            hopper.TmaLoadOp: self.tma_load,
+            hopper.TmaStoreOp: self.tma_store,
+            hopper.WaitOp: self.plain_wait,
+            hopper.WgmmaCommitOp: lambda op: [("wgmma.commit_group.sync.aligned", (), "")],
+            hopper.WgmmaFenceOp: lambda op: [("wgmma.fence.sync.aligned", (), "")],
+            hopper.WgmmaOp: self.wgmma,
+            hopper.WgmmaWaitOp: lambda op: [("wgmma.wait_group.sync.aligned", (f"<{_int(op.pending)}>",), "")],
+        }
+
+    def all(self) -> Iterator[Call]:
+        return self.ops(self.kernel.body.block.ops, ())
+
+    def ops(self, ops: Iterable[Operation], where: tuple[str, ...]) -> Iterator[Call]:
+        for op in ops:
+            if isinstance(op, hopper.RingOp | hopper.StagingOp | hopper.BarriersOp):
+                self.offsets[op.result] = _int(op.offset)
+            elif isinstance(op, hopper.RolesOp):
+                yield from self.roles(op, where)
+            elif isinstance(op, hopper.TilesOp):
+                yield from self.ops(op.body.block.ops, (*where, "tiles"))
+            elif isinstance(op, hopper.KBlocksOp):
+                yield from self.ops(op.body.block.ops, (*where, f"k {_int(op.first)} to {_int(op.last)}"))
+            elif (method := self.methods.get(type(op))) is not None:
+                for ptx, details, guard in method(op):
+                    yield Call(where, guard, ptx, details)
+
+    def roles(self, op: hopper.RolesOp, where: tuple[str, ...]) -> Iterator[Call]:
+        first, total = 0, _int(self.kernel.threads) // 32
+        for role in op.body.block.ops:
+            assert isinstance(role, hopper.WarpgroupsOp)
+            end = first + _int(role.number) * WARPS_PER_GROUP
+            inside = (*where, f"warp < {end}" if end < total else "else")
+            for child in role.body.block.ops:
+                if not isinstance(child, hopper.WarpOp):
+                    yield from self.ops((child,), inside)
+                    continue
+                self.elected = child.elected is not None
+                warp = f"warp == {first + _int(child.index)}{' && lane == 0' if self.elected else ''}"
+                yield from self.ops(child.body.block.ops, (*inside, warp))
+                self.elected = False
+            first = end
+
+    # One op each
+
+    def at(self, storage: SSAValue, more: int = 0, cursor: SSAValue | None = None) -> str:
+        """Where storage lies: its slot or barrier at `cursor`, if that matters."""
+        return f"@{self.offsets[storage] + more}{_ahead(cursor)}"
+
+    def lane_0(self) -> str:
+        return "" if self.elected else "lane == 0"
+
+    def barrier(self, op: Any) -> str:
+        """The array of barriers; and which one, where that is a constant."""
+        owner = op.group.owner if op.group is not None else None
+        value = getattr(owner, "value", None)
+        groups = op.barriers.type.dims[1]
+        number = value.value.data if isinstance(value, IntegerAttr) and groups > 1 else 0
+        cursor = op.cursor if op.barriers.type.dims[0] > 1 else None
+        return self.at(op.barriers, number * BARRIER_BYTES, cursor)
+
+    def on_barrier(self, op: Any, ptx: str, guard: str, *details: str) -> list[Found]:
+        return [(ptx, (self.barrier(op), *details), guard)]
+
+    def wait(self, op: Any, parity: str, guard: str) -> list[Found]:
+        return self.on_barrier(op, "mbarrier.try_wait.parity.shared::cta.b64", guard, parity + _ahead(op.cursor))
+
+    def plain_wait(self, op: hopper.WaitOp) -> list[Found]:
+        guard, parent = "", op.parent_op()
+        if op.unless_last is not None and isinstance(parent, hopper.KBlocksOp):
+            guard = f"not the last of {_int(parent.last)}"
+        return self.wait(op, "parity", guard)
+
+    def expect(self, op: hopper.ExpectOp) -> list[Found]:
+        return self.on_barrier(op, "mbarrier.arrive.expect_tx.shared::cta.b64", self.lane_0(), str(_int(op.bytes)))
+
+    def release(self, op: hopper.ReleaseOp) -> list[Found]:
+        if (peers := _int(op.peers)) == 1:
+            return self.on_barrier(op, "mbarrier.arrive.shared::cta.b64", "lane == 0")
+        return self.on_barrier(op, "mbarrier.arrive.shared::cluster.b64", f"lane < {peers}")
+
+    def init_barriers(self, op: hopper.InitBarriersOp) -> Iterator[Found]:
+        for value in op.barriers:
+            owner = value.owner
+            assert isinstance(owner, hopper.BarriersOp)
+            stages, groups = owner.result.type.dims
+            details = (self.at(value), str(_int(owner.arrivals)), f"x{stages * groups}")
+            yield "mbarrier.init.shared::cta.b64", details, "threadIdx.x == 0"
+        yield "fence.mbarrier_init.release.cluster", (), "threadIdx.x == 0"
+
+    def cluster_sync(self, op: hopper.ClusterSyncOp) -> Iterator[Found]:
+        yield "barrier.cluster.arrive.relaxed", (), ""
+        yield "barrier.cluster.wait.acquire", (), ""
+
+    def set_max_registers(self, op: hopper.SetMaxRegistersOp) -> list[Found]:
+        action = "dec" if op.grow is None else "inc"
+        return [(f"setmaxnreg.{action}.sync.aligned.u32", (f"<{_int(op.registers)}>",), "")]
+
+    def turn(self, op: hopper.TakeTurnOp | hopper.PassTurnOp, ptx: str) -> list[Found]:
+        return [(ptx, (str(TURN_THREADS),), "" if op.only is None else f"warpgroup {_int(op.only)}")]
+
+    def tma_load(self, op: hopper.TmaLoadOp) -> list[Found]:
+        multicast = "" if op.multicast is None else ".multicast::cluster"
+        mask = () if op.multicast is None else (str(self.mask(op)),)
+        return [
+            (_LOAD + multicast, (self.at(op.ring, 0, op.cursor), self.at(op.full, 0, op.cursor), *mask), self.lane_0())
+        ]
+
+    def mask(self, op: hopper.TmaLoadOp) -> int:
+        """The CTAs that receive a box, where the cluster is a row or a column."""
+        return (1 << self.kernel.cluster.m.data * self.kernel.cluster.n.data) - 1
+
+    def tma_store(self, op: hopper.TmaStoreOp) -> list[Found]:
+        return [(_STORE, (self.at(op.staging, _int(op.offset)),), "")]
+
+    def wgmma(self, op: hopper.WgmmaOp) -> list[Found]:
+        a, b, fragment = op.a.type, op.b.type, op.fragment.type
+        assert isinstance(a, hopper.RingType)
+        assert isinstance(b, hopper.RingType)
+        assert isinstance(fragment, hopper.FragmentType)
+        shape = f"m64n{fragment.dims[1]}k{32 // a.element_bytes}"
+        types = f"{DTYPES[str(a.element)].ptx}.{DTYPES[str(b.element)].ptx}"
+        ptx = f"wgmma.mma_async.sync.aligned.{shape}.f32.{types} x{WGMMAS_PER_SLOT}"
+        fresh = "<false>" if op.fresh is None else "<true>"
+        return [(ptx, (fresh, self.at(op.a, self.wave_bytes(op), op.cursor), self.at(op.b, 0, op.cursor)), "")]
+
+    def wave_bytes(self, op: hopper.WgmmaOp) -> int:
+        """How far into its part of the slot a wave begins."""
+        a = op.a.type
+        assert isinstance(a, hopper.RingType)
+        return _int(op.a_row) * a.dims[2] * a.element_bytes
+
+    def stage_fragment(self, op: hopper.StageFragmentOp) -> Iterator[Found]:
+        staging = op.staging.type
+        assert isinstance(staging, hopper.StagingType)
+        _, rows, columns = staging.dims
+        for chunk in store_chunks(columns, rows, staging.element_bytes):
+            swizzle = f"{chunk.swizzle.row_shift}, {chunk.swizzle.row_mask}"
+            shape = f"<{chunk.first // 2}, {chunk.columns}, {swizzle}>"
+            details = (shape, self.at(op.staging, chunk.offset))
+            yield "stmatrix.sync.aligned.m8n8.x4.shared.b16", details, ""
+
+
+def _ahead(cursor: SSAValue | None) -> str:
+    """`+1` for a position after another one."""
+    return "+1" if cursor is not None and isinstance(cursor.owner, hopper.NextOp) else ""

@@ -1,0 +1,141 @@
+"""The audit: printed CUDA says what the IR says, and a source that does not is refused."""
+
+from __future__ import annotations
+
+import time
+
+import pytest
+
+from gemmir.backends.cuda import sass
+from gemmir.backends.cuda.audit import audit_sass, audit_source
+from gemmir.backends.cuda.audit_source import calls_of, instructions
+from gemmir.backends.cuda.nvrtc import compile_cubin
+from gemmir.backends.cuda.prelude import prelude, sections
+from gemmir.backends.cuda.printer import print_kernel
+from gemmir.errors import SyncError, ToolMissingError
+from tests.sabotage.kernels import TEXTS, kernel_in, module_of
+
+SECONDS = 0.003
+
+
+def has_nvdisasm() -> bool:
+    try:
+        sass.find_tool("nvdisasm")
+    except ToolMissingError:
+        return False
+    return True
+
+
+def source_of(name: str) -> str:
+    return print_kernel(kernel_in(module_of(name))).source
+
+
+@pytest.mark.parametrize("name", TEXTS)
+def test_what_is_printed_is_what_was_proven(name: str):
+    kernel, source = kernel_in(module_of(name)), source_of(name)
+    audit_source(kernel, source)
+    assert len(calls_of(source)) >= 39
+
+
+def test_it_takes_no_time():
+    kernel, source = kernel_in(module_of("fp8-2x1")), source_of("fp8-2x1")
+    taken: list[float] = []
+    for _ in range(5):
+        start = time.process_time()
+        audit_source(kernel, source)
+        taken.append(time.process_time() - start)
+    assert min(taken) < SECONDS
+
+
+CHANGES = {
+    "a fence less": ("                fence_proxy_async();\n", ""),
+    "a fence less in its wrapper": ("fence.proxy.async.shared::cta;", ""),
+    "a weaker fence": ("fence.proxy.async.shared::cta;", "fence.proxy.async.global;"),
+    "the wrong parity": ("at.parity ^ 1", "at.parity"),
+    "the wrong parity of the first wait": (
+        "mbarrier_wait(full + at.stage * 8, at.parity);",
+        "mbarrier_wait(full + at.stage * 8, at.parity ^ 1);",
+    ),
+    "the slot in hand instead of the next": (
+        "mbarrier_wait(full + ahead.stage * 8, ahead.parity)",
+        "mbarrier_wait(full + at.stage * 8, at.parity)",
+    ),
+    "the wrong bytes": ("33280", "32768"),
+    "the wrong arrivals": ("mbarrier_init(empty + i * 8, 16)", "mbarrier_init(empty + i * 8, 8)"),
+    "a barrier not initialised": (
+        "for (int i = 0; i < 3; ++i) mbarrier_init(empty",
+        "for (int i = 0; i < 2; ++i) mbarrier_init(empty",
+    ),
+    "another barrier": ("mbarrier_expect(full", "mbarrier_expect(empty"),
+    "arrays of barriers moved": ("const u32 full = smem + 132656;", "const u32 full = smem + 132664;"),
+    "a peer less": ("if (lane < 2) mbarrier_arrive_peer", "if (lane < 1) mbarrier_arrive_peer"),
+    "no multicast": (".multicast::cluster", ""),
+    "multicast to oneself": ("* 8, 3);", "* 8, 1);"),
+    "WGMMAs in flight": ("wgmma_wait<0>();", "wgmma_wait<1>();"),
+    "a WGMMA less a slot": ("i < 4; ++i)\n        wgmma", "i < 3; ++i)\n        wgmma"),
+    "a sum that is not fresh": ("multiply<true>", "multiply<false>"),
+    "a k-block less": ("k < 7; ++k", "k < 6; ++k"),
+    "a wait in the last block": ("if (k + 1 < 7 || !tiles.last()) ", ""),
+    "no condition on the arrival": ("if (lane == 0) mbarrier_arrive(staged", "mbarrier_arrive(staged"),
+    "registers": ("setmaxnreg_inc<232>", "setmaxnreg_inc<240>"),
+    "another warp": ("if (warp == 9 && lane == 0)", "if (warp == 10 && lane == 0)"),
+    "a store not awaited": (
+        "tma_store_wait_read<0>();\n                mbarrier_arrive(drained);",
+        "mbarrier_arrive(drained);",
+    ),
+    "a store too late": (
+        "tma_store_commit();\n                tma_store_wait_read<0>();",
+        "tma_store_wait_read<0>();\n                tma_store_commit();",
+    ),
+    "no meeting at the end": ("    }\n    cluster_sync();\n}", "    }\n}"),
+    "something more at the end": (
+        "    }\n    cluster_sync();\n}",
+        "    }\n    cluster_sync();\n    cluster_sync();\n}",
+    ),
+}
+
+
+@pytest.mark.parametrize("change", CHANGES)
+def test_a_source_that_was_changed(change: str):
+    kernel, source = kernel_in(module_of("fp8-2x1")), source_of("fp8-2x1")
+    old, new = CHANGES[change]
+    assert old in source
+    with pytest.raises(SyncError, match="GMR-Y001: @k: the IR asks for"):
+        audit_source(kernel, source.replace(old, new, 1))
+
+
+def test_turns_are_compared():
+    kernel, source = kernel_in(module_of("fp8-turns")), source_of("fp8-turns")
+    for old, new in (
+        ("if (group == 1) named", "if (group == 0) named"),
+        (", 256);", ", 128);"),
+        ("bar.arrive", "bar.sync"),
+    ):
+        assert old in source
+        with pytest.raises(SyncError):
+            audit_source(kernel, source.replace(old, new, 1))
+
+
+def test_the_wrappers_are_read_to_the_ground():
+    found = instructions(prelude(sections()))
+    assert found["stage_columns"] == ("stmatrix.sync.aligned.m8n8.x4.shared.b16",)
+    assert found["cluster_sync"] == ("barrier.cluster.arrive.relaxed", "barrier.cluster.wait.acquire")
+    assert found["mbarrier_arrive_peer"] == ("mbarrier.arrive.shared::cluster.b64",)
+    assert found["zero"] == ()
+    assert found["promote"] == ()
+
+
+@pytest.mark.skipif(not has_nvdisasm(), reason="nvdisasm is not installed")
+@pytest.mark.parametrize("name", ["fp8", "fp8-turns", "fp8-2x1", "bf16-2x1"])
+def test_machine_code(name: str):
+    kernel = kernel_in(module_of(name))
+    text = sass.disassemble(compile_cubin(source_of(name)).cubin)
+    audit_sass(kernel, text)
+    for opcode in ("UTMALDG", "UTMASTG", "USETMAXREG", "QGMMA" if name.startswith("fp8") else "HGMMA"):
+        with pytest.raises(SyncError, match="the machine code has"):
+            audit_sass(kernel, text.replace(opcode, "NOP", 1))
+
+
+def test_machine_code_without_barriers():
+    with pytest.raises(SyncError, match="the IR asks for 3 UTMALDG, the machine code has 0"):
+        audit_sass(kernel_in(module_of("fp8")), "")

@@ -1,0 +1,196 @@
+"""`hopper-check-sync`: what it says, and that it has nothing to say of kernels that are right."""
+
+from __future__ import annotations
+
+import gc
+import itertools
+import time
+from dataclasses import replace
+
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from gemmir.dialects import hopper
+from gemmir.dialects.gemm import schedule_of, set_schedule, the_matmul
+from gemmir.errors import SyncError
+from gemmir.ir_text import make_context, parse_module
+from gemmir.passes.gemm_lower_to_hopper import GemmLowerToHopperPass
+from gemmir.passes.hopper_check_sync import HopperCheckSyncPass
+from gemmir.passes.sync.check import check_kernel
+from gemmir.passes.sync.extract import program
+from gemmir.passes.sync.memory_map import MemoryMap, overlapping
+from gemmir.passes.sync.traces import default_traces
+from gemmir.pipeline import parse_pipeline, run_passes
+from gemmir.schedule import Schedule
+from tests.sabotage.kernels import TEXTS, Ir, erase, kernel_in, loop, module_of, one
+from tests.schedules import fp8_problem, half_problem, legal_schedules
+
+SECONDS = 0.050
+"""What a check may take."""
+
+
+def gemm_text(fp8: bool, k_blocks: int) -> str:
+    depth = k_blocks * (128 if fp8 else 64)
+    element = "f8E4M3FN" if fp8 else "bf16"
+    x, w, d = f"tensor<?x{depth}x{element}>", f"tensor<{depth}x4096x{element}>", "tensor<?x4096xbf16>"
+    xs, ws = f"tensor<?x{k_blocks}xf32>", f"tensor<{k_blocks}x32xf32>"
+    if not fp8:
+        return f"""
+func.func @k(%x: {x}, %w: {w}) -> {d} {{
+  %y = gemm.matmul %x, %w : ({x}, {w}) -> {d}
+  func.return %y : {d}
+}}"""
+    return f"""
+func.func @k(%x: {x}, %xs: {xs}, %w: {w}, %ws: {ws}) -> {d} {{
+  %y = gemm.matmul %x, %w scaled (%xs by 1x128, %ws by 128x128) : ({x}, {w}, {xs}, {ws}) -> {d}
+  func.return %y : {d}
+}}"""
+
+
+def kernel_for(fp8: bool, k_blocks: int, schedule: Schedule) -> hopper.KernelOp:
+    module = parse_module(gemm_text(fp8, k_blocks))
+    set_schedule(the_matmul(module), schedule)
+    GemmLowerToHopperPass().apply(make_context(), module)
+    return kernel_in(module)
+
+
+@settings(derandomize=True)
+@given(st.data(), st.booleans(), st.sampled_from((1, 2, 3, 7, 40)))
+def test_no_false_alarm(data: st.DataObject, fp8: bool, k_blocks: int):
+    problem = fp8_problem(None, 4096, 128 * k_blocks) if fp8 else half_problem(None, 4096, 64 * k_blocks)
+    check_kernel(kernel_for(fp8, k_blocks, data.draw(legal_schedules(problem))))
+
+
+@pytest.mark.parametrize("name", ["fp8-turns", "fp8-1x2", "bf16-2x1", "bf16-1x2"])
+def test_no_false_alarm_at_any_seam(name: str):
+    """Two neighbouring tiles of any length, begun at any position in the ring."""
+    kernel = kernel_in(module_of(name))
+    stages = program(kernel).stages
+    lengths = range(1, stages + 2)
+    starts = range(1, 2 * stages + 1)
+    check_kernel(kernel, list(itertools.product(starts, lengths, lengths))[:: 1 if stages == 2 else 5])
+
+
+def test_every_default_schedule_in_time():
+    """The slowest of many kernels, each by its best of three: what it takes on a machine that does nothing else."""
+    taken: list[float] = []
+    for fp8, k_blocks, columns in itertools.product((True, False), (1, 4, 56), (576, 4096, 24576)):
+        text = (
+            gemm_text(fp8, k_blocks).replace("x4096x", f"x{columns}x").replace("x32xf32", f"x{-(-columns // 128)}xf32")
+        )
+        for m in (64, 500, 4096):
+            module = parse_module(text.replace(" : (", f" expect <m = {m}> : (", 1))
+            run_passes(module, tuple(p for p in parse_pipeline(None) if p.name.startswith("gemm-")))
+            taken.append(min(seconds_of(kernel_in(module)) for _ in range(3)))
+    assert max(taken) < SECONDS, f"{max(taken) * 1e3:.0f} ms"
+
+
+def seconds_of(kernel: hopper.KernelOp) -> float:
+    gc.collect(0)
+    start = time.process_time()
+    check_kernel(kernel)
+    return time.process_time() - start
+
+
+def test_the_pass_checks_every_kernel_and_changes_nothing():
+    module = module_of("fp8")
+    before = str(module)
+    HopperCheckSyncPass().apply(make_context(), module)
+    assert str(module) == before
+    erase(one(Ir(kernel_in(module)).producer, hopper.ExpectOp))
+    with pytest.raises(SyncError, match="GMR-Y001"):
+        HopperCheckSyncPass().apply(make_context(), module)
+
+
+def test_the_report_names_both_events_and_what_is_missing():
+    text = str(module_of("fp8"))
+    module = parse_module(text, "kernel.mlir")
+    fence = one(loop(Ir(kernel_in(module)).math), hopper.FenceProxyAsyncOp)
+    erase(fence)
+    with pytest.raises(SyncError) as error:
+        check_kernel(kernel_in(module))
+    lines = text.splitlines()
+    read = next(i for i, line in enumerate(lines, 1) if "load_scales" in line and "%next_scales" in line)
+    load = next(i for i, line in enumerate(lines, 1) if "tma_load %map_scale_a" in line)
+    column, load_column = (lines[i - 1].index("hopper") + 1 for i in (read, load))
+    assert error.value.render().splitlines() == [
+        "GMR-Y001: @k: bytes are read by ordinary instructions, then used by TMA or WGMMA with no fence in between",
+        f"  CTA 0, math warpgroup 0: hopper.load_scales at kernel.mlir:{read}:{column} of stage 1 (tile 0, k-block 0)",
+        f"  CTA 0, producer warp: hopper.tma_load at kernel.mlir:{load}:{load_column} of stage 1 (tile 1, k-block 0)",
+        "  in a run with 4 + 2 k-blocks",
+        "  and 3 more faults (R6)",
+        f"  --> kernel.mlir:{read}:{column}",
+        "  rule: R6: between an ordinary access and one by TMA or WGMMA to the same bytes, the first thread fences the "
+        "proxies",
+        "  fix: hopper.fence_proxy_async after the first, before it is published",
+    ]
+
+
+def test_a_hang_is_told_with_everybody_who_waits():
+    ir = Ir(kernel_in(module_of("bf16")))
+    erase(one(ir.math, hopper.ArriveOp))
+    with pytest.raises(SyncError) as error:
+        check_kernel(ir.kernel)
+    assert "store thread: hopper.wait" in error.value.what
+    assert error.value.fix is not None
+    assert "4 of 4 arrivals are missing" in error.value.fix
+
+
+def test_an_op_of_which_nothing_is_known():
+    module = module_of("bf16")
+    ir = Ir(kernel_in(module))
+    barrier = one(ir.math, hopper.WgmmaFenceOp)
+    stranger = parse_module("func.func @f() {\n  func.return\n}").body.block.first_op
+    assert stranger is not None
+    block = barrier.parent_block()
+    assert block is not None
+    block.insert_op_before(stranger.clone(), barrier)
+    with pytest.raises(SyncError, match=r"func\.func in a hopper kernel"):
+        check_kernel(ir.kernel)
+
+
+@pytest.mark.parametrize("name", TEXTS)
+def test_a_kernel_that_went_through_text(name: str):
+    check_kernel(kernel_in(parse_module(str(module_of(name)))))
+
+
+def test_default_traces():
+    assert default_traces(3, 7) == ((1,), (2, 1), (4, 2), (7, 1, 3))
+    assert default_traces(2, 1) == ((1,), (1, 1, 1), (1,) * 8)
+
+
+def test_parts_of_shared_memory():
+    memory = MemoryMap()
+    memory.add([(0, 64), (32, 96), (96, 128), (0, 32)])
+    memory.cut()
+    whole, middle, last, first = (set(memory.parts([s])) for s in ((0, 64), (32, 96), (96, 128), (0, 32)))
+    assert first < whole
+    assert len(whole) == 2
+    assert len(whole & middle) == 1
+    assert not last & (whole | middle)
+    assert set(memory.parts([(0, 64), (32, 96)])) == whole | middle
+    assert overlapping([((0, 8), "a"), ((8, 16), "b")]) is None
+    assert overlapping([((0, 9), "a"), ((8, 16), "b")]) == (((0, 9), "a"), ((8, 16), "b"))
+
+
+def test_what_a_run_looks_like():
+    made = program(kernel_in(module_of("fp8-2x1")))
+    assert (made.stages, made.k_blocks, len(made.ctas)) == (3, 7, 2)
+    names = [role.name for role in made.roles((1,))[1]]
+    assert names == ["math warpgroup 0", "math warpgroup 1", "producer warp", "store thread"]
+    loads = [sum(e.nbytes > 0 and isinstance(e.op, hopper.TmaLoadOp) for e in made.roles((2, 3))[0][2].trace.events)]
+    assert loads == [3 * 5]
+
+
+def test_schedule_of_one_k_block():
+    problem = half_problem(None, 4096, 64)
+    schedule = replace(_complete(), num_stages=2)
+    assert problem.k_blocks == 1
+    check_kernel(kernel_for(False, 1, schedule))
+
+
+def _complete() -> Schedule:
+    module = parse_module(gemm_text(False, 1))
+    run_passes(module, tuple(p for p in parse_pipeline(None) if p.name.startswith("gemm-") and "lower" not in p.name))
+    return schedule_of(the_matmul(module))

@@ -1,0 +1,26 @@
+"""All planted faults, and the table of who finds them."""
+
+from __future__ import annotations
+
+from tests.sabotage.fault import Fault
+from tests.sabotage.frame import FRAME
+from tests.sabotage.math_role import MATH
+from tests.sabotage.producer import PRODUCER
+
+FAULTS: tuple[Fault, ...] = (*PRODUCER.faults, *MATH.faults, *FRAME.faults)
+
+FOR_THE_SIMULATOR: tuple[Fault, ...] = tuple(fault for fault in FAULTS if fault.caught_by == "simulator")
+"""What a run of the kernel on exact data must find: the checker has nothing to say of it."""
+
+
+def table() -> str:
+    """The faults as a markdown table, one row for each way of breaking a kernel."""
+    rows = ["| fault | kernels | found by |", "|---|---|---|"]
+    grouped: dict[str, list[Fault]] = {}
+    for fault in FAULTS:
+        grouped.setdefault(fault.what, []).append(fault)
+    for what, faults in grouped.items():
+        kernels = ", ".join(fault.kernel for fault in faults)
+        catchers = dict.fromkeys(f"{f.caught_by} ({f.rule})" if f.rule else f.caught_by for f in faults)
+        rows.append(f"| {what} | {kernels} | {', '.join(catchers)} |")
+    return "\n".join(rows)

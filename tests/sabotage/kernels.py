@@ -1,0 +1,176 @@
+"""The kernels that faults are planted in, and how to find one's way in their IR."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass
+from functools import cache
+from typing import TypeVar
+
+from xdsl.dialects.builtin import ModuleOp
+from xdsl.ir import Block, Operation, SSAValue
+from xdsl.irdl import IRDLOperation
+from xdsl.rewriter import InsertPoint, Rewriter
+
+from gemmir.compiler import lower
+from gemmir.dialects import hopper
+from gemmir.dialects.hopper.base import count
+
+OpT = TypeVar("OpT", bound=Operation)
+
+K_BLOCKS = 7
+
+
+def _fp8(schedule: str) -> str:
+    x, w, d = "tensor<?x896xf8E4M3FN>", "tensor<896x1024xf8E4M3FN>", "tensor<?x1024xbf16>"
+    xs, ws = "tensor<?x7xf32>", "tensor<7x8xf32>"
+    return f"""
+func.func @k(%x: {x}, %xs: {xs}, %w: {w}, %ws: {ws}) -> {d} {{
+  %y = gemm.matmul %x, %w scaled (%xs by 1x128, %ws by 128x128) schedule <{schedule}> : ({x}, {w}, {xs}, {ws}) -> {d}
+  func.return %y : {d}
+}}"""
+
+
+def _bf16(schedule: str) -> str:
+    x, w, d = "tensor<?x448xbf16>", "tensor<448x1024xbf16>", "tensor<?x1024xbf16>"
+    return f"""
+func.func @k(%x: {x}, %w: {w}) -> {d} {{
+  %y = gemm.matmul %x, %w schedule <{schedule}> : ({x}, {w}) -> {d}
+  func.return %y : {d}
+}}"""
+
+
+TEXTS: dict[str, str] = {
+    "fp8": _fp8("block = 128x256x128, warpgroups = 2 along n, turns = false, cluster = 1x1, stages = 3"),
+    "fp8-turns": _fp8("block = 128x128x128, warpgroups = 2 along m, turns = true, cluster = 1x1, stages = 4"),
+    "fp8-2x1": _fp8("block = 128x128x128, warpgroups = 2 along m, turns = false, cluster = 2x1, stages = 3"),
+    "fp8-1x2": _fp8("block = 64x128x128, warpgroups = 1 along m, turns = false, cluster = 1x2, stages = 2"),
+    "bf16": _bf16("block = 128x256x64, warpgroups = 2 along m, turns = false, cluster = 1x1, stages = 3"),
+    "bf16-2x1": _bf16("block = 128x128x64, warpgroups = 2 along n, turns = false, cluster = 2x1, stages = 4"),
+    "bf16-1x2": _bf16("block = 64x128x64, warpgroups = 1 along m, turns = false, cluster = 1x2, stages = 2"),
+}
+"""Promoted with and without turns, in place; one and two warpgroups; every cluster."""
+
+
+@cache
+def _module(name: str) -> ModuleOp:
+    return lower(TEXTS[name], m=4096, until="hopper").module
+
+
+def module_of(name: str) -> ModuleOp:
+    """A fresh copy of the module that holds a kernel."""
+    return _module(name).clone()
+
+
+def kernel_in(module: ModuleOp) -> hopper.KernelOp:
+    return next(op for op in module.body.block.ops if isinstance(op, hopper.KernelOp))
+
+
+@dataclass(frozen=True)
+class Ir:
+    """A kernel that may be changed, by role."""
+
+    kernel: hopper.KernelOp
+
+    @property
+    def frame(self) -> Block:
+        return self.kernel.body.block
+
+    @property
+    def math(self) -> Block:
+        return self._role(hopper.WarpgroupsOp, hopper.WgmmaOp)
+
+    @property
+    def producer(self) -> Block:
+        return self._role(hopper.WarpOp, hopper.TmaLoadOp)
+
+    @property
+    def store(self) -> Block:
+        return self._role(hopper.WarpOp, hopper.TmaStoreOp)
+
+    def _role(self, kind: type[Operation], holds: type[Operation]) -> Block:
+        role = next(op for op in self.kernel.walk() if isinstance(op, kind) and all_of(op, holds))
+        return role.regions[0].block
+
+    def storage(self, name: str) -> SSAValue:
+        """A ring, barrier array or staging area by name."""
+        return next(v for op in self.frame.ops for v in op.results if v.name_hint == name)
+
+
+def all_of(where: Block | Operation, kind: type[OpT]) -> list[OpT]:
+    """Every op of a kind, in order."""
+    return [op for op in where.walk() if isinstance(op, kind)]
+
+
+def one(where: Block | Operation, kind: type[OpT], number: int = 0, on: SSAValue | None = None) -> OpT:
+    """Op number `number` of a kind, among those that use `on` if given."""
+    return [op for op in all_of(where, kind) if on is None or on in op.operands][number]
+
+
+def erase(op: Operation) -> None:
+    Rewriter.erase_op(op)
+
+
+def put(op: IRDLOperation, name: str, value: int) -> None:
+    """Set an integer property."""
+    assert name in op.properties, f"{op.name} has no {name}"
+    op.properties[name] = count(value)
+
+
+def get(op: IRDLOperation, name: str) -> int:
+    return op.properties[name].value.data  # type: ignore[attr-defined]
+
+
+def change(op: Operation, old: SSAValue, new: SSAValue) -> None:
+    """Use another value as an operand."""
+    assert old in op.operands
+    op.operands = [new if operand is old else operand for operand in op.operands]
+
+
+def before(anchor: Operation, new: Operation) -> None:
+    Rewriter.insert_op(new, InsertPoint.before(anchor))
+
+
+def after(anchor: Operation, new: Operation) -> None:
+    Rewriter.insert_op(new, InsertPoint.after(anchor))
+
+
+def move_before(op: Operation, anchor: Operation) -> None:
+    op.detach()
+    before(anchor, op)
+
+
+def move_after(op: Operation, anchor: Operation) -> None:
+    op.detach()
+    after(anchor, op)
+
+
+def turned(op: hopper.WaitOp | hopper.AcquireOp) -> None:
+    """A wait becomes an acquire, and the other way round: the other parity."""
+    kind = hopper.AcquireOp if isinstance(op, hopper.WaitOp) else hopper.WaitOp
+    group = [op.group] if op.group is not None else []
+    Rewriter.replace_op(op, kind.build(operands=[op.barriers, op.cursor, group]), [])
+
+
+def again(op: Operation) -> None:
+    """Do it twice."""
+    after(op, op.clone())
+
+
+def loop(where: Block) -> hopper.KBlocksOp:
+    return one(where, hopper.KBlocksOp)
+
+
+def resized(ir: Ir, name: str, stages: int) -> None:
+    """A ring with another number of slots, at the same place."""
+    ring = ir.storage(name).owner
+    assert isinstance(ring, hopper.RingOp)
+    type_ = ring.result.type
+    new = hopper.RingOp.build(
+        properties=dict(ring.properties),
+        result_types=[hopper.RingType((stages, *type_.dims[1:]), type_.element, type_.swizzle_mode)],
+    )
+    Rewriter.replace_op(ring, new, new.results)
+
+
+Change = Callable[[Ir], None]
