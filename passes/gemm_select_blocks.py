@@ -3,7 +3,7 @@
 
     schedule <family = tiles>                                                         // before
     schedule <family = tiles, block = 128x256x128, warpgroups = 2 along n,
-              turns = false, cluster = 2x1>                                           // after
+              turns = false, cluster = 1x1>                                           // after
 
 Every legal combination is costed; there is no table of tiles. Options count as choices that the user made.
 """
