@@ -35,8 +35,9 @@ KNOWN_ONLY_BY = {
         "gemmir.kernel",
         "gemmir.universe",
         "gemmir.cli",
+        "gemmir.testing",
     ),
-    "gemmir.compiler": ("gemmir", "gemmir.cli", "gemmir.ops", "gemmir.torch", "gemmir.compiler"),
+    "gemmir.compiler": ("gemmir", "gemmir.testing", "gemmir.cli", "gemmir.ops", "gemmir.torch", "gemmir.compiler"),
     "gemmir.cli": ("gemmir.cli", "gemmir.__main__"),
 }
 """Room -> the only ones that may import it."""

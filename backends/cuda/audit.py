@@ -202,7 +202,7 @@ class _Expected:
         yield "fence.mbarrier_init.release.cluster", (), "threadIdx.x == 0"
 
     def cluster_sync(self, op: hopper.ClusterSyncOp) -> Iterator[Found]:
-        yield "barrier.cluster.arrive.relaxed", (), ""
+        yield f"barrier.cluster.arrive.{'relaxed' if op.release is None else 'release'}", (), ""
         yield "barrier.cluster.wait.acquire", (), ""
 
     def set_max_registers(self, op: hopper.SetMaxRegistersOp) -> list[Found]:

@@ -22,6 +22,12 @@ DEVICE u32 warp_uniform(u32 x) { return __shfl_sync(0xffffffffu, x, 0); }
 //@ cluster_rank: types
 DEVICE u32 cluster_rank() { u32 r; asm volatile("mov.u32 %0, %%cluster_ctarank;" : "=r"(r)); return r; }
 
+//@ cluster_sync_release: types
+DEVICE void cluster_sync_release() {
+    asm volatile("barrier.cluster.arrive.release;" ::: "memory");
+    asm volatile("barrier.cluster.wait.acquire;" ::: "memory");
+}
+
 //@ cluster_sync: types
 // Relaxed: the release form costs a GPU-wide fence, and nothing in memory has to be seen by the peers.
 DEVICE void cluster_sync() {

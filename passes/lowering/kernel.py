@@ -280,7 +280,7 @@ def build_kernel(plan: Plan, op: MatmulOp, name: str) -> hopper.KernelOp:
             with service.inside(hopper.WarpOp, index=1, elected=True) as (warp, _):
                 store(warp, plan, parameters, storage)
     if clustered:
-        emit.op(hopper.ClusterSyncOp)
+        emit.op(hopper.ClusterSyncOp, release=True)
     inputs, output = tensors(op)
     return hopper.KernelOp.build(
         properties={

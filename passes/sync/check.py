@@ -8,6 +8,7 @@ from contextlib import contextmanager
 
 from gemmir.dialects import hopper
 from gemmir.passes.sync.execute import Machine
+from gemmir.passes.sync.exits import check_exits
 from gemmir.passes.sync.extract import Program, program
 from gemmir.passes.sync.registers import check_registers
 from gemmir.passes.sync.report import Fault, Refusal, to_error
@@ -26,6 +27,7 @@ def check_kernel(kernel: hopper.KernelOp, traces: Iterable[Trips] | None = None,
     try:
         with _without_collection():
             check_registers(kernel)
+            check_exits(kernel)
             made = program(kernel, split_warps)
             for trips in default_traces(made.stages, made.k_blocks) if traces is None else traces:
                 if faults := faults_of(made, trips):

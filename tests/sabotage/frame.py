@@ -320,6 +320,12 @@ def cluster_does_not_meet_at_the_end(ir: Ir) -> None:
     erase(all_of(ir.frame, hopper.ClusterSyncOp)[-1])
 
 
+@fault("fp8-2x1", "fp8-1x2", "bf16-2x1", rule="R8")
+def last_meeting_releases_nothing(ir: Ir) -> None:
+    """A signal may still be on its way to a CTA that has ended."""
+    del all_of(ir.frame, hopper.ClusterSyncOp)[-1].properties["release"]
+
+
 @fault("fp8-2x1", rule="R0")
 def cluster_meets_in_one_role(ir: Ir) -> None:
     """Only the math warpgroups come to the last meeting."""

@@ -23,6 +23,9 @@ PROOF = Path(__file__).parents[2] / "docs" / "proof.md"
 
 TOLD_BY_THE_CHECKER = [fault for fault in FAULTS if fault.caught_by == "checker"]
 
+TOLD_BEFORE_A_RUN = {"registers-over-budget", "registers-that-do-not-exist", "last-meeting-releases-nothing"}
+"""Seen in the IR as it stands: no run is needed."""
+
 WHAT_SYNCHRONISES = (
     hopper.AcquireOp,
     hopper.AdvanceOp,
@@ -152,7 +155,7 @@ def test_one_run_stands_for_all(name: str):
 
 
 @pytest.mark.parametrize(
-    "fault", [f for f in TOLD_BY_THE_CHECKER if "registers" not in f.name][::4], ids=lambda f: f"{f.name}-{f.kernel}"
+    "fault", [f for f in TOLD_BY_THE_CHECKER if f.name not in TOLD_BEFORE_A_RUN][::4], ids=lambda f: f"{f.name}-{f.kernel}"
 )
 def test_faults_are_found_in_every_order(fault: Fault):
     try:

@@ -34,12 +34,13 @@ class ClusterSyncOp(HopperOperation):
     """
     All threads of the cluster meet.
 
-    Orders nothing in memory but what `init_barriers` fenced. At the end it keeps a CTA alive while peers still signal
-    it.
+    Orders nothing in memory but what `init_barriers` fenced, unless it is a `release`: then what a thread did before
+    has reached its peers after. At the end that keeps a CTA alive until all signals to it have arrived.
     """
 
     name = "hopper.cluster_sync"
-    assembly_format = "attr-dict"
+    release = opt_prop_def(UnitAttr)
+    assembly_format = "(`release` $release^)? attr-dict"
 
 
 class _OnBarrier(HopperOperation):

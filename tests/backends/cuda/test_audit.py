@@ -87,10 +87,11 @@ CHANGES = {
         "tma_store_commit();\n                tma_store_wait_read<0>();",
         "tma_store_wait_read<0>();\n                tma_store_commit();",
     ),
-    "no meeting at the end": ("    }\n    cluster_sync();\n}", "    }\n}"),
+    "no meeting at the end": ("    }\n    cluster_sync_release();\n}", "    }\n}"),
+    "no release at the end": ("    }\n    cluster_sync_release();\n}", "    }\n    cluster_sync();\n}"),
     "something more at the end": (
-        "    }\n    cluster_sync();\n}",
-        "    }\n    cluster_sync();\n    cluster_sync();\n}",
+        "    }\n    cluster_sync_release();\n}",
+        "    }\n    cluster_sync_release();\n    cluster_sync();\n}",
     ),
 }
 

@@ -1,0 +1,1 @@
+"""The methods that print ops, one file per part of the hopper dialect."""

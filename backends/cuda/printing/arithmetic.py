@@ -1,0 +1,55 @@
+"""Prints WGMMA, scales and promotion."""
+
+from __future__ import annotations
+
+from gemmir.backends.cuda.printing.base import WARPS_PER_GROUP, Printing, dtype_of, number
+from gemmir.dialects import hopper
+from gemmir.errors import UnsupportedError
+
+
+class PrintsArithmetic(Printing):
+    """WGMMA, scales and promotion."""
+
+    def zero(self, op: hopper.ZeroOp) -> None:
+        for fragment in op.fragments:
+            self.call("zero", self.out[fragment])
+
+    def load_scales(self, op: hopper.LoadScalesOp) -> None:
+        group = self.out[op.group]
+        first = f"{group} * {number(op.group_rows)} + " if number(op.group_rows) else ""
+        rows = self.slot(op.rows, op.cursor, f"({first}warp % {WARPS_PER_GROUP} * 16 + lane / 4) * 4")
+        steps = self.slot(
+            op.steps, op.cursor, f"{group} * {number(op.group_steps) * 4}" if number(op.group_steps) else ""
+        )
+        self.out.line(f"{self.out[op.scales]}.load({rows}, {steps});")
+
+    def multiply(self, op: hopper.WgmmaOp) -> None:
+        fragment = op.fragment.type
+        assert isinstance(fragment, hopper.FragmentType)
+        wanted = (dtype_of(op.a), dtype_of(op.b), fragment.dims[1])
+        if self.wgmma not in (None, wanted):
+            raise UnsupportedError("GMR-U001", "WGMMAs of two shapes in one kernel")
+        self.wgmma = wanted
+        self.need("wgmma_descriptor")
+        group, row_bytes = self.out[op.group], 128
+
+        def rows(first: int, per_group: int) -> list[str]:
+            parts = [f"{group} * {per_group * row_bytes}"] if per_group else []
+            return parts + ([str(first * row_bytes)] if first else [])
+
+        a = self.slot(op.a, op.cursor, *rows(number(op.a_row), number(op.a_group_rows)))
+        b = self.slot(op.b, op.cursor, *rows(0, number(op.b_group_rows)))
+        fresh = "false" if op.fresh is None else "true"
+        self.out.line(f"multiply<{fresh}>({self.out[op.fragment]}, {a}, {b});")
+
+    def wgmma_wait(self, op: hopper.WgmmaWaitOp) -> None:
+        self.call(f"wgmma_wait<{number(op.pending)}>")
+        for fragment in op.fragments:
+            self.call("settled", self.out[fragment])
+
+    def promote(self, op: hopper.PromoteOp) -> None:
+        scales = self.out[op.scales]
+        self.call(
+            f"promote<{number(op.step)}>",
+            *(self.out[op.total], self.out[op.partial], f"{scales}.row[{number(op.wave)}]", f"{scales}.step"),
+        )

@@ -1,0 +1,70 @@
+"""Prints how the roles of a kernel wait for one another."""
+
+from __future__ import annotations
+
+from xdsl.ir import Operation
+
+from gemmir.backends.cuda.printing.base import Printing, number
+from gemmir.dialects import hopper
+from gemmir.errors import UnsupportedError
+
+TURN_THREADS = 256
+"""A turn is passed between two warpgroups."""
+
+
+class PrintsBarriers(Printing):
+    """How roles wait for one another."""
+
+    def init_barriers(self, op: hopper.InitBarriersOp) -> None:
+        with self.out.block("if (threadIdx.x == 0)"):
+            for value in op.barriers:
+                owner = value.owner
+                if not isinstance(owner, hopper.BarriersOp):
+                    raise UnsupportedError("GMR-U001", "barriers that hopper.barriers did not make")
+                stages, groups = owner.result.type.dims
+                init = f"{self.need('mbarrier_init')}({self.out[value]} + i * 8, {number(owner.arrivals)});"
+                self.out.line(f"for (int i = 0; i < {stages * groups}; ++i) {init}")
+            self.call("fence_mbarrier_init")
+
+    def wait(self, op: hopper.WaitOp) -> None:
+        wait = f"{self.need('mbarrier_wait')}({self.barrier(op)}, {self.out[op.cursor]}.parity);"
+        if op.unless_last is None:
+            return self.out.line(wait)
+        loop = enclosing(op, hopper.KBlocksOp)
+        k = self.out[loop.body.block.args[0]]
+        self.out.line(f"if ({k} + 1 < {number(loop.last)} || !tiles.last()) {wait}")
+
+    def acquire(self, op: hopper.AcquireOp) -> None:
+        self.call("mbarrier_wait", self.barrier(op), f"{self.out[op.cursor]}.parity ^ 1")
+
+    def arrive(self, op: hopper.ArriveOp) -> None:
+        self.call("mbarrier_arrive", self.barrier(op))
+
+    def expect(self, op: hopper.ExpectOp) -> None:
+        self.call("mbarrier_expect", self.barrier(op), str(number(op.bytes)))
+
+    def release(self, op: hopper.ReleaseOp) -> None:
+        peers = number(op.peers)
+        if peers == 1:
+            return self.out.line(f"if (lane == 0) {self.need('mbarrier_arrive')}({self.barrier(op)});")
+        self.out.line(f"if (lane < {peers}) {self.need('mbarrier_arrive_peer')}({self.barrier(op)}, lane);")
+
+    def turn(self, op: hopper.TakeTurnOp | hopper.PassTurnOp, call: str) -> None:
+        only = "" if op.only is None else f"if ({self.out[op.group]} == {number(op.only)}) "
+        self.out.line(f"{only}{call};")
+
+    def take_turn(self, op: hopper.TakeTurnOp) -> None:
+        self.turn(op, f"{self.need('named_barrier_sync')}(1 + {self.out[op.group]}, {TURN_THREADS})")
+
+    def pass_turn(self, op: hopper.PassTurnOp) -> None:
+        following = f"({self.out[op.group]} + 1) % {number(op.groups)}"
+        self.turn(op, f"{self.need('named_barrier_arrive')}(1 + {following}, {TURN_THREADS})")
+
+
+def enclosing(op: Operation, kind: type[hopper.KBlocksOp]) -> hopper.KBlocksOp:
+    parent = op.parent_op()
+    while parent is not None and not isinstance(parent, kind):
+        parent = parent.parent_op()
+    if parent is None:
+        raise UnsupportedError("GMR-U001", f"{op.name} outside {kind.name}")
+    return parent

@@ -1,0 +1,54 @@
+"""Prints how operands and scales reach shared memory."""
+
+from __future__ import annotations
+
+from gemmir.backends.cuda.printing.base import Printing, number
+from gemmir.dialects import hopper
+from gemmir.dialects.hopper.types import AxisName
+
+
+class PrintsLoads(Printing):
+    """How operands and scales reach shared memory."""
+
+    def prefetch_maps(self, op: hopper.PrefetchMapsOp) -> None:
+        with self.out.block("if (threadIdx.x == 0)"):
+            for value in op.maps:
+                self.call("prefetch_tensormap", self.out[value])
+
+    def tma_load(self, op: hopper.TmaLoadOp) -> None:
+        row, column = scaled(self.out[op.row], number(op.row_step)), scaled(self.out[op.column], number(op.column_step))
+        box, stages = op.map.type, op.full.type
+        assert isinstance(box, hopper.TensorMapType) and isinstance(stages, hopper.BarriersType)
+        full = f"{self.out[op.full]} + {self.out[op.cursor]}.stage * {8 * stages.dims[1]}"
+        map_ = self.out[op.map]
+        if op.multicast is None:
+            return self.call("tma_load", self.slot(op.ring, op.cursor), map_, column, row, full)
+        cluster_m, cluster_n = self.cluster
+        if op.multicast.data is AxisName.M:
+            part, ctas = f"rank / {cluster_n}", sum(1 << (i * cluster_n) for i in range(cluster_m))
+            mask = f"{ctas} << rank % {cluster_n}" if cluster_n > 1 else str(ctas)
+        else:
+            part, ctas = f"rank % {cluster_n}", (1 << cluster_n) - 1
+            mask = f"{ctas} << rank / {cluster_n} * {cluster_n}" if cluster_m > 1 else str(ctas)
+        rows, bytes_ = box.dims[0], box.dims[0] * box.dims[1] * box.element_bytes
+        part = part.removesuffix(" / 1")
+        if " " in part:
+            part = f"({part})"
+        destination = self.slot(op.ring, op.cursor, f"{part} * {bytes_}")
+        self.call("tma_load_multicast", destination, map_, column, f"{row} + {part} * {rows}", full, mask)
+
+    def fetch_scales(self, op: hopper.FetchScalesOp) -> None:
+        column, k, steps = self.out[op.column], self.out[op.k], number(op.steps)
+        pointer, stride_k, stride_n = self.out[op.pointer], self.out[op.stride_k], self.out[op.stride_n]
+        self.out.line(f"const int column = {column} + lane * {number(op.step)};")
+        load = f"__ldg({pointer} + {k} * {stride_k} + column / 128 * {stride_n})"
+        self.out.line(f"const float {self.out.name(op.result)} = lane < {steps} && column < N ? {load} : 0.f;")
+
+    def put_scales(self, op: hopper.PutScalesOp) -> None:
+        store = self.need("store_shared_f32")
+        slot = self.slot(op.ring, op.cursor, "lane * 4")
+        self.out.line(f"if (lane < {number(op.steps)}) {store}({slot}, {self.out[op.value]});")
+
+
+def scaled(value: str, factor: int) -> str:
+    return value if factor == 1 else f"{value} * {factor}"

@@ -1,0 +1,32 @@
+"""Prints how a result leaves the CTA."""
+
+from __future__ import annotations
+
+from gemmir.backends.cuda.printing.base import WARPS_PER_GROUP, Printing, number, plus
+from gemmir.dialects import hopper
+from gemmir.errors import UnsupportedError
+from gemmir.layouts import store_chunks
+
+
+class PrintsStores(Printing):
+    """How a result leaves the CTA."""
+
+    def stage_fragment(self, op: hopper.StageFragmentOp) -> None:
+        staging, owner = op.staging.type, op.staging.owner
+        assert isinstance(staging, hopper.StagingType)
+        if not isinstance(owner, hopper.StagingOp):
+            raise UnsupportedError("GMR-U001", "a staging area that hopper.staging did not make")
+        self.need({"bf16": "pack_bf16", "f16": "pack_f16"}[str(staging.element)])
+        row = " + ".join(
+            filter(None, [str(number(op.row)) if number(op.row) else "", f"warp % {WARPS_PER_GROUP} * 16"])
+        )
+        _, rows, columns = staging.dims
+        base = f"{self.out[op.staging]} + {self.out[op.group]} * {number(owner.pitch)}"
+        for chunk in store_chunks(columns, rows, staging.element_bytes):
+            shape = f"{chunk.first // 2}, {chunk.columns}, {chunk.swizzle.row_shift}, {chunk.swizzle.row_mask}"
+            self.call(f"stage_columns<{shape}>", self.out[op.fragment], plus(base, chunk.offset), row)
+
+    def tma_store(self, op: hopper.TmaStoreOp) -> None:
+        row, column = plus(self.out[op.row], number(op.row_offset)), plus(self.out[op.column], number(op.column_offset))
+        source = plus(self.out[op.staging], number(op.offset))
+        self.call("tma_store_if", f"{column} < N", self.out[op.map], column, row, source)

@@ -1,0 +1,115 @@
+"""How data move in: TMA loads and weight scales; and out: TMA stores."""
+
+from __future__ import annotations
+
+import numpy as np
+
+from gemmir.backends.simulator.agent import Agent
+from gemmir.backends.simulator.barriers import fault
+from gemmir.backends.simulator.machine import Arriving, StoreGroup, Storing, Wait
+from gemmir.backends.simulator.memory import Region, box_chunks
+from gemmir.backends.simulator.tensors import Matrix, Pointer
+from gemmir.dialects import hopper
+from gemmir.dialects.hopper.types import AxisName
+from gemmir.errors import UnsupportedError
+
+LANES = 32
+SCALE_COLUMNS = 128
+"""Columns that one weight scale covers."""
+
+
+def tma_load(agent: Agent, op: hopper.TmaLoadOp) -> None:
+    """Start the load; it arrives in each destination CTA at a time of its own."""
+    box, ring = op.map.type, op.ring.type
+    assert isinstance(box, hopper.TensorMapType) and isinstance(ring, hopper.RingType)
+    matrix, cursor = agent[op.map], agent[op.cursor]
+    assert isinstance(matrix, Matrix)
+    rows, columns = box.dims
+    size = rows * columns * box.element_bytes
+    part, destinations = _destinations(agent, op)
+    row = agent[op.row] * op.row_step.value.data + part * rows
+    column = agent[op.column] * op.column_step.value.data
+    data = np.ascontiguousarray(matrix.load(row, column, rows, columns)).view(np.uint8).reshape(-1, 16)
+    slot = agent[op.ring] + cursor.stage * ring.slot_bytes + part * size
+    chunks = box_chunks(slot, rows, columns * box.element_bytes, box.swizzle_mode)
+    full = agent.barrier_address(op.full, op.cursor, None)
+    for rank in destinations:
+        cta = agent.cluster.ctas[rank]
+        cta.barrier(full)  # must exist before anything is sent
+        cta.expect_load(chunks)
+        agent.cluster.start(Arriving(cta, chunks, data, full))
+
+
+def _destinations(agent: Agent, op: hopper.TmaLoadOp) -> tuple[int, list[int]]:
+    """Which part of the slot this CTA loads, and the ranks that it goes to."""
+    rank = agent.cta.rank
+    if op.multicast is None:
+        return 0, [rank]
+    cluster_m, cluster_n = agent.kernel.cluster.m.data, agent.kernel.cluster.n.data
+    if op.multicast.data is AxisName.M:
+        return rank // cluster_n, [rank % cluster_n + i * cluster_n for i in range(cluster_m)]
+    return rank % cluster_n, [rank // cluster_n * cluster_n + i for i in range(cluster_n)]
+
+
+def fetch_scales(agent: Agent, op: hopper.FetchScalesOp) -> None:
+    """The scale of each lane, (32,)."""
+    pointer, steps, step = agent[op.pointer], op.steps.value.data, op.step.value.data
+    assert isinstance(pointer, Pointer)
+    columns = agent.kernel.columns.value.data
+    lanes = np.zeros(LANES, np.float32)
+    for lane in range(min(steps, LANES)):
+        column = agent[op.column] + lane * step
+        if column < columns:
+            index = agent[op.k] * agent[op.stride_k] + column // SCALE_COLUMNS * agent[op.stride_n]
+            lanes[lane] = pointer.load(index)
+    agent.values[op.result] = lanes
+
+
+def put_scales(agent: Agent, op: hopper.PutScalesOp) -> None:
+    ring, steps = op.ring.type, op.steps.value.data
+    assert isinstance(ring, hopper.RingType)
+    if steps > LANES:
+        raise UnsupportedError("GMR-U001", f"{steps} scales from a warp", rule="one per lane")
+    slot = agent[op.ring] + agent[op.cursor].stage * ring.slot_bytes
+    region = Region(slot + 4 * np.arange(steps, dtype=np.int64), 4)
+    agent.cta.shared.write(region, agent[op.value][:steps].view(np.uint32))
+    agent.wrote(region)
+
+
+def tma_store(agent: Agent, op: hopper.TmaStoreOp) -> None:
+    """Start the store, unless its columns lie outside D; it reads shared memory at a time of its own."""
+    box = op.map.type
+    assert isinstance(box, hopper.TensorMapType)
+    matrix = agent[op.map]
+    assert isinstance(matrix, Matrix)
+    row, column = agent[op.row] + op.row_offset.value.data, agent[op.column] + op.column_offset.value.data
+    if column >= agent.kernel.columns.value.data:
+        return
+    if matrix.written is None:
+        raise fault(f"a TMA store into {matrix.name}, which is an input")
+    rows, columns = box.dims
+    source = agent[op.staging] + op.offset.value.data
+    chunks = box_chunks(source, rows, columns * box.element_bytes, box.swizzle_mode)
+    group = agent.open_stores
+    group.unread += 1
+    agent.stores_open += 1
+    agent.cluster.start(Storing(agent.cta, chunks, matrix, (row, column), (rows, columns), group))
+
+
+def store_commit(agent: Agent, op: hopper.StoreCommitOp) -> None:
+    agent.stores.append(agent.open_stores)
+    agent.open_stores, agent.stores_open = StoreGroup(), 0
+
+
+def store_wait_read(agent: Agent, op: hopper.StoreWaitReadOp) -> Wait:
+    allowed = op.pending.value.data
+
+    def ready() -> bool:
+        return all(group.unread == 0 for group in list(agent.stores)[: max(0, len(agent.stores) - allowed)])
+
+    return Wait(ready, lambda: f"{op.name} {allowed}")
+
+
+def store_wait_done(agent: Agent, op: hopper.StoreWaitReadOp) -> None:
+    while len(agent.stores) > op.pending.value.data:
+        agent.stores.popleft()

@@ -1,0 +1,134 @@
+"""Global memory: the tensors that a kernel is bound to, boxes of them, and the result."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass, field
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+from numpy.typing import NDArray
+from xdsl.ir import SSAValue
+
+from gemmir.backends.simulator.barriers import fault
+from gemmir.dialects import hopper
+from gemmir.dialects.hopper.types import BindName, OrderName
+from gemmir.dtypes import DTYPES
+from gemmir.errors import InputError
+from gemmir.tensor_core import raw_bits
+
+if TYPE_CHECKING:
+    import torch
+
+Array = NDArray[Any]
+
+
+@dataclass(slots=True)
+class Matrix:
+    """
+    A tensor as the TMA engine sees it: rows of neighbouring elements, raw bits.
+
+    `written` is there for the result only: which elements have been stored.
+    """
+
+    name: str
+    bits: Array
+    written: NDArray[np.bool_] | None = None
+
+    def load(self, row: int, column: int, rows: int, columns: int) -> Array:
+        """A box; zero outside the tensor."""
+        box = np.zeros((rows, columns), self.bits.dtype)
+        height, width = self.bits.shape
+        inside = self.bits[max(row, 0) : min(row + rows, height), max(column, 0) : min(column + columns, width)]
+        if inside.size:
+            top, left = max(-row, 0), max(-column, 0)
+            box[top : top + inside.shape[0], left : left + inside.shape[1]] = inside
+        return box
+
+    def store(self, row: int, column: int, box: Array, sound: NDArray[np.bool_]) -> None:
+        """Store what of a box lies inside. `sound` (rows, columns): elements that are not garbage."""
+        assert self.written is not None
+        height, width = self.bits.shape
+        rows, columns = min(box.shape[0], height - row), min(box.shape[1], width - column)
+        if rows <= 0 or columns <= 0:
+            return
+        place = (slice(row, row + rows), slice(column, column + columns))
+        if not sound[:rows, :columns].all():
+            first_row, first_column = np.argwhere(~sound[:rows, :columns])[0]
+            raise fault(
+                f"a TMA store sends garbage to {self.name}[{row + first_row}, {column + first_column}]",
+                "what it reads has been written, fenced (fence_proxy_async) and signalled, and is left alone until "
+                "store_wait_read",
+            )
+        if self.written[place].any():
+            first_row, first_column = np.argwhere(self.written[place])[0]
+            raise fault(f"{self.name}[{row + first_row}, {column + first_column}] is stored twice")
+        self.bits[place] = box[:rows, :columns]
+        self.written[place] = True
+
+
+@dataclass(slots=True)
+class Pointer:
+    """The address of a tensor: its elements in memory order, row by row."""
+
+    name: str
+    elements: NDArray[np.float32]
+
+    def load(self, index: int) -> np.float32:
+        if not 0 <= index < self.elements.size:
+            raise fault(f"{self.name}: element {index} of {self.elements.size} is read", "loads stay inside tensors")
+        return self.elements[index]
+
+
+@dataclass(slots=True)
+class Bound:
+    """A kernel's parameters: `values` by block argument, `m`, and the result that it fills."""
+
+    m: int
+    output: Matrix
+    values: dict[SSAValue, object] = field(default_factory=dict[SSAValue, object])
+
+
+def bind(kernel: hopper.KernelOp, tensors: Sequence[torch.Tensor | Array], m: int) -> Bound:
+    """Bind the parameters; `InputError` if the tensors do not fit what the kernel takes."""
+    if len(tensors) != len(kernel.inputs):
+        raise InputError("GMR-I005", f"{len(tensors)} tensors", rule=f"the kernel takes {len(kernel.inputs)}")
+    arrays = [_checked(spec, tensor, m) for spec, tensor in zip(kernel.inputs, tensors, strict=True)]
+    size = DTYPES[str(kernel.output.type.element_type)].bytes
+    shape = (m, kernel.columns.value.data)
+    output = Matrix(kernel.output.label.data, np.zeros(shape, f"u{size}"), np.zeros(shape, np.bool_))
+    bound = Bound(m, output)
+    for argument, bind in zip(kernel.body.block.args, kernel.binds, strict=True):
+        bound.values[argument] = _parameter(kernel, bind, arrays, output, m)
+    return bound
+
+
+def _parameter(kernel: hopper.KernelOp, bind: hopper.BindAttr, arrays: list[Array], output: Matrix, m: int) -> object:
+    number, kind = bind.tensor.data, BindName(bind.kind.data)
+    if kind is BindName.ROWS:
+        return m
+    if kind is BindName.MAP and number < 0:
+        return output
+    spec, array = kernel.inputs.data[number], arrays[number]
+    match kind:
+        case BindName.POINTER:
+            return Pointer(spec.label.data, np.ascontiguousarray(array).reshape(-1).view(np.float32))
+        case BindName.STRIDE:
+            return int(np.prod(array.shape[bind.dimension.data + 1 :]))
+        case _:
+            lies = array.T if spec.order.data == OrderName.COLUMN_MAJOR else array
+            return Matrix(spec.label.data, lies.reshape(1, -1) if lies.ndim == 1 else lies)
+
+
+def _checked(spec: hopper.TensorAttr, tensor: torch.Tensor | Array, m: int) -> Array:
+    bits = raw_bits(tensor)
+    shape = tuple(m if d < 0 else d for d in spec.type.get_shape())
+    dtype = DTYPES[str(spec.type.element_type)]
+    if bits.shape != shape:
+        raise InputError("GMR-I002", f"{spec.label.data}: shape is {bits.shape}", rule=f"it must be {shape}")
+    given = str(tensor.dtype).removeprefix("torch.")
+    if bits.itemsize != dtype.bytes or given not in (dtype.torch_name, f"uint{dtype.bits}"):
+        raise InputError(
+            "GMR-I001", f"{spec.label.data}: dtype is {given}", rule=f"{dtype.torch_name}, or its raw bits"
+        )
+    return bits

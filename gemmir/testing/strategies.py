@@ -1,0 +1,181 @@
+"""
+Hypothesis strategies: problems that the kernels compute, legal schedules for them and schedules that are not, programs.
+
+Needs hypothesis, which gemmir itself does not depend on.
+"""
+
+from __future__ import annotations
+
+from dataclasses import replace
+from functools import cache
+
+from hypothesis import strategies as st
+
+from gemmir.dtypes import BF16, F8E4M3FN, F8E5M2, F16, DType
+from gemmir.legality import BLOCK_M, MATH_WARPGROUPS, MAX_STAGES, MIN_STAGES, WG_COLUMN_STEP, is_legal
+from gemmir.numerics import NumericsSpec
+from gemmir.problem import SCALE_BLOCK, GemmProblem, Recipe
+from gemmir.schedule import Family, RasterAxis, Schedule, Split
+
+CLUSTERS = ((1, 1), (2, 1), (1, 2))
+FP8_PAIRS = ((F8E4M3FN, F8E4M3FN), (F8E5M2, F8E4M3FN), (F8E5M2, F8E5M2), (F8E4M3FN, F8E5M2))
+
+
+def fp8_problem(
+    m: int | None, n: int, k: int, a: DType = F8E4M3FN, b: DType = F8E4M3FN, d: DType = BF16, expected_m: int = 4096
+) -> GemmProblem:
+    """FP8 with scales 1x128 x 128x128, promoted every 128 elements of K."""
+    recipes = (Recipe.BLOCK_WISE_1X128, Recipe.BLOCK_WISE_128X128)
+    return GemmProblem(m, n, k, a, b, d, *recipes, NumericsSpec(32, SCALE_BLOCK), expected_m=expected_m)
+
+
+def half_problem(
+    m: int | None, n: int, k: int, dtype: DType = BF16, d: DType = BF16, expected_m: int = 4096
+) -> GemmProblem:
+    """16-bit operands without scales, accumulated in the tensor core."""
+    return GemmProblem(
+        m, n, k, dtype, dtype, d, Recipe.NONE, Recipe.NONE, NumericsSpec(16, None), expected_m=expected_m
+    )
+
+
+@st.composite
+def problems(draw: st.DrawFn, min_k: int = 0, max_m: int = 20_000) -> GemmProblem:
+    """What the `tiles` family computes: any M or `?`, N a multiple of 8, K whole 16-byte rows."""
+    m = draw(st.none() | st.integers(1, max_m))
+    n = 8 * draw(st.integers(1, 4096))
+    expected = draw(st.sampled_from((1, 64, 500, 4096)))
+    d = draw(st.sampled_from((BF16, F16)))
+    if draw(st.booleans()):
+        k = 16 * draw(st.integers(-(-min_k // 16), 1024))
+        a, b = draw(st.sampled_from((F8E4M3FN, F8E5M2))), draw(st.sampled_from((F8E4M3FN, F8E5M2)))
+        return fp8_problem(m, n, k, a, b, d, expected)
+    k = 8 * draw(st.integers(-(-min_k // 8), 1024))
+    return half_problem(m, n, k, draw(st.sampled_from((BF16, F16))), d, expected)
+
+
+@cache
+def _placed(problem: GemmProblem) -> tuple[Schedule, ...]:
+    """Every legal tile with every legal cluster and issue order."""
+    open_schedule = Schedule(family=Family.TILES, block_k=problem.block_k)
+    shapes = (
+        replace(open_schedule, block_m=block_m, block_n=block_n, math_warpgroups=groups, split=split)
+        for block_m in BLOCK_M
+        for groups in MATH_WARPGROUPS
+        for split in Split
+        for block_n in range(WG_COLUMN_STEP, 513, WG_COLUMN_STEP)
+    )
+    # A block over 256 columns is legal in a cluster only.
+    possible = [s for s in shapes if is_legal(problem, replace(s, cluster_m=2)) or is_legal(problem, s)]
+    variants = (
+        replace(s, cluster_m=cluster_m, cluster_n=cluster_n, turns=turns)
+        for s in possible
+        for cluster_m, cluster_n in CLUSTERS
+        for turns in (False, True)
+    )
+    return tuple(s for s in variants if is_legal(problem, s))
+
+
+def placed_schedules(problem: GemmProblem) -> tuple[Schedule, ...]:
+    """All legal choices of blocks, math warpgroups, split, turns and cluster; raster and stages open."""
+    # Legality depends on neither size nor expectation.
+    return _placed(replace(problem, m=None, n=512, k=512, expected_m=4096))
+
+
+@st.composite
+def legal_schedules(draw: st.DrawFn, problem: GemmProblem) -> Schedule:
+    """Complete schedules that keep every rule, over the whole space."""
+    everywhere = placed_schedules(problem)
+    # First the tile, then its variants: otherwise narrow tiles, which have the most variants, crowd out the rest.
+    block_m = draw(st.sampled_from(sorted({s.block_m or 0 for s in everywhere})))
+    groups = draw(st.sampled_from(sorted({s.math_warpgroups or 0 for s in everywhere if s.block_m == block_m})))
+    placed = draw(st.sampled_from([s for s in everywhere if s.block_m == block_m and s.math_warpgroups == groups]))
+    fitting = [n for n in range(MIN_STAGES, MAX_STAGES + 1) if is_legal(problem, replace(placed, num_stages=n))]
+    return replace(
+        placed,
+        raster_axis=draw(st.sampled_from(RasterAxis)),
+        raster_group=draw(st.sampled_from((1, 2, 3, 8, 16, 64))),
+        num_stages=draw(st.sampled_from(fitting)),
+    )
+
+
+@st.composite
+def nearly_legal_schedules(draw: st.DrawFn, problem: GemmProblem) -> Schedule:
+    """Legal schedules of which one choice was changed so that a rule is broken."""
+    legal = draw(legal_schedules(problem))
+    block_m, block_n, block_k, stages = legal.block_m, legal.block_n, legal.block_k, legal.num_stages
+    assert block_m is not None and block_n is not None and block_k is not None and stages is not None
+    changes: tuple[dict[str, int | bool], ...] = (
+        {"block_m": block_m + 32},
+        {"block_m": 320},
+        {"block_n": block_n + 8},
+        {"block_n": block_n + 512},
+        {"block_k": block_k * 2},
+        {"math_warpgroups": 4},
+        {"turns": not legal.turns},
+        {"cluster_m": 2, "cluster_n": 2},
+        {"cluster_m": 4},
+        {"raster_group": 0},
+        {"raster_group": 65},
+        {"num_stages": 1},
+        {"num_stages": MAX_STAGES + 1},
+        {"num_stages": stages + 4},
+        {"block_n": block_n * 2},
+    )
+    broken = [s for c in changes if not is_legal(problem, s := replace(legal, **c))]
+    return draw(st.sampled_from(broken))
+
+
+def sizes(step: int, tile: int, most: int) -> st.SearchStrategy[int]:
+    """Multiples of `step` up to `most`: mostly those around multiples of `tile`, where tails begin and end."""
+    around = {t + d for t in range(0, most + 1, tile) for d in (-step, 0, step)}
+    return st.one_of(
+        st.sampled_from(sorted(size for size in around if 0 < size <= most)),
+        st.integers(1, most // step).map(lambda count: count * step),
+    )
+
+
+@st.composite
+def small_problems(draw: st.DrawFn, most_m: int = 200, most_n: int = 200, most_k_blocks: int = 5) -> GemmProblem:
+    """Problems with a fixed M, small enough to simulate, whose sizes lie around the edges of tiles and k-blocks."""
+    m, n = draw(sizes(1, 64, most_m)), draw(sizes(8, 64, most_n))
+    d = draw(st.sampled_from((BF16, F16)))
+    if draw(st.booleans()):
+        k = draw(sizes(16, SCALE_BLOCK, most_k_blocks * SCALE_BLOCK))
+        return fp8_problem(m, n, k, *draw(st.sampled_from(FP8_PAIRS)), d)
+    k = draw(sizes(8, 64, most_k_blocks * 64))
+    return half_problem(m, n, k, draw(st.sampled_from((BF16, F16))), d)
+
+
+def program_text(problem: GemmProblem, schedule: Schedule | None = None) -> str:
+    """A program that computes `problem` (k-major, without C and epilogue), with `schedule` fixed, as IR text."""
+    from gemmir.dialects.gemm import set_schedule, the_matmul
+    from gemmir.ir_text import parse_module
+
+    module = parse_module(_text(problem))
+    if schedule is not None:
+        set_schedule(the_matmul(module), schedule)
+    return str(module)
+
+
+def _text(problem: GemmProblem) -> str:
+    m, n, k = "?" if problem.m is None else problem.m, problem.n, problem.k
+    x, w, d = f"tensor<{m}x{k}x{problem.a}>", f"tensor<{k}x{n}x{problem.b}>", f"tensor<{m}x{n}x{problem.d}>"
+    if problem.scale_a is Recipe.NONE:
+        arguments, scaled, operands = "", "", f"({x}, {w})"
+    else:
+        blocks = -(-k // SCALE_BLOCK)
+        xs, ws = f"tensor<{m}x{blocks}xf32>", f"tensor<{blocks}x{-(-n // SCALE_BLOCK)}xf32>"
+        arguments, operands = f", %xs: {xs}, %ws: {ws}", f"({x}, {w}, {xs}, {ws})"
+        scaled = f" scaled (%xs by {problem.scale_a.value}, %ws by {problem.scale_b.value})"
+    return f"""
+func.func @product(%x: {x}, %w: {w}{arguments}) -> {d} {{
+  %y = gemm.matmul %x, %w{scaled} : {operands} -> {d}
+  func.return %y : {d}
+}}"""
+
+
+@st.composite
+def programs(draw: st.DrawFn) -> str:
+    """IR text of a small product, with a complete legal schedule for it."""
+    problem = draw(small_problems())
+    return program_text(problem, draw(legal_schedules(problem)))

@@ -1,0 +1,20 @@
+"""The end of a clustered kernel: no CTA may be gone while a signal to it is on its way (R8)."""
+
+from __future__ import annotations
+
+from gemmir.dialects import hopper
+from gemmir.passes.sync.report import refuse
+
+
+def check_exits(kernel: hopper.KernelOp) -> None:
+    """The last meeting of a cluster is a release: a relaxed one does not wait for arrivals that were sent before it."""
+    if kernel.cluster.m.data * kernel.cluster.n.data == 1:
+        return
+    meetings = [op for op in kernel.body.block.ops if isinstance(op, hopper.ClusterSyncOp)]
+    if len(meetings) > 1 and meetings[-1].release is None:
+        refuse(
+            "R8",
+            "the last meeting of the cluster does not wait for signals that are on their way",
+            "hopper.cluster_sync release at the end",
+            meetings[-1],
+        )

@@ -1,0 +1,132 @@
+"""Simulated kernels have the bits of the model, whatever the schedule, the seed and the grid; exact data are exact."""
+
+import time
+
+import numpy as np
+import pytest
+import torch
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from gemmir.backends.reference import random_inputs
+from gemmir.backends.simulator import simulate
+from gemmir.compiler import module_of
+from gemmir.errors import InputError
+from gemmir.testing import check_bits, check_bound, check_exact, simulated
+from gemmir.testing.strategies import programs
+from tests.backends.simulator.kernels import Example, kernel_of, program
+from tests.gpu.problems import fp8_text
+
+FP8_SCHEDULES = (
+    "block = 64x64x128, warpgroups = 1, stages = 2",
+    "block = 128x48x128, warpgroups = 1, stages = 3, raster = along_n, group = 2",
+    "block = 128x64x128, warpgroups = 2 along m, cluster = 2x1, stages = 2",
+    "block = 128x64x128, warpgroups = 2 along m, cluster = 1x2, stages = 3",
+    "block = 64x256x128, warpgroups = 2 along n, turns = true, cluster = 2x1, stages = 2",
+    "block = 64x128x128, warpgroups = 2 along n, turns = true, stages = 4",
+    "block = 192x64x128, warpgroups = 3 along m, stages = 2",
+    "block = 64x96x128, warpgroups = 3 along n, stages = 2",
+)
+HALF_SCHEDULES = (
+    "block = 64x64x64, warpgroups = 1, stages = 2",
+    "block = 128x96x64, warpgroups = 2 along m, cluster = 2x1, stages = 3",
+    "block = 128x96x64, warpgroups = 2 along n, cluster = 1x2, stages = 2",
+    "block = 192x32x64, warpgroups = 3 along m, stages = 2",
+)
+
+
+@pytest.mark.parametrize("schedule", FP8_SCHEDULES)
+@pytest.mark.parametrize("k", [16, 128, 256, 384, 400])
+def test_fp8_kernels_have_the_bits_of_the_model(schedule, k):
+    """k-blocks from one to more than there are stages, whole and with a tail; tails of M and N."""
+    text = program("f8E4M3FN", 200, k, schedule)
+    check_bits(simulated(text, seed=k), text, 150)
+
+
+@pytest.mark.parametrize("schedule", HALF_SCHEDULES)
+@pytest.mark.parametrize(("dtype", "k"), [("bf16", 8), ("bf16", 64), ("f16", 128), ("bf16", 192), ("bf16", 200)])
+def test_half_kernels_have_the_bits_of_the_model(schedule, dtype, k):
+    text = program(dtype, 200, k, schedule)
+    check_bits(simulated(text, seed=k), text, 150)
+
+
+@pytest.mark.parametrize("m", [1, 63, 64, 65, 129])
+@pytest.mark.parametrize("clusters", [1, 3])
+def test_any_m_and_any_grid(m, clusters):
+    for schedule in (FP8_SCHEDULES[2], FP8_SCHEDULES[3]):
+        text = program("f8E5M2", 136, 272, schedule)
+        check_bits(simulated(text, seed=m, clusters=clusters), text, m)
+
+
+@pytest.mark.parametrize("schedule", [FP8_SCHEDULES[2], FP8_SCHEDULES[5]])
+def test_no_seed_changes_a_bit(schedule):
+    example = Example.of(program("f8E4M3FN", 128, 400, schedule), 130)
+    for seed in range(12):
+        np.testing.assert_array_equal(example.run(seed=seed), example.expected, err_msg=f"seed {seed}")
+
+
+@settings(max_examples=12)
+@given(text=programs(), seed=st.integers(0, 1 << 16))
+def test_lowering_keeps_the_meaning_of_any_legal_schedule(text, seed):
+    """T0, T1 and T2: the reference on gemm IR against the simulator on hopper IR."""
+    kernel = simulated(text, seed=seed)
+    check_exact(kernel, text, seed=seed)
+    check_bits(kernel, text, seed=seed)
+    check_bound(kernel, text, seed=seed)
+
+
+def test_special_values_come_out_as_the_model_says():
+    text = program("bf16", 64, 96, HALF_SCHEDULES[0])
+    tensors = list(random_inputs(module_of(text), 70, 3).values())
+    tensors[0][3, 5] = torch.inf
+    tensors[0][4, 95] = torch.nan
+    tensors[1][5, 7] = 0.0
+    tensors[1][70, 9] = -torch.inf
+    check_bits(simulated(text), text, 70, inputs=tensors)
+    result = simulated(text)(*tensors)
+    assert result[3, 7].isnan()
+    assert result[3, 8].abs() == torch.inf
+    assert result[4].isnan().all()
+    assert int(result.isfinite().sum()) == 68 * 63
+
+
+def test_fp8_scales_may_be_anything():
+    text = program("f8E4M3FN", 128, 256, FP8_SCHEDULES[0])
+    tensors = list(random_inputs(module_of(text), 70, 3).values())
+    tensors[1][2, 1], tensors[1][3, 0], tensors[1][4, 0], tensors[3][0, 0] = torch.inf, torch.nan, 0.0, 2.0**-140
+    check_bits(simulated(text), text, 70, inputs=tensors)
+
+
+def test_tensors_may_be_torch_or_raw_bits_in_any_strides():
+    text = program("f8E4M3FN", 64, 128, FP8_SCHEDULES[0])
+    example = Example.of(text, 65)
+    a, scale_a, b, scale_b = example.tensors
+    strided = (a.t().contiguous().t(), scale_a.contiguous(), b.contiguous(), scale_b)
+    result = simulate(kernel_of(text), strided, 65)
+    assert result.dtype is torch.bfloat16
+    np.testing.assert_array_equal(result.view(torch.int16).numpy().view(np.uint16), example.expected)
+    with pytest.raises(InputError, match="GMR-I002: x: shape is"):
+        simulate(kernel_of(text), example.tensors, 66)
+    with pytest.raises(InputError, match="GMR-I001: x: dtype is float8_e5m2"):
+        simulate(kernel_of(text), (a.view(torch.float8_e5m2), *example.tensors[1:]), 65)
+    with pytest.raises(InputError, match="GMR-I005: 1 tensors"):
+        simulate(kernel_of(text), (a,), 65)
+    with pytest.raises(InputError, match="clusters = 0"):
+        simulate(kernel_of(text), example.tensors, 65, clusters=0)
+
+
+def test_no_rows_give_no_rows():
+    text = program("bf16", 64, 64, HALF_SCHEDULES[0])
+    assert simulated(text)(torch.zeros(0, 64).bfloat16(), torch.zeros(64, 64).bfloat16()).shape == (0, 64)
+
+
+def test_speed():
+    """A 256 x 256 x 1024 product within 5 s and four tiles of the FP8 kernel in a cluster of two within 20 s."""
+    start = time.process_time()
+    text = fp8_text(256, 1024)
+    check_bits(simulated(text), text, 256)
+    assert time.process_time() - start < 10  # twice: kernel and model
+    start = time.process_time()
+    text = program("f8E4M3FN", 256, 512, "block = 128x128x128, cluster = 2x1")
+    check_bits(simulated(text, clusters=1), text, 256)
+    assert time.process_time() - start < 20

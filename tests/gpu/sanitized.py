@@ -1,0 +1,51 @@
+"""
+One small product, to be run under compute-sanitizer: `python -m tests.gpu.sanitized NAME`.
+
+The tools add registers to every thread, which setmaxnreg does not expect: the kernel is compiled without it, and with a
+tile that needs none.
+"""
+
+from __future__ import annotations
+
+import sys
+
+import torch
+
+import gemmir
+from gemmir.backends.reference.data import exact_inputs
+from gemmir.backends.reference.interpreter import run
+from gemmir.compiler import lower
+from gemmir.ir_text import parse_module
+from tests.gpu.problems import Case
+
+FP8, BF16 = Case("f8E4M3FN", 200, 264, 656), Case("bf16", 200, 264, 328)
+KERNELS = {
+    "fp8": (FP8, "block=64,64,128 warpgroups=1 split=m turns=false cluster=1,1"),
+    "fp8-turns": (FP8, "block=64,128,128 warpgroups=2 split=n turns=true cluster=1,1"),
+    "fp8-cluster": (FP8, "block=64,64,128 warpgroups=1 split=m turns=false cluster=2,1"),
+    "bf16": (BF16, "block=64,64,64 warpgroups=1 split=m turns=false cluster=1,1"),
+    "bf16-cluster": (BF16, "block=128,64,64 warpgroups=2 split=m turns=false cluster=1,2"),
+}
+"""Name -> product and tile; one per kind of kernel."""
+
+
+def main() -> None:
+    case, blocks = KERNELS[sys.argv[1]]
+    pipeline = (
+        f"gemm-select-family,gemm-select-blocks{{{blocks}}},gemm-rasterize,gemm-plan-pipeline{{stages=3}},"
+        "gemm-lower-to-hopper"
+    )
+    text = lower(case.text, pipeline=pipeline, until="hopper").ir["hopper"]
+    text = "\n".join(line for line in text.splitlines() if "hopper.setmaxnreg" not in line)
+    kernel = gemmir.compile(text, cache=False)
+    module = parse_module(case.text)
+    inputs = exact_inputs(module, case.m, 1, "cuda")
+    got, expected = kernel(*inputs.values()), run(module, list(inputs.values()))
+    torch.cuda.synchronize()
+    assert isinstance(expected, torch.Tensor)
+    assert torch.equal(got, expected)
+    sys.stdout.write("right\n")
+
+
+if __name__ == "__main__":
+    main()
