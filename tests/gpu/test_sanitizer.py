@@ -16,7 +16,8 @@ pytestmark = pytest.mark.gpu
 
 ROOT = Path(__file__).resolve().parents[2]
 TOOLS = {
-    "memcheck": [],
+    # The bindings probe for entry points that the driver does not have, which memcheck would report.
+    "memcheck": ["--report-api-errors", "no"],
     "synccheck": [],
     "racecheck": ["--racecheck-report", "all"],
 }
