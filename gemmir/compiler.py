@@ -69,7 +69,7 @@ def compile(
     disk unless `cache` is False. With `chaos` the kernel sleeps at random before everything that synchronises, which
     must not change a bit of its results (see `CompiledKernel.reseed`); it is slow, and for tests only.
 
-    Raises `IRError`, `UnsupportedError`, `ScheduleError` or `CompileError`.
+    Raises `IRError`, `UnsupportedError`, `ScheduleError`, `SyncError` or `CompileError`.
     """
     from gemmir.backends.cuda.nvrtc import build_id
 

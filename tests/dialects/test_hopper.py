@@ -105,3 +105,34 @@ def test_a_fault_is_shown_where_it_is(old: str, new: str) -> None:
     location = error.value.location
     assert location is not None
     assert new in location.text
+
+
+OUT_OF_BOUNDS = {
+    "more shared memory than there is": (r"shared \d+", "shared 400000", "bytes of shared memory: 400000 of 232448"),
+    "threads that no role has": ("threads 384", "threads 512", "the roles have 384 threads"),
+    "columns that the result has not": ("columns 7168", "columns 7000", "7000 columns"),
+    "a cluster that is not modelled": ("cluster <2x1>", "cluster <16x1>", "CTAs in a cluster: 16 of 2"),
+    "a tensor that is not there": ("#hopper.bind<map 0>", "#hopper.bind<map 9>", "map 9 is bound to no tensor"),
+    "an address of the result": ("#hopper.bind<pointer 3>", "#hopper.bind<pointer -1>", "pointer -1"),
+    "a map of other elements": ("#hopper.bind<map 0>", "#hopper.bind<map 2>", "cannot be bound to map"),
+    "strides of another tensor": ("#hopper.bind<stride 3 0>", "#hopper.bind<stride 0 0>", "one tensor"),
+    "scales past the last lane": ("steps 2 of 128", "steps 99 of 128", "lanes that read a scale: 99 of 32"),
+    "scales past the last row": ("k_blocks 0 to 16", "k_blocks 0 to 17", "rows of scales that are read: 17 of 16"),
+    "rows past a slot": (r"rows 64 \+ 0", "rows 6400 + 0", "rows of A that a WGMMA reads: 6464 of 128"),
+    "rows past the staging area": (r"for %group row 64", "for %group row 6400", "rows that are staged: 6464 of 128"),
+    "a store past the staging area": (r"%staging at 16384", "%staging at 999999", "bytes of the staging areas"),
+    "a staging area that is too small": (r"pitch \d+", "pitch 16384", "bytes of a staging area: 32768 of 16384"),
+    "scales of a wave that is not there": ("wave 1 step", "wave 7 step", "scales of waves: 8 of 2"),
+}
+
+
+@pytest.mark.parametrize("name", OUT_OF_BOUNDS)
+def test_nothing_outside_is_touched(name: str) -> None:
+    """IR may come from anywhere: what would read or write outside its storage or tensors is refused."""
+    old, new, message = OUT_OF_BOUNDS[name]
+    text = fp8_text()
+    changed = re.sub(old, new, text)
+    assert changed != text
+    with pytest.raises(IRError, match=re.escape(message)) as error:
+        parse_module(changed)
+    assert error.value.code == "GMR-R002"

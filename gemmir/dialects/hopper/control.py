@@ -44,6 +44,9 @@ class KernelOp(HopperOperation):
     def verify_(self) -> None:
         if len(self.body.block.args) != len(self.binds):
             raise VerifyException(f"{len(self.body.block.args)} parameters, but {len(self.binds)} binds")
+        from gemmir.dialects.hopper.bounds import check_kernel_bounds  # which knows every op of the dialect
+
+        check_kernel_bounds(self)
 
 
 @irdl_op_definition

@@ -1,0 +1,220 @@
+"""
+What a kernel may touch: every access stays inside its slot, every parameter is bound to a tensor that fits it.
+
+IR may come from anywhere. What the single ops cannot see, since it takes the kernel around them, is checked here,
+before a kernel is proven or printed. Whether it computes what it should is for runs on exact data.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import Any
+
+from xdsl.dialects.builtin import i32, i64
+from xdsl.ir import Attribute, BlockArgument, Operation, SSAValue
+from xdsl.utils.exceptions import VerifyException
+
+from gemmir.dialects.hopper.arithmetic import LoadScalesOp, PromoteOp, WgmmaOp
+from gemmir.dialects.hopper.control import KBlocksOp, KernelOp, RolesOp, WarpgroupsOp
+from gemmir.dialects.hopper.loads import FetchScalesOp, PutScalesOp, TmaLoadOp
+from gemmir.dialects.hopper.storage import StagingOp
+from gemmir.dialects.hopper.stores import StageFragmentOp, TmaStoreOp
+from gemmir.dialects.hopper.types import (
+    BindAttr,
+    BindName,
+    FragmentType,
+    PointerType,
+    RingType,
+    ScalesType,
+    StagingType,
+    TensorAttr,
+    TensorMapType,
+)
+from gemmir.layouts import Swizzle
+from gemmir.problem import SCALE_BLOCK
+from gemmir.target import SM_90A
+
+WARP_LANES = 32
+MAX_CLUSTER_CTAS = 2
+"""The printer and the proof know clusters of one row or column of two."""
+
+
+def _value(attribute: Any) -> int:
+    return attribute.value.data
+
+
+def _fits(what: str, needed: int, available: int) -> None:
+    if needed > available:
+        raise VerifyException(f"{what}: {needed} of {available}")
+
+
+def check_kernel_bounds(kernel: KernelOp) -> None:
+    """Raise `VerifyException` for the first access or binding that does not fit."""
+    _fits("bytes of shared memory", _value(kernel.shared), SM_90A.shared_bytes)
+    _fits("CTAs in a cluster", kernel.cluster.m.data * kernel.cluster.n.data, MAX_CLUSTER_CTAS)
+    _check_threads(kernel)
+    if kernel.output.type.get_shape()[1:] != (_value(kernel.columns),):
+        raise VerifyException(f"the kernel gives {kernel.output.type}, and has {_value(kernel.columns)} columns")
+    for parameter, bind in zip(kernel.body.block.args, kernel.binds, strict=True):
+        _check_bind(kernel, parameter, bind)
+    for op in kernel.body.walk():
+        if isinstance(op, FetchScalesOp):
+            _check_fetch(kernel, op)
+        elif (check := _CHECKS.get(type(op))) is not None:
+            check(op)
+
+
+def _check_threads(kernel: KernelOp) -> None:
+    groups = [g for op in kernel.body.block.ops if isinstance(op, RolesOp) for g in op.body.block.ops]
+    threads = sum(_value(g.number) * SM_90A.warpgroup_threads for g in groups if isinstance(g, WarpgroupsOp))
+    if threads != _value(kernel.threads):
+        raise VerifyException(f"the roles have {threads} threads, the kernel {_value(kernel.threads)}")
+
+
+# Parameters
+
+
+def _check_bind(kernel: KernelOp, parameter: BlockArgument, bind: BindAttr) -> None:
+    kind, index = BindName(bind.kind.data), bind.tensor.data
+    if not (0 if kind in (BindName.POINTER, BindName.STRIDE) else -1) <= index < len(kernel.inputs):
+        raise VerifyException(f"{kind} {index} is bound to no tensor: the kernel takes {len(kernel.inputs)}")
+    tensor = kernel.output if index < 0 else kernel.inputs.data[index]
+    if not _binds(kind, parameter.type, tensor):
+        raise VerifyException(f"a parameter of type {parameter.type} cannot be bound to {kind} of {tensor}")
+    if isinstance(parameter.type, TensorMapType):
+        _check_box(parameter.type)
+    if kind is BindName.STRIDE and not 0 <= bind.dimension.data < len(tensor.type.get_shape()):
+        raise VerifyException(f"{tensor} has no dimension {bind.dimension.data}")
+
+
+def _binds(kind: BindName, parameter: Attribute, tensor: TensorAttr) -> bool:
+    match kind:
+        case BindName.MAP:
+            same = isinstance(parameter, TensorMapType) and parameter.element == tensor.type.element_type
+            return same and len(tensor.type.get_shape()) == 2
+        case BindName.POINTER:
+            return isinstance(parameter, PointerType) and parameter.element == tensor.type.element_type
+        case BindName.STRIDE:
+            return parameter == i64
+        case BindName.ROWS:
+            return parameter == i32
+
+
+def _check_box(box: TensorMapType) -> None:
+    for extent in box.dims:
+        _fits(f"elements along a side of {box}", extent, SM_90A.max_tma_box)
+    row_bytes, swizzle = box.dims[1] * box.element_bytes, box.swizzle_mode
+    if row_bytes % SM_90A.tma_alignment or (swizzle is not Swizzle.NONE and row_bytes != swizzle.span):
+        raise VerifyException(f"rows of {row_bytes} bytes in {box}: TMA moves multiples of 16, a swizzle whole spans")
+
+
+# Accesses
+
+
+def _last_group(op: Operation) -> int:
+    """The highest number that the warpgroup around `op` can have among its like."""
+    parent = op.parent_op()
+    while parent is not None and not isinstance(parent, WarpgroupsOp):
+        parent = parent.parent_op()
+    if parent is None:
+        raise VerifyException(f"{op.name} outside hopper.warpgroups")
+    return _value(parent.number) - 1
+
+
+def _wgmma(op: WgmmaOp) -> None:
+    a, b, fragment = op.a.type, op.b.type, op.fragment.type
+    assert isinstance(a, RingType) and isinstance(b, RingType) and isinstance(fragment, FragmentType)
+    last = _last_group(op)
+    _fits("rows of A that a WGMMA reads", last * _value(op.a_group_rows) + _value(op.a_row) + 64, a.dims[1])
+    _fits("rows of B that a WGMMA reads", last * _value(op.b_group_rows) + fragment.dims[1], b.dims[1])
+
+
+def _load_scales(op: LoadScalesOp) -> None:
+    rows, steps, scales = op.rows.type, op.steps.type, op.scales.type
+    assert isinstance(rows, RingType) and isinstance(steps, RingType) and isinstance(scales, ScalesType)
+    last, (waves, count) = _last_group(op), scales.dims
+    _fits("row scales that are read", last * _value(op.group_rows) + waves * 64, rows.dims[1] * rows.dims[2])
+    _fits("column scales that are read", last * _value(op.group_steps) + count, steps.dims[1] * steps.dims[2])
+
+
+def _promote(op: PromoteOp) -> None:
+    partial, total, scales = op.partial.type, op.total.type, op.scales.type
+    assert isinstance(partial, FragmentType) and isinstance(scales, ScalesType)
+    waves, steps = scales.dims
+    _fits("scales of waves", _value(op.wave) + 1, waves)
+    if partial != total or steps * _value(op.step) != partial.dims[1]:
+        raise VerifyException(f"{steps} scales of {_value(op.step)} columns for {partial} and {total}")
+
+
+def _put_scales(op: PutScalesOp) -> None:
+    ring = op.ring.type
+    assert isinstance(ring, RingType)
+    _fits("scales that are stored", _value(op.steps), min(WARP_LANES, ring.dims[1] * ring.dims[2]))
+
+
+def _check_fetch(kernel: KernelOp, op: FetchScalesOp) -> None:
+    """The only ordinary loads from global memory: a scale for each k-block and each block of columns."""
+    _fits("lanes that read a scale", _value(op.steps), WARP_LANES)
+    binds = [_bind_of(kernel, value) for value in (op.pointer, op.stride_k, op.stride_n)]
+    tensor, wanted = binds[0].tensor.data, (BindName.POINTER, BindName.STRIDE, BindName.STRIDE)
+    if [(BindName(b.kind.data), b.tensor.data) for b in binds] != [(kind, tensor) for kind in wanted]:
+        raise VerifyException("hopper.fetch_scales takes the address and the strides of one tensor")
+    shape = kernel.inputs.data[tensor].type.get_shape()
+    if [b.dimension.data for b in binds[1:]] != [0, 1] or len(shape) != 2 or min(shape) < 0:
+        raise VerifyException("hopper.fetch_scales reads a tensor of K blocks x N blocks")
+    _fits("rows of scales that are read", _last_block(op), shape[0])
+    _fits("columns of scales that are read", -(-_value(kernel.columns) // SCALE_BLOCK), shape[1])
+
+
+def _bind_of(kernel: KernelOp, value: SSAValue) -> BindAttr:
+    if not isinstance(value, BlockArgument) or value.owner is not kernel.body.block:
+        raise VerifyException("addresses and strides are parameters of the kernel")
+    return kernel.binds.data[value.index]
+
+
+def _last_block(op: FetchScalesOp) -> int:
+    """One past the number of the last k-block for which `op` runs."""
+    loop = op.k.owner.parent_op() if isinstance(op.k, BlockArgument) else None
+    if not isinstance(loop, KBlocksOp):
+        raise VerifyException("hopper.fetch_scales reads the scales of a k-block")
+    return _value(loop.last)
+
+
+def _tma_load(op: TmaLoadOp) -> None:
+    if not isinstance(op.map, BlockArgument):
+        raise VerifyException("tensor maps are parameters of the kernel")
+
+
+def _stage_fragment(op: StageFragmentOp) -> None:
+    staging, fragment = op.staging.type, op.fragment.type
+    assert isinstance(staging, StagingType) and isinstance(fragment, FragmentType)
+    groups, rows, columns = staging.dims
+    _fits("warpgroups that stage", _last_group(op) + 1, groups)
+    _fits("rows that are staged", _value(op.row) + fragment.dims[0], rows)
+    if fragment.dims[1] != columns:
+        raise VerifyException(f"{fragment} into {staging}")
+
+
+def _staging(op: StagingOp) -> None:
+    _, rows, columns = op.result.type.dims
+    _fits("bytes of a staging area", rows * columns * op.result.type.element_bytes, _value(op.pitch))
+
+
+def _tma_store(op: TmaStoreOp) -> None:
+    owner, box = op.staging.owner, op.map.type
+    if not isinstance(owner, StagingOp) or not isinstance(box, TensorMapType):
+        raise VerifyException("hopper.tma_store stores from a staging area")
+    end = _value(op.offset) + box.dims[0] * box.dims[1] * box.element_bytes
+    _fits("bytes of the staging areas", end, owner.result.type.dims[0] * _value(owner.pitch))
+
+
+_CHECKS: dict[type[Operation], Callable[[Any], None]] = {
+    LoadScalesOp: _load_scales,
+    PromoteOp: _promote,
+    PutScalesOp: _put_scales,
+    StageFragmentOp: _stage_fragment,
+    StagingOp: _staging,
+    TmaLoadOp: _tma_load,
+    TmaStoreOp: _tma_store,
+    WgmmaOp: _wgmma,
+}
