@@ -9,6 +9,8 @@ STAMP := $(VENV)/.installed
 NVRTC_NEWEST := 13.5.37
 NVRTC_OLDEST := 13.0.88
 export GEMMIR_NVRTC_13_0 := $(CURDIR)/$(VENV)/nvrtc-$(NVRTC_OLDEST)
+# compute-sanitizer, which only `make test-gpu` needs.
+SANITIZER := 13.5.25
 
 PIP := $(BIN)/python -m pip --disable-pip-version-check --quiet
 
@@ -21,6 +23,7 @@ test: setup
 	$(BIN)/python -m pytest
 
 test-gpu: setup
+	$(PIP) install --no-deps nvidia-cuda-sanitizer-api==$(SANITIZER)
 	$(BIN)/python -m pytest -m gpu
 
 check: setup

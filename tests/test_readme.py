@@ -17,7 +17,9 @@ def test_the_example_prints_what_is_written_below_it(capsys: pytest.CaptureFixtu
     assert capsys.readouterr().out == expected
 
 
-@pytest.mark.parametrize("page", ["README.md", "CONTRIBUTING.md", "docs/overview.md", "docs/errors.md"])
+@pytest.mark.parametrize(
+    "page", ["README.md", "CONTRIBUTING.md", "docs/overview.md", "docs/numerics.md", "docs/errors.md"]
+)
 def test_links_lead_somewhere(page: str):
     targets = re.findall(r"\]\((?!https?:)([^)#]+)", (ROOT / page).read_text())
     missing = [target for target in targets if not ((ROOT / page).parent / target).exists()]

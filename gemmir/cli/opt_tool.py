@@ -3,8 +3,14 @@
 from __future__ import annotations
 
 import argparse
+from bisect import bisect_right
 from collections.abc import Sequence
+from typing import IO
 
+from xdsl.context import Context
+from xdsl.dialects.builtin import FileLineColLoc, IntAttr, ModuleOp, StringAttr, UnknownLoc
+from xdsl.ir import Operation
+from xdsl.parser import Parser
 from xdsl.utils.exceptions import ArgSpecParseError, DiagnosticException, ParseError
 from xdsl.xdsl_opt_main import xDSLOptMain
 
@@ -15,6 +21,25 @@ from gemmir.universe import GEMMIR_UNIVERSE
 HINT = "gemmir opt --help lists the passes"
 
 
+class PlacedParser(Parser):
+    """The stock parser, but each operation keeps its place, for passes that name operations."""
+
+    def __init__(self, ctx: Context, text: str, name: str, skipped_lines: int):
+        super().__init__(ctx, text, name)
+        self.name = name
+        self.skipped_lines = skipped_lines
+        self.line_starts = [0, *(index + 1 for index, char in enumerate(text) if char == "\n")]
+
+    def parse_operation(self) -> Operation:
+        start = self.pos
+        op = super().parse_operation()
+        if isinstance(op.location, UnknownLoc):
+            line = bisect_right(self.line_starts, start)
+            column = start - self.line_starts[line - 1] + 1
+            op.location = FileLineColLoc(StringAttr(self.name), IntAttr(self.skipped_lines + line), IntAttr(column))
+        return op
+
+
 class GemmirOpt(xDSLOptMain):
     """The stock driver; gemmir's universe is there whether or not the entry point is installed."""
 
@@ -23,6 +48,13 @@ class GemmirOpt(xDSLOptMain):
     def register_all_arguments(self, arg_parser: argparse.ArgumentParser) -> None:
         arg_parser.prog = "gemmir opt"
         super().register_all_arguments(arg_parser)
+
+    def parse_chunk(self, chunk: IO[bytes], file_extension: str, start_offset: int = 0) -> ModuleOp | None:
+        if file_extension != "mlir":
+            return super().parse_chunk(chunk, file_extension, start_offset)
+        text = chunk.read().decode(errors="replace")
+        parser = PlacedParser(self.ctx, text, self.get_input_name(), start_offset)
+        return parser.parse_module(not self.args.no_implicit_module)
 
     def register_all_dialects(self) -> None:
         super().register_all_dialects()

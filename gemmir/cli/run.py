@@ -1,27 +1,22 @@
-"""`gemmir run`: execute a program on the GPU or on the CPU, and check every element of its result."""
+"""`gemmir run`: execute a program on a GPU, in the simulator or by the reference; check each element of its result."""
 
 from __future__ import annotations
 
 import argparse
 import sys
-import time
-from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING
 
+from gemmir.cli.backends import BACKENDS, Options, run_on
 from gemmir.cli.compile import add_compiler_arguments, positive
 from gemmir.cli.diagnostics import UsageError
 from gemmir.cli.sources import FILE_HELP, read_module
 
 if TYPE_CHECKING:
-    import torch
-    from xdsl.dialects.builtin import ModuleOp
-
+    from gemmir.cli.backends import Outcome
     from gemmir.dialects.gemm import MatmulOp
-    from gemmir.manifest import TensorSpec
 
 HELP = "run a program on random or given tensors, and check the result"
-WARM_LAUNCHES = 10
 
 
 def configure(parser: argparse.ArgumentParser) -> None:
@@ -29,13 +24,16 @@ def configure(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--shape", type=shape_of, metavar="M=4096", help="M, where the program leaves it open")
     parser.add_argument(
         "--backend",
-        choices=["auto", "cuda", "reference"],
+        choices=BACKENDS,
         default="auto",
-        help="auto: cuda if there is a Hopper GPU, else reference (torch on the CPU)",
+        help="cuda: the kernel, on a Hopper GPU; simulator: the kernel, on the CPU, bit for bit and slowly; reference: "
+        "what the program means, by torch on the CPU, without a kernel; auto: the first of them that can do it",
     )
     parser.add_argument("--inputs", type=Path, metavar="FILE", help="tensors by argument name: .npz or .safetensors")
     parser.add_argument("--output", type=Path, metavar="FILE.npz", help="write the result, as array `output`")
-    parser.add_argument("--seed", type=int, default=0, metavar="N", help="of the random inputs (default: 0)")
+    parser.add_argument(
+        "--seed", type=int, default=0, metavar="N", help="of the inputs and the simulated order (default: 0)"
+    )
     parser.add_argument(
         "--check", action="store_true", help="compare each element with the exact product, within the derived bound"
     )
@@ -50,16 +48,6 @@ def shape_of(text: str) -> int:
     return positive(value.strip())
 
 
-@dataclass(frozen=True, slots=True)
-class Outcome:
-    """A result, what computed it, and how long one call took; `kernel`: it was a kernel of gemmir."""
-
-    result: torch.Tensor
-    where: str
-    seconds: float
-    kernel: bool
-
-
 def execute(args: argparse.Namespace) -> int:
     from gemmir.backends.reference import random_inputs
     from gemmir.cli.check import check_result
@@ -72,9 +60,11 @@ def execute(args: argparse.Namespace) -> int:
         inputs = random_inputs(module, rows_of(op, args.shape), args.seed)
     else:
         inputs = load_inputs(args.inputs, arguments_of(op))
-    outcome = run_on(args.backend, module, inputs, args)
+    outcome = run_on(args.backend, module, inputs, Options(args.target, args.pipeline, args.m, args.seed))
     write = sys.stdout.write
     write(f"problem  {problem_of(op)}\n")
+    if outcome.note:
+        write(f"backend  {outcome.note}\n")
     write(f"result   {'x'.join(map(str, outcome.result.shape))} {problem_of(op).d}, by {outcome.where}\n")
     write(f"time     {duration(outcome.seconds)}{rate(op, outcome)}\n")
     if args.output is not None:
@@ -98,73 +88,17 @@ def rows_of(op: MatmulOp, asked: int | None) -> int:
     return asked or problem.rows
 
 
-def run_on(backend: str, module: ModuleOp, inputs: dict[str, torch.Tensor], args: argparse.Namespace) -> Outcome:
-    """Run `module` on the backend called `backend`; `auto` picks one."""
-    import torch
-
-    if backend == "auto":
-        hopper = torch.cuda.is_available() and torch.cuda.get_device_capability() == (9, 0)
-        backend = "cuda" if hopper else "reference"
-    options = {"target": args.target, "pipeline": args.pipeline, "m": args.m}
-    return on_gpu(module, inputs, **options) if backend == "cuda" else on_cpu(module, inputs)
-
-
-def on_cpu(module: ModuleOp, inputs: dict[str, torch.Tensor]) -> Outcome:
-    from gemmir.backends.reference import run
-
-    start = time.perf_counter()
-    result = run(module, list(inputs.values()))
-    if isinstance(result, tuple):
-        raise UsageError(f"the program returns {len(result)} tensors; run takes programs that return one")
-    return Outcome(result, "the CPU (reference)", time.perf_counter() - start, kernel=False)
-
-
-def on_gpu(
-    module: ModuleOp,
-    inputs: dict[str, torch.Tensor],
-    target: str = "sm_90a",
-    pipeline: str | None = None,
-    m: int | None = None,
-) -> Outcome:
-    """Compile, launch once for the result, then a few times for the clock."""
-    import torch
-
-    from gemmir.compiler import compile
-
-    kernel = compile(module, target=target, pipeline=pipeline, m=m)
-    kernel.prepare()
-    specs = kernel.manifest.inputs
-    tensors = [laid_out(spec, tensor.cuda()) for spec, tensor in zip(specs, inputs.values(), strict=True)]
-    result = kernel(*tensors)
-    start, end = torch.cuda.Event(enable_timing=True), torch.cuda.Event(enable_timing=True)
-    start.record()
-    for _ in range(WARM_LAUNCHES):
-        kernel(*tensors, out=result)
-    end.record()
-    end.synchronize()
-    seconds = start.elapsed_time(end) / 1e3 / WARM_LAUNCHES
-    return Outcome(result, torch.cuda.get_device_name(), seconds, kernel=True)
-
-
-def laid_out(spec: TensorSpec, tensor: torch.Tensor) -> torch.Tensor:
-    """The same values in the order of memory that the kernel wants."""
-    from gemmir.scales import align_scales
-
-    if spec.free_strides or tensor.dim() != 2:
-        return tensor
-    if spec.order == (0, 1):
-        return tensor.contiguous()
-    return align_scales(tensor) if spec.dtype == "f32" else tensor.t().contiguous().t()
-
-
 def duration(seconds: float) -> str:
+    """A time in the unit that suits it."""
+    if seconds >= 1:
+        return f"{seconds:.1f} s"
     return f"{seconds * 1e6:.1f} us" if seconds < 1e-3 else f"{seconds * 1e3:.1f} ms"
 
 
 def rate(op: MatmulOp, outcome: Outcome) -> str:
-    """Arithmetic per second, where the time is that of a kernel."""
+    """Arithmetic per second, where the time is that of a kernel on a GPU."""
     from gemmir.dialects.gemm import problem_of
 
     problem = problem_of(op)
     flops = 2 * outcome.result.shape[0] * problem.n * problem.k
-    return f", {flops / outcome.seconds / 1e12:.0f} TFLOP/s" if outcome.kernel else ""
+    return f", {flops / outcome.seconds / 1e12:.0f} TFLOP/s" if outcome.on_gpu else ""

@@ -33,7 +33,7 @@ def test_help_names_every_subcommand(capsys: pytest.CaptureFixture[str]):
         ["compile", LAYER, "--fast"],
         ["run", LAYER, "--shape", "N=7"],
         ["run", LAYER, "--shape", "M=0"],
-        ["run", LAYER, "--backend", "simulator"],
+        ["run", LAYER, "--backend", "cpu"],
         ["cache", "burn"],
     ],
 )

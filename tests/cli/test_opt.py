@@ -1,5 +1,6 @@
 """`gemmir opt`: xdsl-opt that knows gemmir, with typed errors."""
 
+import re
 from pathlib import Path
 
 import pytest
@@ -34,6 +35,39 @@ def test_a_pass_of_ours_fills_the_schedule(capsys: pytest.CaptureFixture[str]):
 def test_xdsl_passes_are_there_too(capsys: pytest.CaptureFixture[str]):
     assert main(["opt", LAYER, "-p", "cse"]) == 0
     assert "gemm.matmul" in capsys.readouterr().out
+
+
+@pytest.fixture
+def hopper_lines(capsys: pytest.CaptureFixture[str]) -> list[str]:
+    assert main(["compile", LAYER, "--emit", "hopper"]) == 0
+    return capsys.readouterr().out.splitlines(keepends=True)
+
+
+def test_a_right_kernel_is_proven_and_printed_as_it_was(
+    hopper_lines: list[str], tmp_path: Path, capsys: pytest.CaptureFixture[str]
+):
+    kernel = tmp_path / "kernel.mlir"
+    kernel.write_text("".join(hopper_lines))
+    assert main(["opt", str(kernel), "-p", "hopper-check-sync"]) == 0
+    assert capsys.readouterr().out.rstrip("\n") == "".join(hopper_lines).rstrip("\n")
+
+
+def test_a_broken_kernel_is_refused_with_its_lines(
+    hopper_lines: list[str], tmp_path: Path, capsys: pytest.CaptureFixture[str]
+):
+    fences = [n for n, line in enumerate(hopper_lines) if line.strip() == "hopper.fence_proxy_async"]
+    broken = [line for n, line in enumerate(hopper_lines) if n not in fences]
+    kernel = tmp_path / "kernel.mlir"
+    kernel.write_text("".join(broken))
+    assert main(["opt", str(kernel), "-p", "hopper-check-sync"]) == 1
+    captured = capsys.readouterr()
+    assert captured.out == ""
+    assert captured.err.startswith("error[GMR-Y001]: @down_proj: ")
+    assert "rule: R6: " in captured.err
+    places = [int(line) for line in re.findall(rf"at {re.escape(str(kernel))}:(\d+):\d+", captured.err)]
+    assert len(places) == 2
+    assert all("hopper." in broken[line - 1] for line in places)
+    assert f"{re.findall(r'hopper[.][a-z_]+', captured.err)[0]} " in broken[places[0] - 1]
 
 
 @pytest.mark.parametrize(

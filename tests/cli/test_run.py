@@ -1,4 +1,4 @@
-"""`gemmir run` on the CPU: the result is checked, and a wrong one is found."""
+"""`gemmir run` on the CPU: the right backend is chosen, the result is checked, and a wrong one is found."""
 
 import os
 import subprocess
@@ -10,11 +10,14 @@ import pytest
 import torch
 
 from gemmir.backends import reference
+from gemmir.cli import backends
+from gemmir.cli.backends import Options, lowered_kernel, multiply_adds
 from gemmir.cli.inputs import arguments_of, load_inputs
 from gemmir.cli.main import main
 from gemmir.dialects.gemm import MatmulOp, the_matmul
 from gemmir.errors import InputError, ToolMissingError
 from gemmir.ir_text import parse_module
+from gemmir.testing import model_of
 
 FP8 = """
 func.func @small(%x: tensor<?x256xf8E4M3FN>, %xs: tensor<?x2xf32>,
@@ -57,6 +60,91 @@ def test_a_right_result_holds(fp8: str, capsys: pytest.CaptureFixture[str]):
     out = capsys.readouterr().out
     assert "result   5x128 bf16, by the CPU (reference)\n" in out
     assert "check    every element is within its bound; worst element [" in out
+
+
+@pytest.fixture
+def no_gpu(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(backends, "has_hopper", lambda: False)
+
+
+@pytest.mark.usefixtures("no_gpu")
+def test_without_a_gpu_the_kernel_is_simulated_bit_for_bit(
+    fp8: str, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+):
+    path = tmp_path / "out.npz"
+    assert main(["run", fp8, "--shape", "M=130", "--seed", "3", "--check", "--output", str(path)]) == 0
+    out = capsys.readouterr().out
+    assert "backend  the simulator, since there is no Hopper GPU: the kernel itself, bit for bit\n" in out
+    assert "result   130x128 bf16, by the CPU (simulator)\n" in out
+    assert "check    every element is within its bound; worst element [" in out
+    tensors = list(reference.random_inputs(parse_module(FP8), 130, seed=3).values())
+    expected = model_of(matmul(FP8), tensors).view(torch.uint16).numpy()
+    assert np.array_equal(np.load(path)["output"], expected)
+
+
+def test_the_seed_also_draws_the_simulated_order(fixed: str, monkeypatch: pytest.MonkeyPatch):
+    seeds: list[int] = []
+
+    def simulate(kernel: object, tensors: object, m: int, *, seed: int) -> torch.Tensor:
+        seeds.append(seed)
+        return torch.zeros(m, 16, dtype=torch.bfloat16)
+
+    monkeypatch.setattr("gemmir.backends.simulator.simulate", simulate)
+    assert main(["run", fixed, "--backend", "simulator", "--seed", "41"]) == 0
+    assert seeds == [41]
+
+
+@pytest.mark.usefixtures("no_gpu")
+def test_a_large_product_is_left_to_the_reference_unless_asked(
+    fp8: str, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+):
+    monkeypatch.setattr(backends, "MOST_SIMULATED", 1000)
+    assert main(["run", fp8, "--shape", "M=5"]) == 0
+    out = capsys.readouterr().out
+    assert "backend  the reference, since there is no Hopper GPU and the simulator would take up to 0 minutes" in out
+    assert "; --backend simulator runs it all the same\n" in out
+    assert "by the CPU (reference)\n" in out
+    assert main(["run", fp8, "--shape", "M=5", "--backend", "simulator"]) == 0
+    assert "by the CPU (simulator)\n" in capsys.readouterr().out
+
+
+def test_work_is_that_of_whole_tiles():
+    pipeline = (
+        "gemm-select-family,gemm-select-blocks{block=128,64,128 warpgroups=2 split=m turns=false cluster=1,2},"
+        "gemm-rasterize,gemm-plan-pipeline,gemm-lower-to-hopper"
+    )
+    kernel = lowered_kernel(parse_module(FP8), Options(pipeline=pipeline))
+    assert multiply_adds(kernel, 1) == 128 * 128 * 256
+    assert multiply_adds(kernel, 129) == 256 * 128 * 256
+
+
+def test_a_program_without_a_kernel_runs_on_the_reference(tmp_path: Path, capsys: pytest.CaptureFixture[str]):
+    odd = tmp_path / "odd.mlir"
+    odd.write_text(FIXED.replace("x16x", "x12x"))
+    assert main(["run", str(odd), "--check"]) == 0
+    out = capsys.readouterr().out
+    assert "backend  the reference, since there is no kernel for this program: GMR-U001: N = 12" in out
+    assert "result   8x12 bf16, by the CPU (reference)\n" in out
+    assert main(["run", str(odd), "--backend", "simulator"]) == 1
+    assert capsys.readouterr().err.startswith("error[GMR-U001]: N = 12")
+
+
+def test_an_unknown_target_is_no_reason_for_the_reference(fixed: str, capsys: pytest.CaptureFixture[str]):
+    assert main(["run", fixed, "--target", "sm_80"]) == 1
+    assert capsys.readouterr().err.startswith("error[GMR-U002]: ")
+
+
+def test_a_pipeline_that_makes_no_kernel_cannot_be_simulated(fixed: str, capsys: pytest.CaptureFixture[str]):
+    assert main(["run", fixed, "--backend", "simulator", "-p", "gemm-canonicalize"]) == 1
+    assert capsys.readouterr().err.startswith("error[GMR-R004]: 0 hopper kernels")
+
+
+def test_tensors_that_do_not_fit_are_refused_before_they_are_simulated(
+    tmp_path: Path, fixed: str, capsys: pytest.CaptureFixture[str]
+):
+    np.savez(tmp_path / "in.npz", a=np.zeros((), np.uint16), b=np.zeros((64, 16), np.uint16))
+    assert main(["run", fixed, "--backend", "simulator", "--inputs", str(tmp_path / "in.npz")]) == 1
+    assert capsys.readouterr().err.startswith("error[GMR-I002]: a: shape is ()")
 
 
 def test_a_wrong_element_is_found_and_named(
