@@ -27,8 +27,8 @@ KERNELS = {
     "bf16-cluster": (BF16, "block=128,64,64 warpgroups=2 split=m turns=false cluster=1,2"),
 }
 """
-Name -> product and tile; one per kind of kernel. One weight scale a stage: where several lanes store one each, racecheck
-reports their stores, since it does not carry `__syncwarp` over to the arrival of lane 0 (docs/proof.md).
+Name -> product and tile; one per kind of kernel. One weight scale a stage: where several lanes store one each,
+racecheck reports their stores, since it does not carry `__syncwarp` over to the arrival of lane 0 (docs/proof.md).
 """
 
 
