@@ -6,7 +6,7 @@ Needs hypothesis, which gemmir itself does not depend on.
 
 from __future__ import annotations
 
-from dataclasses import replace
+from dataclasses import fields, replace
 from functools import cache
 
 from hypothesis import strategies as st
@@ -179,3 +179,12 @@ def programs(draw: st.DrawFn) -> str:
     """IR text of a small product, with a complete legal schedule for it."""
     problem = draw(small_problems())
     return program_text(problem, draw(legal_schedules(problem)))
+
+
+@st.composite
+def partial_schedules(draw: st.DrawFn, problem: GemmProblem) -> Schedule:
+    """Legal schedules of which any choices are left open: there is at least one way to complete them."""
+    legal = draw(legal_schedules(problem))
+    names = [field.name for field in fields(legal)]
+    kept = draw(st.sets(st.sampled_from(names)))
+    return Schedule(**{name: getattr(legal, name) for name in names if name in kept})
