@@ -1,0 +1,101 @@
+"""
+What is no fault of synchronisation computes something else, and the simulator sees it on exact data.
+
+The result is 70 x 1024, and one cluster computes all of its tiles, so that each follows another. The simulator is a
+second witness for most of what the checker finds, too: the last test takes every eighth of those faults.
+"""
+
+from __future__ import annotations
+
+import pytest
+import torch
+
+from gemmir.backends.simulator import simulate
+from gemmir.dialects import hopper
+from gemmir.errors import SyncError
+from gemmir.testing import check_exact
+from tests.sabotage.fault import Fault
+from tests.sabotage.faults import FAULTS, FOR_THE_SIMULATOR, table
+from tests.sabotage.kernels import TEXTS, Ir, kernel_in, module_of
+
+M = 70
+FEW_SEEDS = range(5)
+
+UNSEEN = {
+    "barriers-in-the-staging-area",  # barriers are no bytes there
+    "initialised-twice",  # before anybody uses them
+    "last-meeting-releases-nothing",  # needs a signal that is later than the end
+    "producer-lanes-left-alone",  # lanes of a warp go together
+    "shared-memory-too-small",  # by bytes that nothing uses
+}
+"""Faults that the simulator does not see: what they break is not simulated, or breaks only by rare chance."""
+
+CRASHES = {"cursor-of-another-warpgroup", "peer-that-does-not-exist"}
+"""Not a kernel that could be run: the checker must have refused it."""
+
+
+def check(kernel: hopper.KernelOp, name: str, seed: int) -> None:
+    def run(*tensors: torch.Tensor) -> torch.Tensor:
+        return simulate(kernel, tensors, M, seed=seed, clusters=1)
+
+    check_exact(run, TEXTS[name], M, seed=seed)
+
+
+@pytest.mark.parametrize("name", TEXTS)
+def test_kernels_that_are_right_are_exact(name: str):
+    check(kernel_in(module_of(name)), name, seed=0)
+
+
+def broken(fault: Fault) -> hopper.KernelOp:
+    ir = Ir(kernel_in(module_of(fault.kernel)))
+    fault.plant(ir)
+    return ir.kernel
+
+
+@pytest.mark.parametrize("fault", FOR_THE_SIMULATOR, ids=lambda f: f"{f.name}-{f.kernel}")
+def test_the_simulator_finds_it(fault: Fault):
+    """With the first seed: none of these depends on the order of events."""
+    kernel = broken(fault)
+    kernel.verify()
+    with pytest.raises((AssertionError, SyncError)) as found:
+        check(kernel, fault.kernel, seed=0)
+    assert FOUND_AS.get(fault.name, "elements differ, in rows") in str(found.value)
+
+
+FOUND_AS = {
+    "totals-not-zeroed": "is staged, but it is garbage",
+    "stored-to-the-wrong-columns": "is stored twice",
+    "stored-to-the-wrong-rows": "is stored twice",
+}
+"""How the others show: before there is a result."""
+
+
+@pytest.mark.parametrize("fault", FOR_THE_SIMULATOR, ids=lambda f: f"{f.name}-{f.kernel}")
+def test_the_table_says_so(fault: Fault):
+    rows = [row for row in table().splitlines() if row.startswith(f"| {fault.what} |")]
+    assert len(rows) == 1
+    assert rows[0].endswith("| simulator |")
+    assert fault.kernel in rows[0]
+
+
+def seeds_that_find(fault: Fault) -> list[int]:
+    """The first of a few seeds that finds it; empty if none does."""
+    for seed in FEW_SEEDS:
+        try:
+            check(broken(fault), fault.kernel, seed)
+        except (AssertionError, SyncError):
+            return [seed]
+    return []
+
+
+@pytest.mark.parametrize(
+    "fault",
+    [f for f in FAULTS if f.caught_by == "checker" and f.name not in UNSEEN | CRASHES][::8],
+    ids=lambda f: f"{f.name}-{f.kernel}",
+)
+def test_the_simulator_is_a_second_witness(fault: Fault):
+    assert seeds_that_find(fault)
+
+
+def test_what_is_left_out_is_planted():
+    assert {fault.name for fault in FAULTS if fault.caught_by == "checker"} >= UNSEEN | CRASHES
