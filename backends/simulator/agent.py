@@ -97,6 +97,8 @@ class Agent:
     registers: int = 0
 
     def __getitem__(self, value: SSAValue) -> Any:
+        if value not in self.values:
+            raise fault("a role uses a value that it has not made", "cursors and registers belong to one role")
         return self.values[value]
 
     # Ordinary accesses to shared memory

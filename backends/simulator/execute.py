@@ -11,7 +11,7 @@ from xdsl.ir import Block, Operation
 
 from gemmir.backends.simulator import compute, copies
 from gemmir.backends.simulator.agent import Agent, Cursor
-from gemmir.backends.simulator.barriers import Mbarrier, Meeting, NamedBarrier
+from gemmir.backends.simulator.barriers import Mbarrier, Meeting, NamedBarrier, fault
 from gemmir.backends.simulator.machine import Signal, Steps, Wait
 from gemmir.backends.simulator.registers import Fragment, ScaleRegisters
 from gemmir.backends.simulator.schedule import tile_origin, tile_rows_and_columns
@@ -189,6 +189,8 @@ def _expect(agent: Agent, op: hopper.ExpectOp) -> None:
 def _release(agent: Agent, op: hopper.ReleaseOp) -> None:
     agent.publish()
     address, peers = agent.barrier_address(op.barriers, op.cursor, op.group), op.peers.value.data
+    if peers > len(agent.cluster.ctas):
+        raise fault(f"{op.name} to {peers} CTAs in a cluster of {len(agent.cluster.ctas)}", "peers that exist")
     ranks = [agent.cta.rank] if peers == 1 else range(peers)
     for rank in ranks:
         cta = agent.cluster.ctas[rank]
