@@ -166,6 +166,7 @@ def test_panels_do_not_change_the_result():
     whole = exact_and_bound(p, a, b.t(), scale_a, scale_b.t())
     panels = exact_and_bound(p, a, b.t(), scale_a, scale_b.t(), rows_per_panel=17)
     assert torch.equal(whole[0], panels[0])
+    # The bound's own float64 sums may be grouped differently: 200 steps of 2^-53.
     torch.testing.assert_close(whole[1], panels[1], rtol=1e-12, atol=0)
 
 
@@ -180,6 +181,7 @@ def test_exact_is_the_dequantised_product_plus_c():
         left = a[:, k].double() * scale_a[:, k // 128].double()
         right = b[:, k].double() * scale_b[torch.arange(150) // 128, k // 128].double()
         expected += torch.outer(left, right)
+    # Two float64 sums of 300 terms of size 1 or less, in another order: 300 * 2^-53 each.
     torch.testing.assert_close(exact, expected, rtol=1e-12, atol=1e-12)
 
 
