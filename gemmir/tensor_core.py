@@ -79,6 +79,11 @@ class Format:
     def bias(self) -> int:
         return (1 << (self.exponent_bits - 1)) - 1
 
+    @property
+    def smallest_exponent(self) -> int:
+        """Of a normal number; subnormals share it."""
+        return 1 - self.bias
+
 
 FORMATS: dict[DType, Format] = {
     F8E4M3FN: Format(4, 3, infinities=False),

@@ -136,7 +136,7 @@ def exact_and_bound(
     rows = rows_per_panel or max(SCALE_BLOCK, PANEL_ELEMENTS // max(1, n) // SCALE_BLOCK * SCALE_BLOCK)
     for first in range(0, m, rows):
         span = slice(first, min(first + rows, m))
-        operands = Operands(a[span], b, problem.a, problem.b, problem.numerics.instruction_k)
+        operands = Operands(a[span], b, problem.a, problem.b)
         rows_left = left if left is None or left.dim() == 0 else left[span]
         total = _accumulate(Panel(problem, operands, rows_left, right))
         if c is not None:
@@ -232,7 +232,7 @@ def _finish(problem: GemmProblem, total: Approximation) -> None:
 
 def _reach(panel: Panel) -> torch.Tensor:
     """An upper limit of the size of everything that the kernel computes on the way to each element; (rows, N)."""
-    chunk = panel.operands.core.chunk
+    chunk = panel.operands.core.k
     rows, columns, scaled_rows, scaled_columns = [], [], [], []
     for k in range(0, panel.problem.k, chunk):
         row = panel.operands.a[:, k : k + chunk].float().abs().amax(1, keepdim=True).double()

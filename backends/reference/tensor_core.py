@@ -33,25 +33,13 @@ from dataclasses import dataclass
 
 import torch
 
-from gemmir.dtypes import BF16, F8E4M3FN, F8E5M2, F16, DType
-
-SMALLEST_EXPONENT: dict[DType, int] = {F8E4M3FN: -6, F8E5M2: -14, F16: -14, BF16: -126}
-"""Of a normal number of an operand type."""
-FRACTION_BITS: dict[DType, int] = {F8E4M3FN: 3, F8E5M2: 2, F16: 10, BF16: 7}
+from gemmir.dtypes import DType
+from gemmir.tensor_core import FORMATS, Core, core_of
 
 
-@dataclass(frozen=True, slots=True)
-class TensorCore:
-    """`fraction_bits` F kept when terms are aligned, `result_bits` p of an accumulator, `chunk` elements of K."""
-
-    fraction_bits: int
-    result_bits: int
-    chunk: int
-
-    @property
-    def tiny(self) -> float:
-        """What one instruction may lose below the normal range."""
-        return (self.chunk + 1) * 2.0 ** -(126 + self.fraction_bits) + 2.0 ** -(126 + self.result_bits)
+def tiny(core: Core) -> float:
+    """What one instruction may lose below the normal range."""
+    return (core.k + 1) * 2.0 ** -(126 + core.aligned_bits) + 2.0 ** -(126 + core.result_bits)
 
 
 @dataclass(slots=True)
@@ -64,18 +52,17 @@ class Approximation:
 
 @dataclass(frozen=True, slots=True)
 class Operands:
-    """Some rows of A (rows, K) and all of B (K, N), as stored, with their types and the number of elements per sum."""
+    """Some rows of A (rows, K) and all of B (K, N), as stored, with their types."""
 
     a: torch.Tensor
     b: torch.Tensor
     a_type: DType
     b_type: DType
-    instruction_k: int
 
     @property
-    def core(self) -> TensorCore:
+    def core(self) -> Core:
         """The arithmetic of the WGMMA for these types."""
-        return TensorCore(13, 13, self.instruction_k) if self.a_type.is_fp8 else TensorCore(25, 23, self.instruction_k)
+        return core_of(self.a_type, self.b_type)
 
 
 def zeros(operands: Operands, error: float) -> Approximation:
@@ -88,10 +75,10 @@ def zeros(operands: Operands, error: float) -> Approximation:
 def tensor_core_sum(operands: Operands, first: int, last: int) -> Approximation:
     """The sum over K in [first, last) as one accumulator sees it, (rows, N)."""
     core = operands.core
-    sum_ = zeros(operands, -(-(last - first) // core.chunk) * core.tiny)
+    sum_ = zeros(operands, -(-(last - first) // core.k) * tiny(core))
     size = torch.empty_like(sum_.value)
-    for start in range(first, last, core.chunk):
-        stop = min(start + core.chunk, last)
+    for start in range(first, last, core.k):
+        stop = min(start + core.k, last)
         left, right = operands.a[:, start:stop].double(), operands.b[start:stop].double()
         torch.abs(sum_.value, out=size)
         size.add_(sum_.error)
@@ -109,12 +96,12 @@ def _alignment_loss(operands: Operands, left: torch.Tensor, right: torch.Tensor,
     column, column_gap = _leading_powers(right, operands.b_type, 0)
     product = row * column
     core = operands.core
-    kept = core.fraction_bits - FRACTION_BITS[operands.a_type] - FRACTION_BITS[operands.b_type]
+    kept = core.aligned_bits - FORMATS[operands.a_type].fraction_bits - FORMATS[operands.b_type].fraction_bits
     terms = _count_lossy(row_gap, column_gap, kept - 2)
     terms = torch.where(size < 2 * product, _count_lossy(row_gap, column_gap, kept), terms)
     terms.masked_fill_(size >= 8 * product, left.shape[1])
     torch.maximum(size, product, out=size)
-    return size.mul_(terms.add_(1)).mul_(2.0**-core.fraction_bits)
+    return size.mul_(terms.add_(1)).mul_(2.0**-core.aligned_bits)
 
 
 def _leading_powers(values: torch.Tensor, dtype: DType, axis: int) -> tuple[torch.Tensor, torch.Tensor]:
@@ -122,7 +109,7 @@ def _leading_powers(values: torch.Tensor, dtype: DType, axis: int) -> tuple[torc
     The largest power of two not above the largest |value| along `axis`, 0 if all are 0; and how many binary orders each
     value lies below it, -1 for zeros. Subnormals have the exponent of the smallest normal number, as the hardware does.
     """
-    smallest = SMALLEST_EXPONENT[dtype]
+    smallest = FORMATS[dtype].smallest_exponent
     exponent = (torch.frexp(values).exponent - 1).clamp_(min=smallest)
     exponent = torch.where(values == 0, smallest, exponent)
     gap = torch.where(values == 0, -1, exponent.amax(axis, keepdim=True) - exponent)
