@@ -8,12 +8,12 @@ from xdsl.dialects.builtin import ModuleOp
 
 from gemmir.backends.cuda.printer import print_kernel
 from gemmir.backends.cuda.target import the_kernel
-from gemmir.dialects.gemm import set_schedule, the_matmul
 from gemmir.dialects.hopper import KernelOp
 from gemmir.ir_text import make_context, parse_module
 from gemmir.passes.gemm_lower_to_hopper import GemmLowerToHopperPass
-from gemmir.problem import GemmProblem, Recipe
+from gemmir.problem import GemmProblem
 from gemmir.schedule import Family, RasterAxis, Schedule, Split
+from gemmir.testing.strategies import program_text
 
 FP8_SCHEDULE = Schedule(
     family=Family.TILES,
@@ -48,25 +48,6 @@ BF16_SCHEDULE = Schedule(
 """The default of the large BF16 layers."""
 
 
-def text_of(problem: GemmProblem) -> str:
-    """The problem as gemm IR."""
-    m = "?" if problem.m is None else str(problem.m)
-    n, k = problem.n, problem.k
-    types = [f"tensor<{m}x{k}x{problem.a}>", f"tensor<{k}x{n}x{problem.b}>"]
-    scaled = ""
-    if problem.scale_a is not Recipe.NONE:
-        types += [f"tensor<{m}x{-(-k // 128)}xf32>", f"tensor<{-(-k // 128)}x{-(-n // 128)}xf32>"]
-        scaled = f" scaled (%xs by {problem.scale_a.value}, %ws by {problem.scale_b.value})"
-    names = ("%x", "%w", "%xs", "%ws")[: len(types)]
-    arguments = ", ".join(f"{name}: {type_}" for name, type_ in zip(names, types, strict=True))
-    result = f"tensor<{m}x{n}x{problem.d}>"
-    return (
-        f"func.func @layer({arguments}) -> {result} {{\n"
-        f"  %y = gemm.matmul %x, %w{scaled} : ({', '.join(types)}) -> {result}\n"
-        f"  func.return %y : {result}\n}}\n"
-    )
-
-
 @dataclass(frozen=True)
 class Lowered:
     module: ModuleOp
@@ -77,8 +58,7 @@ class Lowered:
 
 def lowered(problem: GemmProblem, schedule: Schedule) -> Lowered:
     """Lower with this very schedule, and print."""
-    module = parse_module(text_of(problem))
-    set_schedule(the_matmul(module), schedule)
+    module = parse_module(program_text(problem, schedule, "layer"))
     GemmLowerToHopperPass().apply(make_context(), module)
     module.verify()
     kernel = the_kernel(module)

@@ -18,9 +18,10 @@ from gemmir.legality import (
     scale_steps,
     violation,
 )
-from gemmir.schedule import Family, RasterAxis, Schedule, Split
+from gemmir.schedule import Schedule, Split
 from gemmir.target import SM_90A, setmaxnreg_split
 from gemmir.tile import shared_layout, tile_geometry
+from tests.kernels import FP8_SCHEDULE
 from tests.schedules import (
     fp8_problem,
     half_problem,
@@ -32,21 +33,7 @@ from tests.schedules import (
 
 FP8 = fp8_problem(4096, 7168, 2048)
 HALF = half_problem(4096, 7168, 2048)
-GOOD = Schedule(
-    family=Family.TILES,
-    block_m=128,
-    block_n=256,
-    block_k=128,
-    math_warpgroups=2,
-    split=Split.ALONG_N,
-    turns=False,
-    cluster_m=2,
-    cluster_n=1,
-    raster_axis=RasterAxis.ALONG_M,
-    raster_group=8,
-    num_stages=3,
-)
-"""The schedule of the fastest measured main loop."""
+GOOD = FP8_SCHEDULE
 
 
 def broken(code: str, *numbers: str, **changes: object) -> None:

@@ -146,18 +146,18 @@ def small_problems(draw: st.DrawFn, most_m: int = 200, most_n: int = 200, most_k
     return half_problem(m, n, k, draw(st.sampled_from((BF16, F16))), d)
 
 
-def program_text(problem: GemmProblem, schedule: Schedule | None = None) -> str:
-    """A program that computes `problem` (k-major, without C and epilogue), with `schedule` fixed, as IR text."""
+def program_text(problem: GemmProblem, schedule: Schedule | None = None, name: str = "product") -> str:
+    """The function `name`, which computes `problem` (k-major, no C, no epilogue), with `schedule` fixed, as IR text."""
     from gemmir.dialects.gemm import set_schedule, the_matmul
     from gemmir.ir_text import parse_module
 
-    module = parse_module(_text(problem))
+    module = parse_module(_text(problem, name))
     if schedule is not None:
         set_schedule(the_matmul(module), schedule)
     return str(module)
 
 
-def _text(problem: GemmProblem) -> str:
+def _text(problem: GemmProblem, name: str) -> str:
     m, n, k = "?" if problem.m is None else problem.m, problem.n, problem.k
     x, w, d = f"tensor<{m}x{k}x{problem.a}>", f"tensor<{k}x{n}x{problem.b}>", f"tensor<{m}x{n}x{problem.d}>"
     if problem.scale_a is Recipe.NONE:
@@ -168,7 +168,7 @@ def _text(problem: GemmProblem) -> str:
         arguments, operands = f", %xs: {xs}, %ws: {ws}", f"({x}, {w}, {xs}, {ws})"
         scaled = f" scaled (%xs by {problem.scale_a.value}, %ws by {problem.scale_b.value})"
     return f"""
-func.func @product(%x: {x}, %w: {w}{arguments}) -> {d} {{
+func.func @{name}(%x: {x}, %w: {w}{arguments}) -> {d} {{
   %y = gemm.matmul %x, %w{scaled} : {operands} -> {d}
   func.return %y : {d}
 }}"""

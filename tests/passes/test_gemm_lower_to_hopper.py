@@ -13,7 +13,8 @@ from gemmir.errors import ScheduleError
 from gemmir.ir_text import make_context, parse_module
 from gemmir.passes.gemm_lower_to_hopper import GemmLowerToHopperPass
 from gemmir.schedule import Schedule, Split
-from tests.kernels import BF16_SCHEDULE, FP8_SCHEDULE, lowered, text_of
+from gemmir.testing.strategies import program_text
+from tests.kernels import BF16_SCHEDULE, FP8_SCHEDULE, lowered
 from tests.schedules import fp8_problem, half_problem
 
 FP8, BF16 = fp8_problem(None, 7168, 2048), half_problem(None, 7168, 2048)
@@ -86,7 +87,7 @@ def test_turns_are_passed_as_often_as_taken() -> None:
 
 
 def test_an_open_choice_is_refused() -> None:
-    module = parse_module(text_of(FP8))
+    module = parse_module(program_text(FP8))
     set_schedule(the_matmul(module), replace(FP8_SCHEDULE, num_stages=None))
     with pytest.raises(ScheduleError, match="num_stages") as error:
         GemmLowerToHopperPass().apply(make_context(), module)
@@ -101,7 +102,7 @@ def test_it_can_be_run_again() -> None:
 
 
 def test_locations_are_kept() -> None:
-    module = parse_module(text_of(FP8))
+    module = parse_module(program_text(FP8))
     matmul = the_matmul(module)
     set_schedule(matmul, FP8_SCHEDULE)
     location = matmul.location
