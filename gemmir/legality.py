@@ -20,11 +20,11 @@ BLOCK_M = (64, 128, 192, 256)
 MATH_WARPGROUPS = (1, 2, 3)
 MAX_STAGES = 12
 MIN_STAGES = 2
-MAX_BLOCK_AREA = 256 * 256
 WG_COLUMN_STEP = 16
 """A warpgroup's columns leave by stmatrix.x4 and in TMA boxes of at least 32 bytes."""
 
 MAX_CLUSTER = 2
+"""CTAs: the printer and the proof know clusters of one row or column of two."""
 
 REGISTER_OVERHEAD = 28
 REGISTERS_PER_WAVE = 4
@@ -139,7 +139,7 @@ def registers(problem: GemmProblem, s: Schedule, target: Target) -> Violation | 
     assert s.math_warpgroups is not None
     tile, budget = tile_geometry(s), setmaxnreg_split(s.math_warpgroups)[1]
     needed, overhead = math_registers(problem, s), _overhead(tile)
-    at_launch = launch_registers(s.math_warpgroups)
+    at_launch = launch_registers((s.math_warpgroups + 1) * target.warpgroup_threads)
     if tile.fragment_registers + INSTRUCTION_OVERHEAD > at_launch:
         return Violation(
             "GMR-S002",

@@ -80,6 +80,11 @@ SM_90A = Target(
     clock_hz=1.6e9,
 )
 
+WARP_LANES = 32
+WARPS_PER_GROUP = SM_90A.warpgroup_threads // WARP_LANES
+BARRIER_BYTES = 8
+"""An mbarrier, in shared memory."""
+
 TARGETS: dict[str, Target] = {SM_90A.name: SM_90A}
 
 
@@ -96,9 +101,8 @@ def find_target(name: str) -> Target:
     )
 
 
-def launch_registers(math_warpgroups: int) -> int:
-    """Registers per thread at launch: the register file over all threads, in steps of 8, at most 255."""
-    threads = (math_warpgroups + 1) * SM_90A.warpgroup_threads
+def launch_registers(threads: int) -> int:
+    """Registers per thread of a block at launch: the register file over all threads, in steps of 8, at most 255."""
     return min(SM_90A.registers // threads // 8 * 8, SM_90A.max_registers_per_thread)
 
 

@@ -12,12 +12,11 @@ from math import gcd
 from gemmir.layouts import StoreChunk, store_chunks
 from gemmir.problem import SCALE_BLOCK, GemmProblem
 from gemmir.schedule import Schedule, Split
-from gemmir.target import SM_90A
+from gemmir.target import BARRIER_BYTES, SM_90A
 
 STAGE_ROW_BYTES = 128
 """A pipeline stage holds this many bytes of K of each row: one row of the 128-byte swizzle."""
 
-BARRIER_BYTES = 8
 WAVE_ROWS = SM_90A.wgmma_m
 
 

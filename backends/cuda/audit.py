@@ -17,16 +17,15 @@ from xdsl.ir import Operation, SSAValue
 from gemmir.backends.cuda.audit_source import Call, calls_of
 from gemmir.backends.cuda.sass import count_opcodes
 from gemmir.dialects import hopper
+from gemmir.dialects.hopper.barriers import TURN_THREADS
+from gemmir.dialects.hopper.base import number
 from gemmir.dtypes import DTYPES
 from gemmir.errors import SyncError
 from gemmir.layouts import store_chunks
+from gemmir.target import BARRIER_BYTES, WARPS_PER_GROUP
 
 WGMMAS_PER_SLOT = 4
 """Instructions for the 128 bytes of K in a slot."""
-
-BARRIER_BYTES = 8
-WARPS_PER_GROUP = 4
-TURN_THREADS = 256
 
 _TMA = "cp.async.bulk.tensor.2d"
 _LOAD = f"{_TMA}.shared::cluster.global.mbarrier::complete_tx::bytes"
@@ -61,9 +60,9 @@ def audit_sass(kernel: hopper.KernelOp, sass: str) -> None:
         "USETMAXREG": _number_of(ops, hopper.SetMaxRegistersOp),
         "UTMACMDFLUSH": _number_of(ops, hopper.StoreCommitOp),
     }
-    for opcode, number in wanted.items():
-        if count[opcode] != number:
-            raise _mismatch(kernel, f"the IR asks for {number} {opcode}, the machine code has {count[opcode]}")
+    for opcode, calls in wanted.items():
+        if count[opcode] != calls:
+            raise _mismatch(kernel, f"the IR asks for {calls} {opcode}, the machine code has {count[opcode]}")
     wgmmas, asked = count["QGMMA"] + count["HGMMA"], WGMMAS_PER_SLOT * _number_of(ops, hopper.WgmmaOp)
     if wgmmas < asked or wgmmas % WGMMAS_PER_SLOT:
         raise _mismatch(kernel, f"the IR asks for {asked} WGMMAs, the machine code has {wgmmas}")
@@ -83,10 +82,6 @@ def _mismatch(kernel: hopper.KernelOp, what: str) -> SyncError:
         rule="what is compiled synchronises as what was proven",
         fix="this is a fault of gemmir, not of the program: report it with the IR",
     )
-
-
-def _int(attribute: IntegerAttr[Any]) -> int:
-    return attribute.value.data
 
 
 class _Expected:
@@ -109,7 +104,7 @@ class _Expected:
             hopper.SetMaxRegistersOp: self.set_max_registers,
             hopper.StageFragmentOp: self.stage_fragment,
             hopper.StoreCommitOp: lambda op: [("cp.async.bulk.commit_group", (), "")],
-            hopper.StoreWaitReadOp: lambda op: [("cp.async.bulk.wait_group.read", (f"<{_int(op.pending)}>",), "")],
+            hopper.StoreWaitReadOp: lambda op: [("cp.async.bulk.wait_group.read", (f"<{number(op.pending)}>",), "")],
             hopper.SyncWarpOp: lambda op: [("warp.sync", (), "")],
             hopper.TakeTurnOp: lambda op: self.turn(op, "bar.sync"),
             hopper.TmaLoadOp: self.tma_load,
@@ -118,7 +113,7 @@ class _Expected:
             hopper.WgmmaCommitOp: lambda op: [("wgmma.commit_group.sync.aligned", (), "")],
             hopper.WgmmaFenceOp: lambda op: [("wgmma.fence.sync.aligned", (), "")],
             hopper.WgmmaOp: self.wgmma,
-            hopper.WgmmaWaitOp: lambda op: [("wgmma.wait_group.sync.aligned", (f"<{_int(op.pending)}>",), "")],
+            hopper.WgmmaWaitOp: lambda op: [("wgmma.wait_group.sync.aligned", (f"<{number(op.pending)}>",), "")],
         }
 
     def all(self) -> Iterator[Call]:
@@ -127,29 +122,29 @@ class _Expected:
     def ops(self, ops: Iterable[Operation], where: tuple[str, ...]) -> Iterator[Call]:
         for op in ops:
             if isinstance(op, hopper.RingOp | hopper.StagingOp | hopper.BarriersOp):
-                self.offsets[op.result] = _int(op.offset)
+                self.offsets[op.result] = number(op.offset)
             elif isinstance(op, hopper.RolesOp):
                 yield from self.roles(op, where)
             elif isinstance(op, hopper.TilesOp):
                 yield from self.ops(op.body.block.ops, (*where, "tiles"))
             elif isinstance(op, hopper.KBlocksOp):
-                yield from self.ops(op.body.block.ops, (*where, f"k {_int(op.first)} to {_int(op.last)}"))
+                yield from self.ops(op.body.block.ops, (*where, f"k {number(op.first)} to {number(op.last)}"))
             elif (method := self.methods.get(type(op))) is not None:
                 for ptx, details, guard in method(op):
                     yield Call(where, guard, ptx, details)
 
     def roles(self, op: hopper.RolesOp, where: tuple[str, ...]) -> Iterator[Call]:
-        first, total = 0, _int(self.kernel.threads) // 32
+        first, total = 0, number(self.kernel.threads) // 32
         for role in op.body.block.ops:
             assert isinstance(role, hopper.WarpgroupsOp)
-            end = first + _int(role.number) * WARPS_PER_GROUP
+            end = first + number(role.number) * WARPS_PER_GROUP
             inside = (*where, f"warp < {end}" if end < total else "else")
             for child in role.body.block.ops:
                 if not isinstance(child, hopper.WarpOp):
                     yield from self.ops((child,), inside)
                     continue
                 self.elected = child.elected is not None
-                warp = f"warp == {first + _int(child.index)}{' && lane == 0' if self.elected else ''}"
+                warp = f"warp == {first + number(child.index)}{' && lane == 0' if self.elected else ''}"
                 yield from self.ops(child.body.block.ops, (*inside, warp))
                 self.elected = False
             first = end
@@ -168,9 +163,9 @@ class _Expected:
         owner = op.group.owner if op.group is not None else None
         value = getattr(owner, "value", None)
         groups = op.barriers.type.dims[1]
-        number = value.value.data if isinstance(value, IntegerAttr) and groups > 1 else 0
+        index = number(value) if isinstance(value, IntegerAttr) and groups > 1 else 0
         cursor = op.cursor if op.barriers.type.dims[0] > 1 else None
-        return self.at(op.barriers, number * BARRIER_BYTES, cursor)
+        return self.at(op.barriers, index * BARRIER_BYTES, cursor)
 
     def on_barrier(self, op: Any, ptx: str, guard: str, *details: str) -> list[Found]:
         return [(ptx, (self.barrier(op), *details), guard)]
@@ -181,14 +176,14 @@ class _Expected:
     def plain_wait(self, op: hopper.WaitOp) -> list[Found]:
         guard, parent = "", op.parent_op()
         if op.unless_last is not None and isinstance(parent, hopper.KBlocksOp):
-            guard = f"not the last of {_int(parent.last)}"
+            guard = f"not the last of {number(parent.last)}"
         return self.wait(op, "parity", guard)
 
     def expect(self, op: hopper.ExpectOp) -> list[Found]:
-        return self.on_barrier(op, "mbarrier.arrive.expect_tx.shared::cta.b64", self.lane_0(), str(_int(op.bytes)))
+        return self.on_barrier(op, "mbarrier.arrive.expect_tx.shared::cta.b64", self.lane_0(), str(number(op.bytes)))
 
     def release(self, op: hopper.ReleaseOp) -> list[Found]:
-        if (peers := _int(op.peers)) == 1:
+        if (peers := number(op.peers)) == 1:
             return self.on_barrier(op, "mbarrier.arrive.shared::cta.b64", "lane == 0")
         return self.on_barrier(op, "mbarrier.arrive.shared::cluster.b64", f"lane < {peers}")
 
@@ -197,7 +192,7 @@ class _Expected:
             owner = value.owner
             assert isinstance(owner, hopper.BarriersOp)
             stages, groups = owner.result.type.dims
-            details = (self.at(value), str(_int(owner.arrivals)), f"x{stages * groups}")
+            details = (self.at(value), str(number(owner.arrivals)), f"x{stages * groups}")
             yield "mbarrier.init.shared::cta.b64", details, "threadIdx.x == 0"
         yield "fence.mbarrier_init.release.cluster", (), "threadIdx.x == 0"
 
@@ -207,10 +202,10 @@ class _Expected:
 
     def set_max_registers(self, op: hopper.SetMaxRegistersOp) -> list[Found]:
         action = "dec" if op.grow is None else "inc"
-        return [(f"setmaxnreg.{action}.sync.aligned.u32", (f"<{_int(op.registers)}>",), "")]
+        return [(f"setmaxnreg.{action}.sync.aligned.u32", (f"<{number(op.registers)}>",), "")]
 
     def turn(self, op: hopper.TakeTurnOp | hopper.PassTurnOp, ptx: str) -> list[Found]:
-        return [(ptx, (str(TURN_THREADS),), "" if op.only is None else f"warpgroup {_int(op.only)}")]
+        return [(ptx, (str(TURN_THREADS),), "" if op.only is None else f"warpgroup {number(op.only)}")]
 
     def tma_load(self, op: hopper.TmaLoadOp) -> list[Found]:
         multicast = "" if op.multicast is None else ".multicast::cluster"
@@ -224,7 +219,7 @@ class _Expected:
         return (1 << self.kernel.cluster.m.data * self.kernel.cluster.n.data) - 1
 
     def tma_store(self, op: hopper.TmaStoreOp) -> list[Found]:
-        return [(_STORE, (self.at(op.staging, _int(op.offset)),), "")]
+        return [(_STORE, (self.at(op.staging, number(op.offset)),), "")]
 
     def wgmma(self, op: hopper.WgmmaOp) -> list[Found]:
         a, b, fragment = op.a.type, op.b.type, op.fragment.type
@@ -241,7 +236,7 @@ class _Expected:
         """How far into its part of the slot a wave begins."""
         a = op.a.type
         assert isinstance(a, hopper.RingType)
-        return _int(op.a_row) * a.dims[2] * a.element_bytes
+        return number(op.a_row) * a.dims[2] * a.element_bytes
 
     def stage_fragment(self, op: hopper.StageFragmentOp) -> Iterator[Found]:
         staging = op.staging.type

@@ -18,15 +18,17 @@ from xdsl.ir import Block, Operation, SSAValue
 from gemmir.backends.cuda.prelude import prelude
 from gemmir.backends.cuda.printing.arithmetic import PrintsArithmetic
 from gemmir.backends.cuda.printing.barriers import PrintsBarriers
-from gemmir.backends.cuda.printing.base import WARPS_PER_GROUP, dtype_of, number
+from gemmir.backends.cuda.printing.base import dtype_of
 from gemmir.backends.cuda.printing.loads import PrintsLoads
 from gemmir.backends.cuda.printing.storage import PrintsStorage
 from gemmir.backends.cuda.printing.stores import PrintsStores
 from gemmir.backends.cuda.wgmma import wgmma_wrapper
 from gemmir.dialects import hopper
+from gemmir.dialects.hopper.base import number
 from gemmir.dialects.hopper.types import RasterName
 from gemmir.dtypes import DTYPES
 from gemmir.errors import IRError, UnsupportedError
+from gemmir.target import WARPS_PER_GROUP
 
 
 @dataclass(frozen=True, slots=True)

@@ -16,10 +16,8 @@ from gemmir.backends.simulator.machine import Signal, Steps, Wait
 from gemmir.backends.simulator.registers import Fragment, ScaleRegisters
 from gemmir.backends.simulator.schedule import tile_origin, tile_rows_and_columns
 from gemmir.dialects import hopper
+from gemmir.dialects.hopper.barriers import TURN_THREADS
 from gemmir.errors import UnsupportedError
-
-TURN_THREADS = 256
-"""A turn is passed between two warpgroups."""
 
 
 def run_role(agent: Agent) -> Steps:

@@ -12,12 +12,12 @@ from gemmir.backends.simulator.barriers import fault
 from gemmir.backends.simulator.memory import Index
 from gemmir.layouts import fragment_element, store_chunks
 from gemmir.tensor_core import NAN, fma, multiply
+from gemmir.tile import WAVE_ROWS
 
 Singles = NDArray[np.float32]
 Mask = NDArray[np.bool_]
 
 THREADS = 128
-WAVE_ROWS = 64
 
 
 @lru_cache(maxsize=64)

@@ -19,12 +19,11 @@ from gemmir.backends.simulator.tensors import Bound, bind
 from gemmir.dialects import hopper
 from gemmir.dtypes import DTYPES
 from gemmir.errors import InputError
-from gemmir.target import SM_90A, launch_registers
+from gemmir.target import SM_90A, WARPS_PER_GROUP, launch_registers
 
 if TYPE_CHECKING:
     import torch
 
-WARPS = 4
 CLUSTERS = 2
 """Clusters of the simulated grid: few, so that each has several tiles."""
 
@@ -95,10 +94,10 @@ def _run_cluster(kernel: hopper.KernelOp, bound: Bound, grid: Grid, chance: rand
 def _agents(kernel: hopper.KernelOp, bound: Bound, cluster: Cluster, cta: Cta, grid: Grid) -> Iterator[Agent]:
     """One role a warpgroup, or one a warp where the warpgroup's code tells warps apart."""
     groups = kernel.threads.value.data // 128
-    registers = launch_registers(groups - 1)
+    registers = launch_registers(kernel.threads.value.data)
     for warpgroup in range(groups):
         apart = _tells_warps_apart(kernel, warpgroup)
-        for warp in range(WARPS) if apart else (0,):
+        for warp in range(WARPS_PER_GROUP) if apart else (0,):
             what = f"warp {warp} of warpgroup {warpgroup}" if apart else f"warpgroup {warpgroup}"
             yield Agent(
                 name=f"CTA {cta.rank}, {what}",
@@ -106,7 +105,7 @@ def _agents(kernel: hopper.KernelOp, bound: Bound, cluster: Cluster, cta: Cta, g
                 cluster=cluster,
                 cta=cta,
                 grid=grid,
-                warps=1 if apart else WARPS,
+                warps=1 if apart else WARPS_PER_GROUP,
                 warpgroup=warpgroup,
                 warp=warp,
                 values=dict(bound.values),

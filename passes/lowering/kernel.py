@@ -37,7 +37,7 @@ from gemmir.layouts import Swizzle
 from gemmir.passes.lowering.emitter import Emitter
 from gemmir.problem import GemmProblem
 from gemmir.schedule import Schedule
-from gemmir.target import setmaxnreg_split
+from gemmir.target import WARPS_PER_GROUP, setmaxnreg_split
 from gemmir.tile import SharedLayout, TileGeometry, shared_layout, tile_geometry
 
 ELEMENTS: dict[str, Element] = {
@@ -47,7 +47,6 @@ ELEMENTS: dict[str, Element] = {
     "f16": Float16Type(),
     "f32": Float32Type(),
 }
-WARPS_PER_GROUP = 4
 
 
 @dataclass(frozen=True)

@@ -13,14 +13,14 @@ from dataclasses import dataclass, field
 from xdsl.ir import Block, Operation
 
 from gemmir.dialects import hopper
+from gemmir.dialects.hopper.base import number
 from gemmir.passes.sync.events import OUTSIDE, Role, Trace, trip
 from gemmir.passes.sync.memory_map import MemoryMap
 from gemmir.passes.sync.report import refuse
 from gemmir.passes.sync.steps import Loop, Move, Step, StepMaker, Steps, Tiles
-from gemmir.passes.sync.storage import Storage, number
+from gemmir.passes.sync.storage import Storage
 from gemmir.passes.sync.traces import Trips
-
-WARPS_PER_GROUP = 4
+from gemmir.target import WARPS_PER_GROUP
 
 
 @dataclass

@@ -3,15 +3,15 @@
 from __future__ import annotations
 
 from gemmir.dialects import hopper
+from gemmir.dialects.hopper.base import number
 from gemmir.passes.sync.report import refuse
-from gemmir.passes.sync.storage import number
-from gemmir.target import SM_90A
+from gemmir.target import SM_90A, launch_registers
 
 
 def check_registers(kernel: hopper.KernelOp) -> None:
     """All warpgroups together keep to what the CTA got at launch, and none shrinks to more."""
     threads = number(kernel.threads)
-    at_launch = min(SM_90A.registers // threads // 8 * 8, SM_90A.max_registers_per_thread)
+    at_launch = launch_registers(threads)
     total = 0
     for op in kernel.body.walk():
         if not isinstance(op, hopper.WarpgroupsOp):

@@ -11,18 +11,17 @@ from xdsl.dialects.builtin import IntegerAttr
 from xdsl.ir import Block, Operation, SSAValue
 
 from gemmir.dialects import hopper
+from gemmir.dialects.hopper.barriers import TURN_THREADS
+from gemmir.dialects.hopper.base import number
 from gemmir.dialects.hopper.types import AxisName
 from gemmir.passes.sync.events import OWN, Event, Kind, Span
 from gemmir.passes.sync.memory_map import MemoryMap
 from gemmir.passes.sync.report import refuse
-from gemmir.passes.sync.storage import Storage, number
+from gemmir.passes.sync.storage import Storage
+from gemmir.tile import WAVE_ROWS
 
-WAVE_ROWS = 64
 WARP_ROWS = 16
 F32_BYTES = 4
-TURN_THREADS = 256
-"""A turn is passed between two warpgroups."""
-
 FIRST_TURN_BARRIER = 1
 STEADY = 0
 """Number of the cursor that never moves: for ops without one."""

@@ -5,20 +5,15 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import Any
 
-from xdsl.dialects.builtin import IntegerAttr
 from xdsl.ir import Operation, SSAValue
 
 from gemmir.dialects import hopper
+from gemmir.dialects.hopper.base import number
 from gemmir.layouts import StoreChunk, store_chunks
 from gemmir.passes.sync.events import Span
 from gemmir.passes.sync.memory_map import overlapping
 from gemmir.passes.sync.report import refuse
-
-BARRIER_BYTES = 8
-
-
-def number(attribute: IntegerAttr[Any]) -> int:
-    return attribute.value.data
+from gemmir.target import BARRIER_BYTES
 
 
 @dataclass(frozen=True, slots=True)

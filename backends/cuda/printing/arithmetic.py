@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
-from gemmir.backends.cuda.printing.base import WARPS_PER_GROUP, Printing, dtype_of, number
+from gemmir.backends.cuda.printing.base import Printing, dtype_of
 from gemmir.dialects import hopper
+from gemmir.dialects.hopper.base import number
 from gemmir.errors import UnsupportedError
+from gemmir.target import WARPS_PER_GROUP
 
 
 class PrintsArithmetic(Printing):

@@ -4,12 +4,11 @@ from __future__ import annotations
 
 from xdsl.ir import Operation
 
-from gemmir.backends.cuda.printing.base import Printing, number
+from gemmir.backends.cuda.printing.base import Printing
 from gemmir.dialects import hopper
+from gemmir.dialects.hopper.barriers import TURN_THREADS
+from gemmir.dialects.hopper.base import number
 from gemmir.errors import UnsupportedError
-
-TURN_THREADS = 256
-"""A turn is passed between two warpgroups."""
 
 
 class PrintsBarriers(Printing):

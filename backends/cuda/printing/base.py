@@ -4,19 +4,11 @@ from __future__ import annotations
 
 from typing import Any
 
-from xdsl.dialects.builtin import IntegerAttr
 from xdsl.ir import SSAValue
 
 from gemmir.backends.cuda.writer import Writer
 from gemmir.dialects import hopper
 from gemmir.dtypes import DTYPES, DType
-
-WARPS_PER_GROUP = 4
-
-
-def number(attribute: IntegerAttr[Any]) -> int:
-    """The value of an integer property."""
-    return attribute.value.data
 
 
 def dtype_of(storage: SSAValue) -> DType:

@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
-from gemmir.backends.cuda.printing.base import Printing, number
+from gemmir.backends.cuda.printing.base import Printing
 from gemmir.dialects import hopper
+from gemmir.dialects.hopper.base import number
 from gemmir.dialects.hopper.types import AxisName
 
 

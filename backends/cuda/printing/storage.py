@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
-from gemmir.backends.cuda.printing.base import Printing, number, plus
+from gemmir.backends.cuda.printing.base import Printing, plus
 from gemmir.dialects import hopper
+from gemmir.dialects.hopper.base import number
 
 
 class PrintsStorage(Printing):

@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
-from gemmir.backends.cuda.printing.base import WARPS_PER_GROUP, Printing, number, plus
+from gemmir.backends.cuda.printing.base import Printing, plus
 from gemmir.dialects import hopper
+from gemmir.dialects.hopper.base import number
 from gemmir.errors import UnsupportedError
 from gemmir.layouts import store_chunks
+from gemmir.target import WARPS_PER_GROUP
 
 
 class PrintsStores(Printing):

@@ -10,6 +10,10 @@ from xdsl.utils.exceptions import VerifyException
 
 from gemmir.dialects.hopper.base import NATURAL, POSITIVE, HopperOperation
 from gemmir.dialects.hopper.types import BarriersType, CursorType
+from gemmir.target import SM_90A
+
+TURN_THREADS = 2 * SM_90A.warpgroup_threads
+"""A turn is passed between two warpgroups."""
 
 
 @irdl_op_definition

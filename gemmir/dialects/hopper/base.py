@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from typing import Any
+
 from xdsl.dialects.builtin import I64, IntegerAttr, i64
 from xdsl.irdl import AtLeast, IRDLOperation
 
@@ -13,6 +15,11 @@ NATURAL = IntegerAttr.constr(I64, value=AtLeast(0))
 def count(value: int) -> Count:
     """A non-negative integer property."""
     return IntegerAttr(value, i64)
+
+
+def number(attribute: IntegerAttr[Any]) -> int:
+    """The value of an integer property."""
+    return attribute.value.data
 
 
 class HopperOperation(IRDLOperation):

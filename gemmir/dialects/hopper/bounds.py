@@ -15,6 +15,7 @@ from xdsl.ir import Attribute, BlockArgument, Operation, SSAValue
 from xdsl.utils.exceptions import VerifyException
 
 from gemmir.dialects.hopper.arithmetic import LoadScalesOp, PromoteOp, WgmmaOp
+from gemmir.dialects.hopper.base import number
 from gemmir.dialects.hopper.control import KBlocksOp, KernelOp, RolesOp, WarpgroupsOp
 from gemmir.dialects.hopper.loads import FetchScalesOp, PutScalesOp, TmaLoadOp
 from gemmir.dialects.hopper.storage import StagingOp
@@ -31,16 +32,9 @@ from gemmir.dialects.hopper.types import (
     TensorMapType,
 )
 from gemmir.layouts import Swizzle
+from gemmir.legality import MAX_CLUSTER
 from gemmir.problem import SCALE_BLOCK
-from gemmir.target import SM_90A
-
-WARP_LANES = 32
-MAX_CLUSTER_CTAS = 2
-"""The printer and the proof know clusters of one row or column of two."""
-
-
-def _value(attribute: Any) -> int:
-    return attribute.value.data
+from gemmir.target import SM_90A, WARP_LANES
 
 
 def _fits(what: str, needed: int, available: int) -> None:
@@ -50,11 +44,11 @@ def _fits(what: str, needed: int, available: int) -> None:
 
 def check_kernel_bounds(kernel: KernelOp) -> None:
     """Raise `VerifyException` for the first access or binding that does not fit."""
-    _fits("bytes of shared memory", _value(kernel.shared), SM_90A.shared_bytes)
-    _fits("CTAs in a cluster", kernel.cluster.m.data * kernel.cluster.n.data, MAX_CLUSTER_CTAS)
+    _fits("bytes of shared memory", number(kernel.shared), SM_90A.shared_bytes)
+    _fits("CTAs in a cluster", kernel.cluster.m.data * kernel.cluster.n.data, MAX_CLUSTER)
     _check_threads(kernel)
-    if kernel.output.type.get_shape()[1:] != (_value(kernel.columns),):
-        raise VerifyException(f"the kernel gives {kernel.output.type}, and has {_value(kernel.columns)} columns")
+    if kernel.output.type.get_shape()[1:] != (number(kernel.columns),):
+        raise VerifyException(f"the kernel gives {kernel.output.type}, and has {number(kernel.columns)} columns")
     for parameter, bind in zip(kernel.body.block.args, kernel.binds, strict=True):
         _check_bind(kernel, parameter, bind)
     for op in kernel.body.walk():
@@ -66,9 +60,9 @@ def check_kernel_bounds(kernel: KernelOp) -> None:
 
 def _check_threads(kernel: KernelOp) -> None:
     groups = [g for op in kernel.body.block.ops if isinstance(op, RolesOp) for g in op.body.block.ops]
-    threads = sum(_value(g.number) * SM_90A.warpgroup_threads for g in groups if isinstance(g, WarpgroupsOp))
-    if threads != _value(kernel.threads):
-        raise VerifyException(f"the roles have {threads} threads, the kernel {_value(kernel.threads)}")
+    threads = sum(number(g.number) * SM_90A.warpgroup_threads for g in groups if isinstance(g, WarpgroupsOp))
+    if threads != number(kernel.threads):
+        raise VerifyException(f"the roles have {threads} threads, the kernel {number(kernel.threads)}")
 
 
 # Parameters
@@ -118,43 +112,43 @@ def _last_group(op: Operation) -> int:
         parent = parent.parent_op()
     if parent is None:
         raise VerifyException(f"{op.name} outside hopper.warpgroups")
-    return _value(parent.number) - 1
+    return number(parent.number) - 1
 
 
 def _wgmma(op: WgmmaOp) -> None:
     a, b, fragment = op.a.type, op.b.type, op.fragment.type
     assert isinstance(a, RingType) and isinstance(b, RingType) and isinstance(fragment, FragmentType)
     last = _last_group(op)
-    _fits("rows of A that a WGMMA reads", last * _value(op.a_group_rows) + _value(op.a_row) + 64, a.dims[1])
-    _fits("rows of B that a WGMMA reads", last * _value(op.b_group_rows) + fragment.dims[1], b.dims[1])
+    _fits("rows of A that a WGMMA reads", last * number(op.a_group_rows) + number(op.a_row) + 64, a.dims[1])
+    _fits("rows of B that a WGMMA reads", last * number(op.b_group_rows) + fragment.dims[1], b.dims[1])
 
 
 def _load_scales(op: LoadScalesOp) -> None:
     rows, steps, scales = op.rows.type, op.steps.type, op.scales.type
     assert isinstance(rows, RingType) and isinstance(steps, RingType) and isinstance(scales, ScalesType)
     last, (waves, count) = _last_group(op), scales.dims
-    _fits("row scales that are read", last * _value(op.group_rows) + waves * 64, rows.dims[1] * rows.dims[2])
-    _fits("column scales that are read", last * _value(op.group_steps) + count, steps.dims[1] * steps.dims[2])
+    _fits("row scales that are read", last * number(op.group_rows) + waves * 64, rows.dims[1] * rows.dims[2])
+    _fits("column scales that are read", last * number(op.group_steps) + count, steps.dims[1] * steps.dims[2])
 
 
 def _promote(op: PromoteOp) -> None:
     partial, total, scales = op.partial.type, op.total.type, op.scales.type
     assert isinstance(partial, FragmentType) and isinstance(scales, ScalesType)
     waves, steps = scales.dims
-    _fits("scales of waves", _value(op.wave) + 1, waves)
-    if partial != total or steps * _value(op.step) != partial.dims[1]:
-        raise VerifyException(f"{steps} scales of {_value(op.step)} columns for {partial} and {total}")
+    _fits("scales of waves", number(op.wave) + 1, waves)
+    if partial != total or steps * number(op.step) != partial.dims[1]:
+        raise VerifyException(f"{steps} scales of {number(op.step)} columns for {partial} and {total}")
 
 
 def _put_scales(op: PutScalesOp) -> None:
     ring = op.ring.type
     assert isinstance(ring, RingType)
-    _fits("scales that are stored", _value(op.steps), min(WARP_LANES, ring.dims[1] * ring.dims[2]))
+    _fits("scales that are stored", number(op.steps), min(WARP_LANES, ring.dims[1] * ring.dims[2]))
 
 
 def _check_fetch(kernel: KernelOp, op: FetchScalesOp) -> None:
     """The only ordinary loads from global memory: a scale for each k-block and each block of columns."""
-    _fits("lanes that read a scale", _value(op.steps), WARP_LANES)
+    _fits("lanes that read a scale", number(op.steps), WARP_LANES)
     binds = [_bind_of(kernel, value) for value in (op.pointer, op.stride_k, op.stride_n)]
     tensor, wanted = binds[0].tensor.data, (BindName.POINTER, BindName.STRIDE, BindName.STRIDE)
     if [(BindName(b.kind.data), b.tensor.data) for b in binds] != [(kind, tensor) for kind in wanted]:
@@ -163,7 +157,7 @@ def _check_fetch(kernel: KernelOp, op: FetchScalesOp) -> None:
     if [b.dimension.data for b in binds[1:]] != [0, 1] or len(shape) != 2 or min(shape) < 0:
         raise VerifyException("hopper.fetch_scales reads a tensor of K blocks x N blocks")
     _fits("rows of scales that are read", _last_block(op), shape[0])
-    _fits("columns of scales that are read", -(-_value(kernel.columns) // SCALE_BLOCK), shape[1])
+    _fits("columns of scales that are read", -(-number(kernel.columns) // SCALE_BLOCK), shape[1])
 
 
 def _bind_of(kernel: KernelOp, value: SSAValue) -> BindAttr:
@@ -177,7 +171,7 @@ def _last_block(op: FetchScalesOp) -> int:
     loop = op.k.owner.parent_op() if isinstance(op.k, BlockArgument) else None
     if not isinstance(loop, KBlocksOp):
         raise VerifyException("hopper.fetch_scales reads the scales of a k-block")
-    return _value(loop.last)
+    return number(loop.last)
 
 
 def _tma_load(op: TmaLoadOp) -> None:
@@ -190,22 +184,22 @@ def _stage_fragment(op: StageFragmentOp) -> None:
     assert isinstance(staging, StagingType) and isinstance(fragment, FragmentType)
     groups, rows, columns = staging.dims
     _fits("warpgroups that stage", _last_group(op) + 1, groups)
-    _fits("rows that are staged", _value(op.row) + fragment.dims[0], rows)
+    _fits("rows that are staged", number(op.row) + fragment.dims[0], rows)
     if fragment.dims[1] != columns:
         raise VerifyException(f"{fragment} into {staging}")
 
 
 def _staging(op: StagingOp) -> None:
     _, rows, columns = op.result.type.dims
-    _fits("bytes of a staging area", rows * columns * op.result.type.element_bytes, _value(op.pitch))
+    _fits("bytes of a staging area", rows * columns * op.result.type.element_bytes, number(op.pitch))
 
 
 def _tma_store(op: TmaStoreOp) -> None:
     owner, box = op.staging.owner, op.map.type
     if not isinstance(owner, StagingOp) or not isinstance(box, TensorMapType):
         raise VerifyException("hopper.tma_store stores from a staging area")
-    end = _value(op.offset) + box.dims[0] * box.dims[1] * box.element_bytes
-    _fits("bytes of the staging areas", end, owner.result.type.dims[0] * _value(owner.pitch))
+    end = number(op.offset) + box.dims[0] * box.dims[1] * box.element_bytes
+    _fits("bytes of the staging areas", end, owner.result.type.dims[0] * number(owner.pitch))
 
 
 _CHECKS: dict[type[Operation], Callable[[Any], None]] = {
