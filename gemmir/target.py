@@ -53,6 +53,10 @@ class Target:
     clock_hz: float
     """Measured: the SM clock under a full-rate FP8 kernel."""
 
+    def tensor_flops_per_clock(self, element_bytes: int) -> float:
+        """Multiplications and additions that an SM's tensor cores do in a clock: FP8 8192, 16-bit types 4096."""
+        return 2 * self.wgmma_m * (self.wgmma_k_bytes // element_bytes) / self.tensor_clocks_per_column
+
 
 SM_90A = Target(
     name="sm_90a",
@@ -84,6 +88,15 @@ WARP_LANES = 32
 WARPS_PER_GROUP = SM_90A.warpgroup_threads // WARP_LANES
 BARRIER_BYTES = 8
 """An mbarrier, in shared memory."""
+
+DATASHEET_CLOCK_HZ = 1.83e9
+"""The SM clock of the data sheets' tensor rates: 132 SMs x 8192 x 1.83 GHz = 1979 TFLOP/s of FP8, dense."""
+
+PEAK_DRAM_BYTES_PER_SECOND: dict[str, float] = {
+    "NVIDIA H200": 4.8e12,
+    "NVIDIA H100 80GB HBM3": 3.35e12,
+}
+"""By the name that the driver gives a GPU, from the data sheets of the SXM parts."""
 
 TARGETS: dict[str, Target] = {SM_90A.name: SM_90A}
 

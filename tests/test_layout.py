@@ -18,7 +18,7 @@ PLAIN_NAMES = (
 PLAIN = {f"gemmir.{name}" for name in PLAIN_NAMES.split()}
 """Plain data: the standard library and each other, nothing else."""
 
-ABOVE = ("pipeline", "compiler", "kernel", "ops", "torch", "cli", "universe", "__main__")
+ABOVE = ("pipeline", "compiler", "kernel", "ops", "torch", "bench", "cli", "universe", "__main__")
 FORBIDDEN = {
     "gemmir.dialects": ("gemmir.passes", "gemmir.backends", *(f"gemmir.{name}" for name in ABOVE)),
     "gemmir.passes": ("gemmir.backends", *(f"gemmir.{name}" for name in ABOVE)),
@@ -34,10 +34,12 @@ KNOWN_ONLY_BY = {
         "gemmir.compiler",
         "gemmir.kernel",
         "gemmir.universe",
+        "gemmir.bench",
         "gemmir.cli",
         "gemmir.testing",
     ),
     "gemmir.compiler": ("gemmir", "gemmir.testing", "gemmir.cli", "gemmir.ops", "gemmir.torch", "gemmir.compiler"),
+    "gemmir.bench": ("gemmir.bench", "gemmir.cli"),
     "gemmir.cli": ("gemmir.cli", "gemmir.__main__"),
 }
 """Room -> the only ones that may import it."""

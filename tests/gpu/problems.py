@@ -2,56 +2,23 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
-
 from hypothesis import HealthCheck, Phase, given, seed, settings
 from hypothesis import strategies as st
 
-LAYERS = ((2112, 7168), (24576, 1536), (32768, 512), (7168, 16384), (4096, 7168), (7168, 2048))
-"""(N, K) of the dense layers."""
+from gemmir.bench.cases import LAYERS, Case, program_text
 
 ROWS = (1, 63, 64, 65, 128, 1000, 4096)
 DRAWN = 300
 
 
-@dataclass(frozen=True)
-class Case:
-    """D[m, n] = A[m, k] @ B[k, n]: `dtype` f8E4M3FN or f8E5M2 (block-wise scales), bf16 or f16 (none)."""
-
-    dtype: str
-    m: int
-    n: int
-    k: int
-
-    def __str__(self) -> str:
-        return f"{self.dtype}-{self.m}x{self.n}x{self.k}"
-
-    @property
-    def text(self) -> str:
-        """The product as IR, for any M."""
-        return fp8_text(self.n, self.k, self.dtype) if self.dtype.startswith("f8") else plain_text(self)
-
-
 def fp8_text(n: int, k: int, dtype: str = "f8E4M3FN") -> str:
     """FP8 with scales 1x128 x 128x128 and a BF16 result."""
-    blocks_k, blocks_n = -(-k // 128), -(-n // 128)
-    x, w, d = f"tensor<?x{k}x{dtype}>", f"tensor<{k}x{n}xf8E4M3FN>", f"tensor<?x{n}xbf16>"
-    xs, ws = f"tensor<?x{blocks_k}xf32>", f"tensor<{blocks_k}x{blocks_n}xf32>"
-    return f"""
-func.func @layer(%x: {x}, %xs: {xs}, %w: {w}, %ws: {ws}) -> {d} {{
-  %y = gemm.matmul %x, %w scaled (%xs by 1x128, %ws by 128x128) : ({x}, {w}, {xs}, {ws}) -> {d}
-  func.return %y : {d}
-}}"""
+    return program_text(n, k, dtype)
 
 
 def plain_text(case: Case) -> str:
     """16-bit floats in and out."""
-    x, w, d = (f"tensor<{s}x{case.dtype}>" for s in (f"?x{case.k}", f"{case.k}x{case.n}", f"?x{case.n}"))
-    return f"""
-func.func @layer(%x: {x}, %w: {w}) -> {d} {{
-  %y = gemm.matmul %x, %w : ({x}, {w}) -> {d}
-  func.return %y : {d}
-}}"""
+    return case.text
 
 
 def layer_cases() -> list[Case]:
