@@ -1,0 +1,111 @@
+"""What was measured, as data that survives as JSON."""
+
+from __future__ import annotations
+
+import json
+import math
+from collections.abc import Sequence
+from dataclasses import asdict, dataclass, field
+from typing import Any
+
+from gemmir.bench.cases import Case
+from gemmir.bench.timing import Timing
+
+SCHEMA = 1
+
+
+@dataclass(frozen=True, slots=True)
+class PeerResult:
+    """A peer's times for a case, or why there are none."""
+
+    timing: Timing | None
+    refused: str = ""
+
+
+@dataclass(frozen=True, slots=True)
+class Row:
+    """
+    One case: gemmir's kernel (`entry`, and its `schedule` as IR text), its times, and those of each peer by name.
+
+    `timing` is None where the result was wrong, which `fault` then tells. `floor_us`: see `gemmir.bench.floor`.
+    """
+
+    case: Case
+    entry: str
+    schedule: str
+    floor_us: float | None
+    timing: Timing | None
+    fault: str = ""
+    peers: dict[str, PeerResult] = field(default_factory=dict[str, PeerResult])
+
+    def ratio(self, peer: str, hot: bool = False) -> float | None:
+        """The peer's time over gemmir's, above 1 where gemmir is faster; None where either has none."""
+        found = self.peers.get(peer)
+        if self.timing is None or found is None or found.timing is None:
+            return None
+        if not hot:
+            return found.timing.us / self.timing.us
+        ours, theirs = self.timing.hot_us, found.timing.hot_us
+        return None if ours is None or theirs is None else theirs / ours
+
+    @property
+    def worst_ratio(self) -> float | None:
+        """Against the fastest peer."""
+        ratios = [ratio for peer in self.peers if (ratio := self.ratio(peer)) is not None]
+        return min(ratios, default=None)
+
+    @property
+    def times_floor(self) -> float | None:
+        return None if self.timing is None or self.floor_us is None else self.timing.us / self.floor_us
+
+    @property
+    def tflops(self) -> float | None:
+        if self.timing is None:
+            return None
+        return 2 * self.case.m * self.case.n * self.case.k / self.timing.us / 1e6
+
+
+@dataclass(frozen=True, slots=True)
+class Report:
+    """`machine`: device and versions; `method`: how it was measured; both for people and by name. `date`: ISO, UTC."""
+
+    date: str
+    machine: dict[str, str]
+    method: dict[str, int | float | bool]
+    rows: tuple[Row, ...]
+
+    def to_json(self) -> str:
+        return json.dumps({"schema": SCHEMA, **asdict(self)}, indent=1, allow_nan=False) + "\n"
+
+    @staticmethod
+    def from_json(text: str) -> Report:
+        """Rebuild a report; `ValueError`, `KeyError` or `TypeError` if `text` is not one."""
+        data: dict[str, Any] = json.loads(text)
+        if data.pop("schema") != SCHEMA:
+            raise ValueError("report of another schema")
+        rows = tuple(_row(row) for row in data.pop("rows"))
+        return Report(rows=rows, **data)
+
+
+def _row(data: dict[str, Any]) -> Row:
+    peers = {name: PeerResult(_timing(peer["timing"]), peer["refused"]) for name, peer in data["peers"].items()}
+    data.pop("peers")
+    return Row(case=Case(**data.pop("case")), timing=_timing(data.pop("timing")), peers=peers, **data)
+
+
+def _timing(data: dict[str, Any] | None) -> Timing | None:
+    return None if data is None else Timing(tuple(map(tuple, data["series"])), data["hot_us"])
+
+
+def worst_first(rows: Sequence[Row]) -> list[Row]:
+    """Wrong results, then the lowest ratio to the fastest peer; without any, farthest from the floor first."""
+
+    def key(row: Row) -> tuple[bool, float, float]:
+        ratio = math.inf if row.worst_ratio is None else row.worst_ratio
+        return (row.timing is not None, ratio, -(row.times_floor or 0.0))
+
+    return sorted(rows, key=key)
+
+
+def geometric_mean(values: Sequence[float]) -> float:
+    return math.exp(math.fsum(map(math.log, values)) / len(values))
