@@ -15,7 +15,7 @@ from collections.abc import Callable, Sequence
 from typing import Protocol
 
 from gemmir import __version__
-from gemmir.cli import cache, doctor, explain, opt, run
+from gemmir.cli import bench, cache, doctor, explain, opt, run
 from gemmir.cli import compile as compile_command
 from gemmir.cli.diagnostics import UsageError, debugging, report, say, wants_colour
 from gemmir.errors import GemmirError
@@ -39,6 +39,7 @@ class Command(Protocol):
 COMMANDS: dict[str, Command] = {
     "compile": compile_command,
     "run": run,
+    "bench": bench,
     "opt": opt,
     "explain": explain,
     "doctor": doctor,

@@ -1,0 +1,155 @@
+"""`gemmir bench`: time kernels on a Hopper GPU, next to cuBLASLt and DeepGEMM in the same process."""
+
+from __future__ import annotations
+
+import argparse
+import os
+import sys
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import replace
+from datetime import UTC, datetime
+from functools import partial
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+from gemmir.bench.cases import DTYPES, SETS, Case, Shape, parse_shape, parse_shapes, program_text
+from gemmir.bench.peers import PEERS
+from gemmir.bench.timing import LAUNCHES, REST_SECONDS
+from gemmir.cli.compile import positive
+from gemmir.cli.diagnostics import UsageError, say
+from gemmir.errors import InputError
+
+if TYPE_CHECKING:
+    from gemmir.backends.cuda.driver import DeviceInfo
+    from gemmir.bench.report import Report, Row
+    from gemmir.kernel import CompiledKernel
+
+HELP = "time kernels on a Hopper GPU, next to cuBLASLt and DeepGEMM"
+DETAILS = f"""
+GPU time of the kernels alone, by torch's profiler: the median of {LAUNCHES} launches on random data, L2 flushed before
+each by zeroing 512 MB, {REST_SECONDS} s of rest before each series; what a call puts on the GPU is added up. --hot adds
+launches back to back, without rest or flush. The schedule is the one that the passes choose, without measuring.
+
+Before a kernel is timed its result is checked: it is filled with NaN first and must come out finite everywhere, and 64
+rows times 4 blocks of 128 columns must lie within the bound that is derived for each element. Peers are not checked.
+A wrong result is not timed; the exit code is then 1.
+"""
+
+
+def configure(parser: argparse.ArgumentParser) -> None:
+    parser.formatter_class = argparse.RawDescriptionHelpFormatter
+    parser.description = f"{HELP}\n{DETAILS}"
+    add = parser.add_argument
+    sets = ", ".join(f"{name} ({len(shapes)} shapes)" for name, shapes in SETS.items())
+    add("--set", nargs="+", default=[], choices=SETS, metavar="NAME", help=f"{sets}; default: dense")
+    add("--shape", nargs="+", default=[], type=shape, metavar="MxNxK", help="shapes beside or instead of a set")
+    add("--file", type=Path, metavar="FILE", help="more of them, one a line; # starts a comment")
+    add(
+        "--dtype",
+        nargs="+",
+        default=["f8E4M3FN", "bf16"],
+        choices=DTYPES,
+        metavar="TYPE",
+        help=f"of A: {', '.join(DTYPES)}; FP8 has scales 1x128 and 128x128 (default: f8E4M3FN bf16)",
+    )
+    what = "; ".join(f"{peer.name}: {peer.what}" for peer in PEERS.values())
+    add("--peers", type=peers_of, default=tuple(PEERS), metavar="NAME[,NAME]", help=f"none, or {what} (default: all)")
+    add("--schedule", default="", metavar="FIELDS", help="fix a part of it: 'block = 128x256x128, stages = 3'")
+    add("-p", "--pipeline", metavar="PASSES", help="passes instead of the usual ones: a,b{option=1}")
+    add("--launches", type=positive, default=LAUNCHES, metavar="N", help=f"of a series (default: {LAUNCHES})")
+    add("--repeat", type=positive, default=1, metavar="N", help="series of each kernel, in turn with its peers")
+    add("--hot", action="store_true", help="time launches back to back as well")
+    add("--json", type=Path, metavar="OUT", help="write every sample, schedule and version")
+
+
+def shape(text: str) -> Shape:
+    try:
+        return parse_shape(text)
+    except InputError as error:
+        raise argparse.ArgumentTypeError(f"{error.what}: {error.fix}") from None
+
+
+def peers_of(text: str) -> tuple[str, ...]:
+    """The peers in a comma-separated list, each once; `none` is none."""
+    names = () if text == "none" else tuple(dict.fromkeys(text.split(",")))
+    if unknown := [name for name in names if name not in PEERS]:
+        raise argparse.ArgumentTypeError(f"{unknown[0][:40]!r} is not one of {', '.join(PEERS)}, none")
+    return names
+
+
+def execute(args: argparse.Namespace) -> int:
+    """0, or 1 if a result was wrong. Raises DeviceError without a Hopper GPU, before anything else is done."""
+    from gemmir.bench.measure import require_gpu
+    from gemmir.bench.table import table
+
+    info = require_gpu()
+    cases = cases_of(args)
+    if args.json is not None:
+        check_destination(args.json)
+    report = run(cases, args, info)
+    sys.stdout.write(table(report))
+    if args.json is not None:
+        say(f"wrote {args.json}")
+    return 1 if any(row.timing is None for row in report.rows) else 0
+
+
+def cases_of(args: argparse.Namespace) -> list[Case]:
+    """
+    Every shape that was asked for, once, with every type; the set `dense` if nothing was.
+
+    Raises InputError (GMR-I009) for a bad line of a file, UsageError for a file without a shape.
+    """
+    shapes: list[Shape] = [found for name in args.set for found in SETS[name]]
+    shapes += args.shape
+    if args.file is not None:
+        shapes += parse_shapes(args.file.read_text(errors="replace"))
+        if not shapes:
+            raise UsageError(f"--file {args.file}: no shape in it")
+    shapes = shapes or list(SETS["dense"])
+    return [Case(dtype, *found) for dtype in dict.fromkeys(args.dtype) for found in dict.fromkeys(shapes)]
+
+
+def check_destination(path: Path) -> None:
+    """UsageError, before minutes of measuring, if nothing can be written to `path`."""
+    folder = path.parent
+    if path.is_dir() or not folder.is_dir() or not os.access(folder, os.W_OK | os.X_OK):
+        raise UsageError(f"--json {path}: must be a file in a folder that exists and can be written to")
+
+
+def run(cases: list[Case], args: argparse.Namespace, info: DeviceInfo) -> Report:
+    """
+    Compile every case, so that what is refused is refused at once, then measure them one by one.
+
+    What there is so far is written after each, so that a run that is cut short is not lost.
+    """
+    from gemmir.bench.measure import Options, machine, measure
+    from gemmir.bench.report import Report
+    from gemmir.cache_files import publish
+
+    options = Options(args.launches, args.repeat, args.hot)
+    method = {"launches": args.launches, "repeats": args.repeat, "rest seconds": options.rest, "hot": args.hot}
+    report = Report(datetime.now(UTC).isoformat(timespec="seconds"), machine(info), method, ())
+    peers = [PEERS[name] for name in args.peers]
+    with ThreadPoolExecutor() as pool:
+        kernels = list(pool.map(partial(compiled, args=args), cases))
+    for case, kernel in zip(cases, kernels, strict=True):
+        row = measure(case, kernel, peers, options, info)
+        report = replace(report, rows=(*report.rows, row))
+        say(f"{len(report.rows)} of {len(cases)}: {progress(row)}")
+        if args.json is not None:
+            publish(args.json, report.to_json().encode())
+    return report
+
+
+def progress(row: Row) -> str:
+    """A row in one line, while the others are still to come."""
+    if row.timing is None:
+        return f"{row.case}: WRONG RESULT: {row.fault}"
+    ratio = "" if row.worst_ratio is None else f", ratio to the fastest peer {row.worst_ratio:.3f}"
+    return f"{row.case}: {row.timing.us:.2f} us{ratio}, {row.entry}"
+
+
+def compiled(case: Case, args: argparse.Namespace) -> CompiledKernel:
+    from gemmir.compiler import compile
+
+    return compile(program_text(case.n, case.k, case.dtype, args.schedule), pipeline=args.pipeline, m=case.m)

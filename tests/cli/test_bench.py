@@ -1,0 +1,164 @@
+"""`gemmir bench` without a GPU: what it takes, and how it refuses."""
+
+import argparse
+import json
+import os
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+import gemmir
+from gemmir.backends.cuda.driver import DeviceInfo
+from gemmir.bench import measure
+from gemmir.bench.cases import SETS, Case
+from gemmir.bench.report import PeerResult, Report, Row
+from gemmir.bench.timing import Timing
+from gemmir.cli import bench
+from gemmir.cli.diagnostics import UsageError
+from gemmir.cli.main import main, parse
+from gemmir.errors import InputError, ScheduleError
+
+H200 = DeviceInfo("NVIDIA H200", 132, (9, 0), 232448)
+
+
+def arguments(*argv: str) -> argparse.Namespace:
+    return parse(["bench", *argv])
+
+
+@pytest.fixture
+def gpu(monkeypatch: pytest.MonkeyPatch) -> list[Case]:
+    """A stand-in for the GPU and the clock; kernels are really compiled. What was measured, in order."""
+    seen: list[Case] = []
+
+    def measured(case: Case, kernel: gemmir.CompiledKernel, peers: list[object], *_: object) -> Row:
+        seen.append(case)
+        fault = "wrong" if case.m == 13 else ""
+        timing = None if fault else Timing(((10.0, 11.0, 12.0),))
+        return Row(case, kernel.manifest.entry, "<>", 5.0, timing, fault, {"cublas": PeerResult(Timing(((22.0,),)))})
+
+    monkeypatch.setattr(measure, "require_gpu", lambda: H200)
+    monkeypatch.setattr(measure, "machine", lambda info: {"device": info.name})
+    monkeypatch.setattr(measure, "measure", measured)
+    return seen
+
+
+def test_without_a_gpu_it_exits_with_3_before_anything_else(tmp_path: Path):
+    out = tmp_path / "out.json"
+    command = [sys.executable, "-m", "gemmir", "bench", "--file", str(tmp_path / "none"), "--json", str(out)]
+    env = {**os.environ, "CUDA_VISIBLE_DEVICES": "-1"}
+    done = subprocess.run(command, env=env, capture_output=True, text=True)
+    assert done.returncode == 3
+    assert done.stdout == ""
+    assert done.stderr.startswith("error[GMR-D001]")
+    assert not out.exists()
+
+
+@pytest.mark.parametrize(
+    "argv",
+    [
+        ["--set", "huge"],
+        ["--shape", "64x128"],
+        ["--shape", "0x128x128"],
+        ["--dtype", "f32"],
+        ["--peers", "cutlass"],
+        ["--peers", "none,cublas"],
+        ["--launches", "0"],
+        ["--repeat", "-1"],
+        ["--rows", "4096"],
+    ],
+)
+def test_wrong_usage_exits_with_2(argv: list[str], capsys: pytest.CaptureFixture[str]):
+    with pytest.raises(SystemExit) as end:
+        main(["bench", *argv])
+    assert end.value.code == 2
+    assert "usage: gemmir" in capsys.readouterr().err
+
+
+def test_the_default_is_the_dense_set_in_fp8_and_bf16():
+    cases = bench.cases_of(arguments())
+    assert cases[: len(cases) // 2] == [Case("f8E4M3FN", *shape) for shape in SETS["dense"]]
+    assert [case.dtype for case in cases[len(cases) // 2 :]] == ["bf16"] * len(SETS["dense"])
+    assert arguments().peers == ("cublas", "cublas-block", "deep_gemm")
+    assert arguments("--peers", "none").peers == ()
+    assert arguments("--peers", "deep_gemm,cublas,deep_gemm").peers == ("deep_gemm", "cublas")
+
+
+def test_sets_shapes_and_files_add_up_and_nothing_comes_twice(tmp_path: Path):
+    file = tmp_path / "shapes.txt"
+    file.write_text("64 128 256\n1x8x16\n")
+    found = bench.cases_of(arguments("--shape", "64x128x256", "2x8x16", "--file", str(file), "--dtype", "bf16", "bf16"))
+    assert found == [Case("bf16", 64, 128, 256), Case("bf16", 2, 8, 16), Case("bf16", 1, 8, 16)]
+    assert len(bench.cases_of(arguments("--set", "small", "layers", "--dtype", "bf16"))) == 30
+
+
+def test_a_file_with_a_bad_line_or_without_a_shape_is_refused(tmp_path: Path):
+    file = tmp_path / "shapes.txt"
+    file.write_text("64 128\n")
+    with pytest.raises(InputError, match="64 128"):
+        bench.cases_of(arguments("--file", str(file)))
+    file.write_text("# nothing\n")
+    with pytest.raises(UsageError, match="no shape"):
+        bench.cases_of(arguments("--file", str(file)))
+
+
+@pytest.mark.parametrize("name", ["no/such/out.json", "."])
+def test_a_path_that_cannot_be_written_is_found_before_measuring(name: str, tmp_path: Path, gpu: list[Case]):
+    assert main(["bench", "--shape", "64x128x256", "--json", str(tmp_path / name)]) == 2
+    assert gpu == []
+
+
+@pytest.mark.usefixtures("gpu")
+def test_the_table_is_on_stdout_and_all_samples_in_the_file(tmp_path: Path, capsys: pytest.CaptureFixture[str]):
+    out = tmp_path / "out.json"
+    assert main(["bench", "--shape", "64x128x256", "--dtype", "bf16", "--json", str(out)]) == 0
+    captured = capsys.readouterr()
+    assert "device NVIDIA H200" in captured.out
+    assert "64x128x256" in captured.out
+    assert "cublas: worst 2.000 at 64x128x256" in captured.out
+    assert "1 of 1: bf16-64x128x256: 11.00 us, ratio to the fastest peer 2.000, gemm_bf16" in captured.err
+    report = Report.from_json(out.read_text())
+    assert report.rows[0].timing == Timing(((10.0, 11.0, 12.0),))
+    assert report.method["launches"] == 20
+    assert json.loads(out.read_text())["date"] == report.date
+    assert [path.name for path in tmp_path.iterdir()] == ["out.json"]
+
+
+@pytest.mark.usefixtures("gpu")
+def test_a_wrong_result_exits_with_1_after_the_others(capsys: pytest.CaptureFixture[str]):
+    assert main(["bench", "--shape", "13x128x256", "64x128x256", "--dtype", "bf16"]) == 1
+    out = capsys.readouterr().out
+    assert "WRONG RESULT, not timed: bf16-13x128x256: wrong" in out
+    assert "cublas: worst 2.000 at 64x128x256" in out
+
+
+def test_a_run_that_is_cut_short_leaves_what_it_had(
+    tmp_path: Path, gpu: list[Case], monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+):
+    whole = measure.measure
+
+    def interrupted(case: Case, *rest: object) -> Row:
+        if gpu:
+            raise KeyboardInterrupt
+        return whole(case, *rest)  # type: ignore[arg-type]
+
+    monkeypatch.setattr(measure, "measure", interrupted)
+    out = tmp_path / "out.json"
+    assert main(["bench", "--shape", "64x128x256", "65x128x256", "--dtype", "bf16", "--json", str(out)]) == 130
+    assert [row.case.m for row in Report.from_json(out.read_text()).rows] == [64]
+    assert capsys.readouterr().out == ""
+
+
+def test_what_cannot_be_compiled_is_refused_before_anything_is_measured(gpu: list[Case]):
+    assert main(["bench", "--shape", "64x128x256", "64x12x256", "--dtype", "bf16"]) == 1
+    assert gpu == []
+
+
+def test_a_fixed_schedule_and_a_pipeline_reach_the_kernel():
+    case = Case("bf16", 64, 256, 256)
+    kernel = bench.compiled(case, arguments("--schedule", "block = 64x64x64, stages = 3"))
+    assert (kernel.manifest.block_m, kernel.manifest.block_n) == (64, 64)
+    assert "stages = 3" in kernel.manifest.schedule
+    with pytest.raises(ScheduleError):
+        bench.compiled(case, arguments("--schedule", "block = 256x256x64, stages = 9"))
