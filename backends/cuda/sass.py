@@ -20,9 +20,8 @@ from typing import Any
 from gemmir.errors import CompileError, ToolMissingError
 
 TIMEOUT_SECONDS = 120.0
-_INSTRUCTION = re.compile(
-    r"^\s*(?:\.L_x_\w+:)?\s*/\*[0-9a-f]{4,}\*/\s+(?:\{\s*)?(?:@!?U?P[0-9T]+\s+)?([A-Z][A-Z0-9_]*)", re.MULTILINE
-)
+_STEM = r"(?:\{\s*)?(?:@!?U?P[0-9T]+\s+)?([A-Z][A-Z0-9_]*)"
+_INSTRUCTION = re.compile(rf"^\s*(?:\.L_x_\w+:)?\s*/\*[0-9a-f]{{4,}}\*/\s+{_STEM}", re.MULTILINE)
 
 
 def find_tool(name: str) -> Path:
@@ -42,12 +41,16 @@ def find_tool(name: str) -> Path:
     )
 
 
-def disassemble(cubin: bytes) -> str:
-    """The SASS of `cubin`, one instruction a line; `CompileError` (GMR-C001) if nvdisasm refuses it."""
+def disassemble(cubin: bytes, *, encodings: bool = False) -> str:
+    """
+    The SASS of `cubin`, one instruction a line; `CompileError` (GMR-C001) if nvdisasm refuses it.
+
+    With `encodings` there are two lines an instruction, each ending in 64 bits of its word (see `sass_words`).
+    """
     with tempfile.TemporaryDirectory(prefix="gemmir-") as folder:
         path = Path(folder) / "kernel.cubin"
         path.write_bytes(cubin)
-        command = [str(find_tool("nvdisasm")), "-c", str(path)]
+        command = [str(find_tool("nvdisasm")), "-c", *(["-hex"] if encodings else []), str(path)]
         try:
             done = subprocess.run(command, capture_output=True, timeout=TIMEOUT_SECONDS, check=False)
         except subprocess.TimeoutExpired as error:
@@ -61,6 +64,12 @@ def disassemble(cubin: bytes) -> str:
 def count_opcodes(sass: str) -> Counter[str]:
     """How often each instruction occurs in `sass`, by the stem of its mnemonic: `UTMALDG` for `UTMALDG.2D`."""
     return Counter(_INSTRUCTION.findall(sass))
+
+
+def stem_of(instruction: str) -> str:
+    """The stem of one instruction's mnemonic, whatever predicate guards it; "" if there is none."""
+    found = re.match(_STEM, instruction)
+    return "" if found is None else found[1]
 
 
 def _in_wheels(name: str) -> str | None:

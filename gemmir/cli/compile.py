@@ -170,6 +170,8 @@ def cubin(lowered: Lowered, target: str) -> bytes:
 
 
 def sass(code: bytes) -> bytes:
+    """The machine code as text, each instruction followed by how it is scheduled."""
     from gemmir.backends.cuda.sass import disassemble
+    from gemmir.backends.cuda.sass_words import annotate
 
-    return disassemble(code).encode()
+    return annotate(disassemble(code, encodings=True)).encode()

@@ -7,6 +7,12 @@ from hypothesis import strategies as st
 
 from gemmir.bench.cases import LAYERS, Case, program_text
 
+SHAPES = (
+    *((4096, n, k) for n, k in LAYERS),
+    *((2048, 2112, 7168), (1024, 7168, 16384), (512, 4096, 7168), (256, 7168, 2048), (8192, 8192, 8192)),
+)
+"""(M, N, K) whose default kernels are looked at instruction by instruction."""
+
 ROWS = (1, 63, 64, 65, 128, 1000, 4096)
 DRAWN = 300
 

@@ -1,0 +1,166 @@
+"""The machine code of default kernels, by every NVRTC at hand, and what of it hopper IR foretells."""
+
+from __future__ import annotations
+
+import base64
+import json
+import os
+import re
+import subprocess
+import sys
+from collections.abc import Iterable, Iterator
+from dataclasses import dataclass
+from functools import cache
+from itertools import groupby
+from math import prod
+from pathlib import Path
+
+from gemmir.backends.cuda.nvrtc import Compiled, compile_cubin
+from gemmir.backends.cuda.sass import disassemble
+from gemmir.backends.cuda.sass_words import Instruction, instructions
+from gemmir.backends.cuda.target import the_kernel
+from gemmir.compiler import lower
+from gemmir.dialects import hopper
+from gemmir.dialects.hopper.base import number
+from gemmir.target import SM_90A
+from tests.gpu.problems import SHAPES, Case
+
+ROOT = Path(__file__).resolve().parents[3]
+OLDEST = os.environ.get("GEMMIR_NVRTC_13_0")
+NVRTCS = ["installed", *(["13.0"] if OLDEST else [])]
+CASES = [Case(dtype, *shape) for dtype in ("f8E4M3FN", "bf16") for shape in (*SHAPES, (64, 7168, 2048))]
+WGMMA_STEMS = ("QGMMA", "HGMMA")
+WGMMAS_PER_OP = 4
+"""128 bytes of K, 32 an instruction."""
+
+_COMPILE_WITH = """
+import base64, json, sys
+from pathlib import Path
+from gemmir.backends.cuda import nvrtc
+nvrtc.preload(Path(sys.argv[1]))
+assert nvrtc.version() == (13, 0), nvrtc.version()
+done = [nvrtc.compile_cubin(source) for source in json.load(sys.stdin)]
+print(json.dumps([(base64.b64encode(one.cubin).decode(), one.log) for one in done]))
+"""
+
+
+@dataclass(frozen=True)
+class Code:
+    """One kernel compiled: `sass` as nvdisasm prints it, with encodings."""
+
+    kernel: hopper.KernelOp
+    compiled: Compiled
+    sass: str
+    instructions: tuple[Instruction, ...]
+
+
+@cache
+def _lowered(case: Case) -> tuple[hopper.KernelOp, str]:
+    found = lower(case.text, m=case.m)
+    return the_kernel(found.module), found.source
+
+
+@cache
+def _by_oldest() -> dict[str, Compiled]:
+    """The sources of all cases, compiled in a process of their own: one process has one NVRTC."""
+    assert OLDEST is not None
+    sources = list(dict.fromkeys(_lowered(case)[1] for case in CASES))
+    command = [sys.executable, "-c", _COMPILE_WITH, str(Path(OLDEST) / "nvidia/cu13/lib")]
+    run = subprocess.run(command, cwd=ROOT, input=json.dumps(sources), capture_output=True, text=True, check=False)
+    assert run.returncode == 0, run.stderr
+    made = [Compiled(base64.b64decode(cubin), log) for cubin, log in json.loads(run.stdout)]
+    return dict(zip(sources, made, strict=True))
+
+
+@cache
+def _compiled(nvrtc: str, source: str) -> Compiled:
+    return compile_cubin(source) if nvrtc == "installed" else _by_oldest()[source]
+
+
+@cache
+def _disassembled(cubin: bytes) -> tuple[str, tuple[Instruction, ...]]:
+    sass = disassemble(cubin, encodings=True)
+    return sass, tuple(instructions(sass))
+
+
+def code_of(nvrtc: str, case: Case) -> Code:
+    """The default kernel of `case`; cases that share a source share all the work."""
+    kernel, source = _lowered(case)
+    compiled = _compiled(nvrtc, source)
+    return Code(kernel, compiled, *_disassembled(compiled.cubin))
+
+
+Events = list[tuple[str, int]]
+"""What happens one after the other, and how often in a row."""
+
+
+def expected_events(kernel: hopper.KernelOp) -> Events:
+    """What the math warpgroups must do, in the order of the IR: WGMMA groups, waits, promotion."""
+    return _runs(event for op in kernel.walk() for event in _events_of(op))
+
+
+def _events_of(op: object) -> list[str]:
+    if isinstance(op, hopper.WgmmaFenceOp):
+        return ["arrive"]
+    if isinstance(op, hopper.WgmmaOp):
+        return [wgmma_shape(op)] * WGMMAS_PER_OP
+    if isinstance(op, hopper.WgmmaCommitOp):
+        return ["commit"]
+    if isinstance(op, hopper.WgmmaWaitOp):
+        return [f"wait {number(op.pending)}"]
+    if isinstance(op, hopper.PromoteOp):
+        return ["ffma"] * registers(op.partial.type)
+    return []
+
+
+def registers(fragment: object) -> int:
+    """f32 registers a thread of a fragment."""
+    assert isinstance(fragment, hopper.FragmentType)
+    return prod(fragment.dims) // SM_90A.warpgroup_threads
+
+
+def wgmma_shape(op: hopper.WgmmaOp) -> str:
+    a, fragment = op.a.type, op.fragment.type
+    assert isinstance(a, hopper.RingType)
+    assert isinstance(fragment, hopper.FragmentType)
+    rows, columns = fragment.dims
+    return f"{'Q' if a.element_bytes == 1 else 'H'}GMMA.{rows}x{columns}x{SM_90A.wgmma_k_bytes // a.element_bytes}"
+
+
+def found_events(code: Iterable[Instruction]) -> Events:
+    """The same out of machine code, in the order of addresses."""
+    return _runs(event for instruction in code for event in _events_in(instruction))
+
+
+def _events_in(instruction: Instruction) -> Iterator[str]:
+    text = instruction.text
+    if instruction.stem in WGMMA_STEMS:
+        yield ".".join(text[text.index(instruction.stem) :].split(".")[:2])
+        if closes_group(instruction):
+            yield "commit"
+    elif instruction.stem == "FFMA":
+        yield "ffma"
+    elif (found := re.search(r"\bWARPGROUP\.DEPBAR\.LE gsb0, (0x[0-9a-f]+)", text)) is not None:
+        yield f"wait {int(found[1], 16)}"
+    elif "WARPGROUP.ARRIVE" in text:
+        yield "arrive"
+
+
+def closes_group(instruction: Instruction) -> bool:
+    """Whether this WGMMA is the last of its commit group: it carries the scoreboard that waits look at."""
+    return instruction.stem in WGMMA_STEMS and "gsb0" in instruction.text
+
+
+def within_groups(code: Iterable[Instruction]) -> Iterator[list[Instruction]]:
+    """For each two neighbouring WGMMAs of a group: the first, and what is issued between them."""
+    between: list[Instruction] = []
+    for instruction in code:
+        if between and instruction.stem in WGMMA_STEMS:
+            yield between
+            between = []
+        if between or instruction.stem in WGMMA_STEMS:
+            between = [] if closes_group(instruction) else [*between, instruction]
+
+
+def _runs(events: Iterable[str]) -> Events:
+    return [(event, len(list(group))) for event, group in groupby(events)]

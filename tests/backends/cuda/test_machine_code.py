@@ -1,0 +1,102 @@
+"""
+What ptxas makes of the default kernels, instruction by instruction, against what their IR says.
+
+The expectations are walked out of the hopper IR of each kernel; no count stands here.
+"""
+
+from __future__ import annotations
+
+import pytest
+
+from gemmir.backends.cuda.audit import audit_sass
+from gemmir.backends.cuda.compiler_log import check_log
+from gemmir.backends.cuda.nvrtc import compile_cubin
+from gemmir.backends.cuda.printer import print_kernel
+from gemmir.backends.cuda.sass import disassemble
+from gemmir.backends.cuda.sass_words import INSTRUCTION_BYTES, instructions
+from gemmir.dialects import hopper
+from gemmir.dialects.hopper.base import number
+from gemmir.target import SM_90A
+from tests.backends.cuda.machine_code import (
+    CASES,
+    NVRTCS,
+    Code,
+    code_of,
+    expected_events,
+    found_events,
+    within_groups,
+)
+from tests.gpu.ffma_interleaving import text_section
+from tests.gpu.problems import Case
+from tests.sabotage.kernels import kernel_in, module_of
+
+BETWEEN_WGMMAS = {"UMOV", "ULOP3", "UIADD3", "USHF", "USEL", "UISETP", "UIMAD", "ULEA", "R2UR"} | {
+    *("FMUL", "IADD3", "IMAD", "ISETP", "LEA", "LOP3", "MOV", "SEL", "SHF", "NOP")
+}
+"""Descriptors, the next slot, and products of scales: nothing that waits, branches or touches memory or a fragment."""
+
+
+@pytest.fixture(
+    scope="session", params=[(nvrtc, case) for nvrtc in NVRTCS for case in CASES], ids=lambda p: f"{p[0]}-{p[1]}"
+)
+def code(request: pytest.FixtureRequest) -> Code:
+    nvrtc, case = request.param
+    assert isinstance(case, Case)
+    return code_of(nvrtc, case)
+
+
+def test_every_instruction_is_decoded(code: Code):
+    """Else what follows would prove nothing: the code section, word by word."""
+    offset, size = text_section(code.compiled.cubin)
+    words = b"".join(i.word.to_bytes(INSTRUCTION_BYTES, "little") for i in code.instructions)
+    assert words == code.compiled.cubin[offset : offset + size]
+    assert [i.address for i in code.instructions] == list(range(0, size, INSTRUCTION_BYTES))
+
+
+def test_nothing_spills(code: Code):
+    resources = check_log(code.compiled.log)
+    assert resources.spill_stores == resources.spill_loads == resources.stack_bytes == 0
+    assert not {"LDL", "STL"} & {i.stem for i in code.instructions}
+
+
+def test_it_synchronises_as_the_ir_says(code: Code):
+    audit_sass(code.kernel, code.sass)
+
+
+def test_wgmmas_waits_and_promotion_come_in_the_order_of_the_ir(code: Code):
+    """
+    Each group whole between its fence and its commit, no wait but the IR's (what ptxas serialises has one after each
+    WGMMA), and of promotion exactly one FFMA a register of the fragment, after the wait and before the next group.
+    """
+    assert found_events(code.instructions) == expected_events(code.kernel)
+
+
+def test_the_scales_of_a_wave_are_multiplied_once(code: Code):
+    """Two rows a thread and wave, by each column step of the fragment."""
+    promotions = [op for op in code.kernel.walk() if isinstance(op, hopper.PromoteOp)]
+    wanted = sum(2 * op.partial.type.dims[1] // number(op.step) for op in promotions)
+    assert sum(i.stem == "FMUL" for i in code.instructions) == wanted
+
+
+def test_nothing_holds_up_the_wgmmas_of_a_group(code: Code):
+    for first, *between in within_groups(code.instructions):
+        assert {i.stem for i in between} <= BETWEEN_WGMMAS, f"after {first.address:#x}"
+
+
+def test_wgmmas_are_issued_faster_than_they_run(code: Code):
+    """The cycles between two of a group, which the encoding fixes, are fewer than the tensor core needs for one."""
+    columns = {op.fragment.type.dims[1] for op in code.kernel.walk() if isinstance(op, hopper.WgmmaOp)}
+    clocks = min(columns) * SM_90A.tensor_clocks_per_column
+    distances = [sum(i.control.stall for i in group) for group in within_groups(code.instructions)]
+    assert len(distances) > 0
+    assert max(distances) < clocks
+
+
+def test_a_wait_after_each_wgmma_is_seen():
+    kernel = kernel_in(module_of("fp8"))
+    source = print_kernel(kernel).source
+    call = source.index("wgmma_m64", source.index("void multiply("))
+    serial = source[:call] + "wgmma_commit(), wgmma_wait<0>(), " + source[call:]
+    for text, same in ((source, True), (serial, False)):
+        found = found_events(instructions(disassemble(compile_cubin(text).cubin, encodings=True)))
+        assert (found == expected_events(kernel)) is same
