@@ -234,6 +234,22 @@ def turns(problem: GemmProblem, s: Schedule, target: Target) -> Violation | None
     )
 
 
+def store_slices(problem: GemmProblem, s: Schedule, target: Target) -> Violation | None:
+    """A tile leaves whole, or wave by wave where each wave's total is final before the next one's."""
+    if s.store_slices in (None, 1) or _missing(s, "block_m", "block_n", "math_warpgroups", "split"):
+        return None
+    waves = tile_geometry(s).waves
+    if problem.promoted and s.store_slices == waves:
+        return None
+    legal = f"1 or {waves}" if problem.promoted and waves > 1 else "1"
+    return Violation(
+        "GMR-S003",
+        f"slices = {s.store_slices} of {waves} waves a warpgroup",
+        "a tile leaves in one slice, or in one a wave where sums are promoted",
+        f"use slices = {legal}",
+    )
+
+
 RULES: tuple[Rule, ...] = (
     block_shape,
     warpgroup_tile,
@@ -242,6 +258,7 @@ RULES: tuple[Rule, ...] = (
     tma_boxes,
     raster,
     turns,
+    store_slices,
     registers,
     shared_memory,
 )

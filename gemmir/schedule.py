@@ -37,7 +37,8 @@ class Schedule:
     The decisions for one kernel; None where none has been made.
 
     Blocks are in elements. `cluster_m` x `cluster_n` CTAs form a cluster; the CTAs along M share B by multicast, those
-    along N share A. `turns`: the math warpgroups issue their WGMMAs strictly in turn.
+    along N share A. `turns`: the math warpgroups issue their WGMMAs strictly in turn. `store_slices`: parts in which a
+    warpgroup's tile leaves; each is staged in the same shared memory, once the one before has left.
     """
 
     family: Family | None = None
@@ -51,6 +52,7 @@ class Schedule:
     cluster_n: int | None = None
     raster_axis: RasterAxis | None = None
     raster_group: int | None = None
+    store_slices: int | None = None
     num_stages: int | None = None
 
     @property

@@ -174,9 +174,9 @@ class _Expected:
         return self.on_barrier(op, "mbarrier.try_wait.parity.shared::cta.b64", guard, parity + _ahead(op.cursor))
 
     def plain_wait(self, op: hopper.WaitOp) -> list[Found]:
-        guard, parent = "", op.parent_op()
-        if op.unless_last is not None and isinstance(parent, hopper.KBlocksOp):
-            guard = f"not the last of {number(parent.last)}"
+        guard, loop = "", hopper.KBlocksOp.around(op)
+        if op.unless_last is not None:
+            guard = "not in the last tile" if loop is None else f"not the last of {number(loop.last)}"
         return self.wait(op, "parity", guard)
 
     def expect(self, op: hopper.ExpectOp) -> list[Found]:

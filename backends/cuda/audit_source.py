@@ -42,7 +42,7 @@ _NEXT = re.compile(r"const auto (\w+) = \w+\.next\(\);")
 _CURSOR = re.compile(r"(\w+)\.(?:stage|parity)")
 _COUNT = re.compile(r"int \w+ = 0; \w+ < (\d+)")
 _NUMBER = re.compile(r"\d+")
-_LAST = re.compile(r"\w+ \+ 1 < (\d+) \|\| !tiles\.last\(\)")
+_LAST = re.compile(r"(?:\w+ \+ 1 < (\d+) \|\| )?!tiles\.last\(\)")
 _ONLY = re.compile(r"\w+ == (\d+)")
 _PLAIN = {"__syncthreads": ("bar.sync 0",), "__syncwarp": ("warp.sync",)}
 
@@ -148,7 +148,7 @@ class _Reader:
 def _guard(condition: str) -> str:
     """A condition without the names of variables."""
     if (last := _LAST.fullmatch(condition)) is not None:
-        return f"not the last of {last[1]}"
+        return f"not the last of {last[1]}" if last[1] else "not in the last tile"
     if condition in ("lane == 0", "threadIdx.x == 0"):
         return condition
     if (only := _ONLY.fullmatch(condition)) is not None:

@@ -175,6 +175,10 @@ def _parse_group(parser: AttrParser) -> dict[str, object]:
     return {"raster_group": _parse_positive(parser)}
 
 
+def _parse_slices(parser: AttrParser) -> dict[str, object]:
+    return {"store_slices": _parse_positive(parser)}
+
+
 def _parse_stages(parser: AttrParser) -> dict[str, object]:
     return {"num_stages": _parse_positive(parser)}
 
@@ -187,6 +191,7 @@ _SCHEDULE_ENTRIES: dict[str, Callable[[AttrParser], dict[str, object]]] = {
     "cluster": _parse_cluster,
     "raster": _parse_raster,
     "group": _parse_group,
+    "slices": _parse_slices,
     "stages": _parse_stages,
 }
 
@@ -209,6 +214,8 @@ def schedule_text(s: Schedule) -> str:
         parts.append(f"raster = {s.raster_axis.value}")
     if s.raster_group is not None:
         parts.append(f"group = {s.raster_group}")
+    if s.store_slices is not None:
+        parts.append(f"slices = {s.store_slices}")
     if s.num_stages is not None:
         parts.append(f"stages = {s.num_stages}")
     return ", ".join(parts)
@@ -220,7 +227,7 @@ class ScheduleAttr(Data[Schedule]):
     The choices made so far; what is left out or `?` is open.
 
     `#gemm.schedule<family = tiles, block = 128x256x128, warpgroups = 2 along n, turns = false, cluster = 2x1,
-    raster = along_m, group = 8, stages = 3>`
+    raster = along_m, group = 8, slices = 2, stages = 4>`
     """
 
     name = "gemm.schedule"

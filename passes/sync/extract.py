@@ -168,6 +168,7 @@ class _Run:
         self.steps(thread.steps, OUTSIDE)
 
     def steps(self, steps: Sequence[Step | Move | Loop | Tiles], where: int) -> None:
+        """Run `steps`; `last` says whether they stand in the last k-block of the last tile."""
         positions, add, note = self.positions, self.trace.events.append, self.trace.trips.append
         for step in steps:
             if type(step) is Step:
@@ -184,8 +185,9 @@ class _Run:
     def loop(self, loop: Step | Move | Loop | Tiles) -> None:
         if isinstance(loop, Tiles):
             for tile in range(len(self.trips)):
-                self.tile = tile
+                self.tile, self.last = tile, tile + 1 == len(self.trips)
                 self.steps(loop.body, trip(tile, -1))
+            self.last = False
             return
         assert isinstance(loop, Loop)
         if self.tile < 0:
@@ -195,4 +197,4 @@ class _Run:
         for k_block in range(loop.first, last):
             self.last = k_block + 1 == last and self.tile + 1 == len(self.trips)
             self.steps(loop.body, trip(self.tile, k_block))
-        self.last = False
+        self.last = self.tile + 1 == len(self.trips)

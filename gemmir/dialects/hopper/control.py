@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from xdsl.dialects.builtin import ArrayAttr, IndexType, SymbolNameConstraint, UnitAttr
+from xdsl.ir import Operation
 from xdsl.irdl import irdl_op_definition, opt_prop_def, prop_def, region_def, traits_def
 from xdsl.traits import IsolatedFromAbove, NoTerminator, SymbolOpInterface
 from xdsl.utils.exceptions import VerifyException
@@ -136,3 +137,11 @@ class KBlocksOp(HopperOperation):
     def verify_(self) -> None:
         if [a.type for a in self.body.block.args] != [IndexType()]:
             raise VerifyException("hopper.k_blocks takes one index argument")
+
+    @staticmethod
+    def around(op: Operation) -> KBlocksOp | None:
+        """The loop over k-blocks that `op` is in, if any."""
+        parent = op.parent_op()
+        while parent is not None and not isinstance(parent, KBlocksOp):
+            parent = parent.parent_op()
+        return parent
