@@ -37,7 +37,8 @@ class Schedule:
     The decisions for one kernel; None where none has been made.
 
     Blocks are in elements. `cluster_m` x `cluster_n` CTAs form a cluster; the CTAs along M share B by multicast, those
-    along N share A. `turns`: the math warpgroups issue their WGMMAs strictly in turn.
+    along N share A. `turns`: the math warpgroups issue their WGMMAs strictly in turn. `promote_chunk`: k-blocks that a
+    math warpgroup takes at a time, two of them in flight; 1: one after another, the next tile's first one included.
     """
 
     family: Family | None = None
@@ -52,6 +53,7 @@ class Schedule:
     raster_axis: RasterAxis | None = None
     raster_group: int | None = None
     num_stages: int | None = None
+    promote_chunk: int | None = None
 
     @property
     def complete(self) -> bool:

@@ -163,6 +163,10 @@ def _parse_turns(parser: AttrParser) -> dict[str, object]:
     return {"turns": parser.parse_boolean()}
 
 
+def _parse_chunk(parser: AttrParser) -> dict[str, object]:
+    return {"promote_chunk": _parse_positive(parser)}
+
+
 def _parse_cluster(parser: AttrParser) -> dict[str, object]:
     return dict(zip(("cluster_m", "cluster_n"), _parse_dims(parser, 2), strict=True))
 
@@ -184,6 +188,7 @@ _SCHEDULE_ENTRIES: dict[str, Callable[[AttrParser], dict[str, object]]] = {
     "block": _parse_block,
     "warpgroups": _parse_warpgroups,
     "turns": _parse_turns,
+    "chunk": _parse_chunk,
     "cluster": _parse_cluster,
     "raster": _parse_raster,
     "group": _parse_group,
@@ -203,6 +208,8 @@ def schedule_text(s: Schedule) -> str:
         parts.append(f"warpgroups = {_dims_text(s.math_warpgroups)}{along}")
     if s.turns is not None:
         parts.append(f"turns = {'true' if s.turns else 'false'}")
+    if s.promote_chunk is not None:
+        parts.append(f"chunk = {s.promote_chunk}")
     if (s.cluster_m, s.cluster_n) != (None, None):
         parts.append(f"cluster = {_dims_text(s.cluster_m, s.cluster_n)}")
     if s.raster_axis is not None:
@@ -219,8 +226,8 @@ class ScheduleAttr(Data[Schedule]):
     """
     The choices made so far; what is left out or `?` is open.
 
-    `#gemm.schedule<family = tiles, block = 128x256x128, warpgroups = 2 along n, turns = false, cluster = 2x1,
-    raster = along_m, group = 8, stages = 3>`
+    `#gemm.schedule<family = tiles, block = 128x256x128, warpgroups = 2 along n, turns = false, chunk = 1,
+    cluster = 2x1, raster = along_m, group = 8, stages = 3>`
     """
 
     name = "gemm.schedule"

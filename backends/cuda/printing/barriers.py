@@ -31,7 +31,7 @@ class PrintsBarriers(Printing):
             return self.out.line(wait)
         loop = enclosing(op, hopper.KBlocksOp)
         k = self.out[loop.body.block.args[0]]
-        self.out.line(f"if ({k} + 1 < {number(loop.last)} || !tiles.last()) {wait}")
+        self.out.line(f"if ({k} + {loop.blocks} < {number(loop.last)} || !tiles.last()) {wait}")
 
     def acquire(self, op: hopper.AcquireOp) -> None:
         self.call("mbarrier_wait", self.barrier(op), f"{self.out[op.cursor]}.parity ^ 1")
