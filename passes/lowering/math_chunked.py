@@ -45,16 +45,22 @@ class _Chunks:
 
     def chunk(self, emit: Emitter, blocks: int) -> None:
         """So many k-blocks from the position on, with nothing in flight before and after."""
-        self.start(emit, 0, self.registers.at)
+        at, last = self.registers.at, blocks - 1
+        self.start(emit, 0, at)
         for block in range(1, blocks):
-            ahead = emit.value(hopper.NextOp, self.registers.at.type, "ahead", self.registers.at)
+            ahead = emit.value(hopper.NextOp, at.type, "ahead", at)
             self.start(emit, block, ahead)
-            # While both waves run; the first block's scales with the second's, so that one fence serves both.
-            self.load_scales(emit, [(0, self.registers.at)] * (block == 1) + [(block, ahead)])
+            # While both waves run.
+            if block == 1:
+                self.load_scales(emit, 0, at)
+            self.load_scales(emit, block, ahead)
+            if block % 2 or block == last:
+                self.let_go(emit)
             self.finish(emit, block - 1, pending=1)
-        if blocks == 1:
-            self.load_scales(emit, [(0, self.registers.at)])
-        self.finish(emit, blocks - 1, pending=0)
+        if last == 0:
+            self.load_scales(emit, 0, at)
+            self.let_go(emit)
+        self.finish(emit, last, pending=0)
 
     def start(self, emit: Emitter, block: int, at: SSAValue) -> None:
         """Wait for a slot and issue its wave: 64 rows x the warpgroup's columns x one k-block."""
@@ -71,17 +77,23 @@ class _Chunks:
         )
         emit.op(hopper.WgmmaCommitOp)
 
-    def load_scales(self, emit: Emitter, blocks: Sequence[tuple[int, SSAValue]]) -> None:
-        """Read the scales of these k-blocks' slots; the fence lets TMA overwrite the slots once they are released."""
+    def load_scales(self, emit: Emitter, block: int, at: SSAValue) -> None:
         plan, storage = self.plan, self.storage
         assert storage.scale_a is not None and storage.scale_b is not None
-        for block, at in blocks:
-            emit.op(
-                hopper.LoadScalesOp,
-                *(storage.scale_a, storage.scale_b, at, self.registers.scales[block % IN_FLIGHT], self.group),
-                group_rows=plan.group_rows,
-                group_steps=plan.group_columns // plan.tile.column_step,
-            )
+        emit.op(
+            hopper.LoadScalesOp,
+            *(storage.scale_a, storage.scale_b, at, self.registers.scales[block % IN_FLIGHT], self.group),
+            group_rows=plan.group_rows,
+            group_steps=plan.group_columns // plan.tile.column_step,
+        )
+
+    def let_go(self, emit: Emitter) -> None:
+        """
+        Let TMA overwrite the scales that were read, once their slots are released.
+
+        Once for two k-blocks: the fence costs a barrier in memory, and the first one's slot is released after the
+        second one's scales are read.
+        """
         emit.op(hopper.FenceProxyAsyncOp)
         emit.op(hopper.SyncWarpOp)
 
