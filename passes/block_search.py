@@ -27,7 +27,17 @@ from gemmir.problem import GemmProblem
 from gemmir.schedule import Schedule, Split
 from gemmir.target import SM_90A, Target
 
-FIELDS = ("block_m", "block_n", "block_k", "math_warpgroups", "split", "turns", "promote_chunk", "cluster_m", "cluster_n")
+FIELDS = (
+    "block_m",
+    "block_n",
+    "block_k",
+    "math_warpgroups",
+    "split",
+    "turns",
+    "promote_chunk",
+    "cluster_m",
+    "cluster_n",
+)
 """What the search chooses."""
 
 CHUNKS = (1, 2)

@@ -142,6 +142,11 @@ def _tensor_clocks(schedule: Schedule, target: Target) -> float:
     return instructions * schedule.block_n * target.tensor_clocks_per_column
 
 
+def _chunk(problem: GemmProblem, schedule: Schedule) -> int:
+    """k-blocks between moments at which a warpgroup has nothing in flight, or 1."""
+    return min(schedule.promote_chunk or 1, problem.k_blocks)
+
+
 def _math_clocks(problem: GemmProblem, schedule: Schedule, tensor: float, target: Target) -> float:
     """Clocks of one k-block if its operands were there: tensor cores, operand reads and the warpgroups' chains."""
     groups = schedule.math_warpgroups
@@ -151,8 +156,8 @@ def _math_clocks(problem: GemmProblem, schedule: Schedule, tensor: float, target
     operand_reads = groups * tile.waves * wave_bytes / target.shared_bytes_per_clock
     if not problem.promoted:
         return max(tensor, operand_reads, IN_PLACE_K_BLOCK)
-    # Of a chunk, the last k-block's promotion is what no wave of the same warpgroup hides (estimate beyond one).
-    chunk = min(schedule.promote_chunk or 1, problem.k_blocks)
+    # Of a chunk, only the last k-block's promotion has no wave of the same warpgroup to hide behind (estimate).
+    chunk = _chunk(problem, schedule)
     after_a_wave = tile.waves * (PROMOTION_PER_COLUMN * tile.wg_columns + WAVE_LATENCY) + SCALE_STEP * tile.wg_steps
     busy = max(tensor, operand_reads, tensor / groups + after_a_wave / chunk)
     if groups == 3:
@@ -173,7 +178,8 @@ def _load_clocks(problem: GemmProblem, schedule: Schedule, target: Target) -> fl
     rows = rows_a + rows_b - MULTICAST_GAIN * shared
     transfer = rows * STAGE_ROW_BYTES / target.l2_bytes_per_clock_per_sm
     stages = schedule.num_stages or fitting_stages(problem, schedule, target)
-    return max(transfer, (LOAD_LATENCY + transfer) / max(1, stages - 1))
+    held = 1 if _chunk(problem, schedule) == 1 else 2
+    return max(transfer, (LOAD_LATENCY + transfer) / max(1, stages - held))
 
 
 def _tile_clocks(problem: GemmProblem, schedule: Schedule, target: Target) -> float:

@@ -19,7 +19,6 @@ from gemmir.passes.lowering.kernel import Plan, Storage
 from gemmir.passes.lowering.math_staging import stage_tile
 from gemmir.target import SM_90A
 
-
 IN_FLIGHT = 2
 """Waves that run at the same time."""
 

@@ -135,7 +135,10 @@ def test_pruning_loses_nothing(problem: GemmProblem):
 
 @pytest.mark.parametrize("problem", [fp8_problem(4096, 512, 512), half_problem(4096, 512, 512)], ids=str)
 def test_the_search_sees_the_whole_space(problem: GemmProblem):
-    """All legal schedules but the dominated ones, free running where turns are legal and a split of one; no chunks of 4."""
+    """
+    All legal schedules but chunks of four and those that are dominated: free running where turns are legal, a split of
+    one.
+    """
     seen = {s for shape in legal_shapes(problem, Schedule()) for s in clusters_of(problem, shape)}
     assert all(is_legal(problem, s) for s in seen)
     everything = {replace(s, family=None) for s in placed_schedules(problem)}
