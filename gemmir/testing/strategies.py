@@ -94,10 +94,12 @@ def placed_schedules(problem: GemmProblem) -> tuple[Schedule, ...]:
 def legal_schedules(draw: st.DrawFn, problem: GemmProblem) -> Schedule:
     """Complete schedules that keep every rule, over the whole space."""
     everywhere = placed_schedules(problem)
-    # First the tile, then its variants: otherwise narrow tiles, which have the most variants, crowd out the rest.
+    # First the height, then the loop: otherwise narrow tiles, which have the most variants, crowd out the rest.
     block_m = draw(st.sampled_from(sorted({s.block_m or 0 for s in everywhere})))
     groups = draw(st.sampled_from(sorted({s.math_warpgroups or 0 for s in everywhere if s.block_m == block_m})))
-    placed = draw(st.sampled_from([s for s in everywhere if s.block_m == block_m and s.math_warpgroups == groups]))
+    tiles = [s for s in everywhere if s.block_m == block_m and s.math_warpgroups == groups]
+    loop = draw(st.sampled_from(sorted({(bool(s.turns), s.promote_chunk or 0) for s in tiles})))
+    placed = draw(st.sampled_from([s for s in tiles if (s.turns, s.promote_chunk) == loop]))
     fitting = [n for n in range(MIN_STAGES, MAX_STAGES + 1) if is_legal(problem, replace(placed, num_stages=n))]
     return replace(
         placed,

@@ -18,16 +18,16 @@ from tests.backends.simulator.kernels import Example, kernel_of, program
 from tests.gpu.problems import fp8_text
 
 FP8_SCHEDULES = (
-    "block = 64x64x128, warpgroups = 1, stages = 2",
-    "block = 128x48x128, warpgroups = 1, stages = 3, raster = along_n, group = 2",
-    "block = 128x64x128, warpgroups = 2 along m, cluster = 2x1, stages = 2",
-    "block = 128x64x128, warpgroups = 2 along m, cluster = 1x2, stages = 3",
-    "block = 64x256x128, warpgroups = 2 along n, turns = true, cluster = 2x1, stages = 2",
-    "block = 64x128x128, warpgroups = 2 along n, turns = true, stages = 4",
-    "block = 192x64x128, warpgroups = 3 along m, stages = 2",
+    "block = 64x64x128, warpgroups = 1, chunk = 1, stages = 2",
+    "block = 128x48x128, warpgroups = 1, chunk = 1, stages = 3, raster = along_n, group = 2",
+    "block = 128x64x128, warpgroups = 2 along m, cluster = 2x1, chunk = 1, stages = 2",
+    "block = 128x64x128, warpgroups = 2 along m, cluster = 1x2, chunk = 1, stages = 3",
+    "block = 64x256x128, warpgroups = 2 along n, turns = true, cluster = 2x1, chunk = 1, stages = 2",
+    "block = 64x128x128, warpgroups = 2 along n, turns = true, chunk = 1, stages = 4",
+    "block = 192x64x128, warpgroups = 3 along m, chunk = 1, stages = 2",
     "block = 128x112x128, warpgroups = 2 along m, chunk = 2, cluster = 2x1, stages = 2",
     "block = 64x64x128, warpgroups = 1, chunk = 4, stages = 3",
-    "block = 64x96x128, warpgroups = 3 along n, stages = 2",
+    "block = 64x96x128, warpgroups = 3 along n, chunk = 1, stages = 2",
 )
 HALF_SCHEDULES = (
     "block = 64x64x64, warpgroups = 1, stages = 2",
