@@ -30,6 +30,9 @@ PROMOTION_PER_COLUMN = 0.5
 CONVOY = 1.25
 """Two promoting warpgroups of one wave fall into step unless they take turns: 963 cycles against 768 (measured)."""
 
+CHUNK_BUBBLE = 1000.0
+"""Clocks per tile in which a warpgroup that takes k-blocks in chunks has nothing in flight (estimate: as in place)."""
+
 THREE_WARPGROUPS = 1.18
 """Three promoting warpgroups of one wave (estimate): by hand, 192x128 takes 5% longer than 128x192."""
 
@@ -139,6 +142,11 @@ def _tensor_clocks(schedule: Schedule, target: Target) -> float:
     return instructions * schedule.block_n * target.tensor_clocks_per_column
 
 
+def _chunk(problem: GemmProblem, schedule: Schedule) -> int:
+    """k-blocks between moments at which a warpgroup has nothing in flight, or 1."""
+    return min(schedule.promote_chunk or 1, problem.k_blocks)
+
+
 def _math_clocks(problem: GemmProblem, schedule: Schedule, tensor: float, target: Target) -> float:
     """Clocks of one k-block if its operands were there: tensor cores, operand reads and the warpgroups' chains."""
     groups = schedule.math_warpgroups
@@ -148,12 +156,14 @@ def _math_clocks(problem: GemmProblem, schedule: Schedule, tensor: float, target
     operand_reads = groups * tile.waves * wave_bytes / target.shared_bytes_per_clock
     if not problem.promoted:
         return max(tensor, operand_reads, IN_PLACE_K_BLOCK)
-    wave = tensor / (groups * tile.waves) + PROMOTION_PER_COLUMN * tile.wg_columns + WAVE_LATENCY
-    chain = tile.waves * wave + SCALE_STEP * tile.wg_steps
-    busy = max(tensor, operand_reads, chain)
+    # Of a chunk, only the last k-block's promotion has no wave of the same warpgroup to hide behind (estimate).
+    chunk = _chunk(problem, schedule)
+    after_a_wave = tile.waves * (PROMOTION_PER_COLUMN * tile.wg_columns + WAVE_LATENCY) + SCALE_STEP * tile.wg_steps
+    busy = max(tensor, operand_reads, tensor / groups + after_a_wave / chunk)
     if groups == 3:
         return busy * THREE_WARPGROUPS
-    return busy * CONVOY if groups == 2 and tile.waves == 1 and not schedule.turns else busy
+    in_step = groups == 2 and tile.waves == 1 and not schedule.turns
+    return busy * (1 + (CONVOY - 1) / chunk) if in_step else busy
 
 
 def _load_clocks(problem: GemmProblem, schedule: Schedule, target: Target) -> float:
@@ -168,7 +178,8 @@ def _load_clocks(problem: GemmProblem, schedule: Schedule, target: Target) -> fl
     rows = rows_a + rows_b - MULTICAST_GAIN * shared
     transfer = rows * STAGE_ROW_BYTES / target.l2_bytes_per_clock_per_sm
     stages = schedule.num_stages or fitting_stages(problem, schedule, target)
-    return max(transfer, (LOAD_LATENCY + transfer) / max(1, stages - 1))
+    held = 1 if _chunk(problem, schedule) == 1 else 2
+    return max(transfer, (LOAD_LATENCY + transfer) / max(1, stages - held))
 
 
 def _tile_clocks(problem: GemmProblem, schedule: Schedule, target: Target) -> float:
@@ -176,7 +187,10 @@ def _tile_clocks(problem: GemmProblem, schedule: Schedule, target: Target) -> fl
     assert schedule.block_m is not None and schedule.block_n is not None
     rows, columns = min(schedule.block_m, problem.rows), min(schedule.block_n, problem.n)
     leaving = rows * columns * problem.d.bytes / target.store_bytes_per_clock_per_sm
-    return TILE_CLOCKS + STORE_EXPOSED * leaving + (0.0 if problem.promoted else IN_PLACE_BUBBLE)
+    bubble = IN_PLACE_BUBBLE
+    if problem.promoted:
+        bubble = 0.0 if schedule.promote_chunk in (None, 1) else CHUNK_BUBBLE
+    return TILE_CLOCKS + STORE_EXPOSED * leaving + bubble
 
 
 def unique_bytes(problem: GemmProblem) -> int:

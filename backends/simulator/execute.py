@@ -82,7 +82,7 @@ def _tiles(agent: Agent, op: hopper.TilesOp) -> Steps:
 
 
 def _k_blocks(agent: Agent, op: hopper.KBlocksOp) -> Steps:
-    for k in range(op.first.value.data, op.last.value.data):
+    for k in range(op.first.value.data, op.last.value.data, op.blocks):
         agent.values[op.body.block.args[0]] = k
         yield from _block(agent, op.body.block)
 
@@ -149,7 +149,7 @@ def _init_barriers(agent: Agent, op: hopper.InitBarriersOp) -> None:
 def _wait(agent: Agent, op: hopper.WaitOp) -> Wait:
     if op.unless_last is not None:
         loop = hopper.KBlocksOp.around(op)
-        if agent.last_tile and (loop is None or agent[loop.body.block.args[0]] + 1 >= loop.last.value.data):
+        if agent.last_tile and (loop is None or agent[loop.body.block.args[0]] + loop.blocks >= loop.last.value.data):
             return Wait(lambda: True, lambda: op.name)
     return _wait_parity(agent, op, agent[op.cursor].parity)
 

@@ -87,6 +87,10 @@ class Plan:
         return _chosen(self.schedule.cluster_n)
 
     @property
+    def chunk(self) -> int:
+        return _chosen(self.schedule.promote_chunk)
+
+    @property
     def peers(self) -> int:
         """CTAs that write into a slot of this CTA, itself included: those of its cluster row and column."""
         return self.cluster_m + self.cluster_n - 1
@@ -264,6 +268,7 @@ def allocate(emit: Emitter, plan: Plan) -> Storage:
 
 def build_kernel(plan: Plan, op: MatmulOp, name: str) -> hopper.KernelOp:
     """The whole kernel for one matmul."""
+    from gemmir.passes.lowering.math_chunked import math_chunked
     from gemmir.passes.lowering.math_in_place import math_in_place
     from gemmir.passes.lowering.math_promoted import math_promoted
     from gemmir.passes.lowering.producer import producer
@@ -285,7 +290,8 @@ def build_kernel(plan: Plan, op: MatmulOp, name: str) -> hopper.KernelOp:
     with emit.inside(hopper.RolesOp) as (roles, _):
         with roles.inside(hopper.WarpgroupsOp, "group", number=plan.groups) as (math, (group,)):
             math.op(hopper.SetMaxRegistersOp, registers=math_registers, grow=True)
-            (math_promoted if plan.problem.promoted else math_in_place)(math, plan, storage, group)
+            promoted = math_promoted if plan.chunk == 1 else math_chunked
+            (promoted if plan.problem.promoted else math_in_place)(math, plan, storage, group)
         with roles.inside(hopper.WarpgroupsOp, "service", number=1) as (service, _):
             service.op(hopper.SetMaxRegistersOp, registers=service_registers)
             with service.inside(hopper.WarpOp, index=0) as (warp, _):

@@ -28,7 +28,9 @@ class PrintsBarriers(Printing):
         if op.unless_last is None:
             return self.out.line(wait)
         loop = hopper.KBlocksOp.around(op)
-        inside = "" if loop is None else f"{self.out[loop.body.block.args[0]]} + 1 < {number(loop.last)} || "
+        inside = ""
+        if loop is not None:
+            inside = f"{self.out[loop.body.block.args[0]]} + {loop.blocks} < {number(loop.last)} || "
         self.out.line(f"if ({inside}!tiles.last()) {wait}")
 
     def acquire(self, op: hopper.AcquireOp) -> None:
