@@ -91,8 +91,9 @@ class StartScalesOp(HopperOperation):
     """
     Start to read the weight scales of columns `column` .. of a tile, in batches of k-blocks; see `next_scales`.
 
-    With so many lanes for each k-block, lane l reads the scale of k-block l / lanes of a batch, and of columns `column` +
-    l % lanes * `step` ..; scales lie as for `fetch_scales`. Nothing is read past `blocks` k-blocks, or outside the matrix.
+    With so many lanes for each k-block, lane l reads the scale of k-block l / lanes of a batch, and of columns
+    `column` + l % lanes * `step` ..; scales lie as for `fetch_scales`. Nothing is read past `blocks` k-blocks, or
+    outside the matrix.
     """
 
     name = "hopper.start_scales"
