@@ -24,6 +24,7 @@ from xdsl.dialects.builtin import (
     Float32Type,
     StringAttr,
     TensorType,
+    UnitAttr,
     i32,
     i64,
 )
@@ -325,6 +326,7 @@ def build_kernel(plan: Plan, op: MatmulOp, name: str) -> hopper.KernelOp:
             "inputs": ArrayAttr(inputs),
             "output": output,
             "binds": ArrayAttr(binds),
+            **({"balanced": UnitAttr()} if plan.schedule.balanced else {}),
         },
         regions=[Region(block)],
     )
