@@ -25,9 +25,8 @@ from gemmir.target import balanced_clusters
 
 LONG_TILE_CLOCKS = 40_000
 """
-Tensor-core clocks of a tile from which on a GPU runs into its power limit (measured: 128x256 tiles with K of 7168 and more
-gain 0.7 to 1.6% from a balanced grid; with K of 2048 nothing, of 1536 and 512 they lose 4 to 7%, as tiles that share
-operands drift apart).
+Tensor-core clocks of a tile from which on a GPU runs into its power limit (measured: 128x256 tiles with K of 7168 and
+more gain 0.7 to 1.6% from a balanced grid; with K of 2048 nothing, of 1536 and 512 they lose 4 to 7%).
 """
 
 
@@ -60,9 +59,9 @@ class GemmBalancePass(ModulePass):
         resident, clocks = resident_clusters(wanted), problem.k_blocks * predict(problem, wanted).tensor
         chosen = clocks >= LONG_TILE_CLOCKS
         write_schedule(matmul, problem, wanted.filled(balanced=chosen))
+        tiles, than = rows * columns, "at least" if chosen else "less than"
         because = (
-            f"a tile keeps the tensor cores busy for {clocks:.0f} cycles, {'at least' if chosen else 'less than'} "
-            f"{LONG_TILE_CLOCKS}; {rows * columns} tiles need {balanced_clusters(rows * columns, resident)} of {resident} "
-            "clusters"
+            f"a tile keeps the tensor cores busy for {clocks:.0f} cycles, {than} {LONG_TILE_CLOCKS}; {tiles} tiles need "
+            f"{balanced_clusters(tiles, resident)} of {resident} clusters"
         )
         record(Decision(self.name, "balanced", str(chosen).lower(), because, str(not chosen).lower()))

@@ -181,7 +181,8 @@ def test_a_second_process_finds_the_kernel_without_xdsl(tmp_path: Path) -> None:
     assert seconds < 0.15, "processor time, imports included"
 
 
-WITHOUT_CHECK = "gemm-canonicalize,gemm-select-family,gemm-select-blocks,gemm-rasterize,gemm-balance,gemm-plan-pipeline,gemm-lower-to-hopper"
+WITHOUT_CHECK = "gemm-canonicalize,gemm-select-family,gemm-select-blocks,gemm-rasterize,gemm-balance,gemm-plan-pipeline,"
+    "gemm-lower-to-hopper"
 
 
 @pytest.mark.parametrize("pipeline", [None, WITHOUT_CHECK, "gemm-canonicalize"])
