@@ -61,7 +61,7 @@ class GemmBalancePass(ModulePass):
         write_schedule(matmul, problem, wanted.filled(balanced=chosen))
         tiles, than = rows * columns, "at least" if chosen else "less than"
         because = (
-            f"a tile keeps the tensor cores busy for {clocks:.0f} cycles, {than} {LONG_TILE_CLOCKS}; {tiles} tiles need "
-            f"{balanced_clusters(tiles, resident)} of {resident} clusters"
+            f"a tile keeps the tensor cores busy for {clocks:.0f} cycles, {than} {LONG_TILE_CLOCKS}; "
+            f"{tiles} tiles need {balanced_clusters(tiles, resident)} of {resident} clusters"
         )
         record(Decision(self.name, "balanced", str(chosen).lower(), because, str(not chosen).lower()))
