@@ -94,11 +94,12 @@ def test_what_is_fixed_no_pass_changes() -> None:
 def test_each_pass_is_shown() -> None:
     seen: list[str] = []
     lower(TEXT, on_pass=lambda name, _: seen.append(name))
-    assert seen[:6] == [
+    assert seen[:7] == [
         "gemm-canonicalize",
         "gemm-select-family",
         "gemm-select-blocks",
         "gemm-rasterize",
+        "gemm-balance",
         "gemm-plan-pipeline",
         "gemm-lower-to-hopper",
     ]
