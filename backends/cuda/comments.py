@@ -18,8 +18,10 @@ def _warpgroups(op: hopper.WarpgroupsOp) -> str:
     if not _holds(op, hopper.WgmmaOp):
         return ""
     if _holds(op, hopper.PromoteOp):
-        return "Math warpgroups: multiply slot after slot, add each partial sum, scaled, to the totals, stage finished rows."
-    return "Math warpgroups: multiply slot after slot, sum up in the tensor cores, stage finished rows."
+        return (
+            "Math warpgroups: multiply slot by slot, add each partial sum, scaled, to the totals, stage finished rows."
+        )
+    return "Math warpgroups: multiply slot by slot, sum up in the tensor cores, stage finished rows."
 
 
 def _warp(op: hopper.WarpOp) -> str:

@@ -1,5 +1,5 @@
 """
-The default dense FP8 kernel, as it is printed, without the wrappers it uses: to be read, and to see what a change changes.
+The default dense FP8 kernel, as it is printed, without the wrappers it uses: to be read, and to show what changes.
 
     python -m tests.backends.cuda.test_golden        writes the file anew
 """

@@ -42,7 +42,7 @@ gemm_e4m3_e4m3_128x256_cluster1x1_stages4(
     __syncthreads();
     if (warp < 8) {
         const int group = warp / 4;
-        // Math warpgroups: multiply slot after slot, add each partial sum, scaled, to the totals, stage finished rows.
+        // Math warpgroups: multiply slot by slot, add each partial sum, scaled, to the totals, stage finished rows.
         setmaxnreg_inc<232>();
         float partial[64];
         float total0[64];
