@@ -41,8 +41,16 @@ def configure(parser: argparse.ArgumentParser) -> None:
     parser.description = f"{HELP}\n{DETAILS}"
     add = parser.add_argument
     sets = ", ".join(f"{name} ({len(shapes)} shapes)" for name, shapes in SETS.items())
-    add("--set", nargs="+", default=[], choices=SETS, metavar="NAME", help=f"{sets}; default: dense")
-    add("--shape", nargs="+", default=[], type=shape, metavar="MxNxK", help="shapes beside or instead of a set")
+    add("--set", action="extend", nargs="+", default=[], choices=SETS, metavar="NAME", help=f"{sets}; default: dense")
+    add(
+        "--shape",
+        action="extend",
+        nargs="+",
+        default=[],
+        type=shape,
+        metavar="MxNxK",
+        help="shapes beside or instead of a set",
+    )
     add("--file", type=Path, metavar="FILE", help="more of them, one a line; # starts a comment")
     add(
         "--dtype",

@@ -93,6 +93,12 @@ def test_sets_shapes_and_files_add_up_and_nothing_comes_twice(tmp_path: Path):
     assert len(bench.cases_of(arguments("--set", "small", "layers", "--dtype", "bf16"))) == 30
 
 
+def test_options_given_twice_add_up():
+    args = arguments("--shape", "1x2x3", "--shape", "4x5x6", "7x8x9", "--set", "dense", "--set", "layers")
+    assert (len(args.shape), args.set) == (3, ["dense", "layers"])
+    assert arguments("--shape", "1x2x3").set == [], "the default is not changed by a call"
+
+
 def test_a_file_with_a_bad_line_or_without_a_shape_is_refused(tmp_path: Path):
     file = tmp_path / "shapes.txt"
     file.write_text("64 128\n")
