@@ -1,0 +1,102 @@
+"""
+The constants of the cost model, each with its unit and where it comes from.
+
+`python -m tests.calibration.fit` fits those called "fitted" to measurements of gemmir's own kernels, which
+`tests/calibration` holds. "Measured" ones come from docs/performance.md. The rest are estimates.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+
+@dataclass(frozen=True, slots=True)
+class Constants:
+    """What the model needs to know beside the data in `gemmir.target`. Clocks are of the SM."""
+
+    wave_latency: float = 260.0
+    """Clocks of a wave that are neither multiplication nor promotion: completion, barrier, scales, issue (fitted)."""
+
+    scale_step: float = 24.0
+    """Clocks that each weight scale of a k-block adds to a warpgroup's chain: why 128x176 loses to 128x192 (fitted)."""
+
+    promotion_per_column: float = 0.5
+    """Issue slots of one promoted wave per column: one FFMA per accumulator, four warps on four schedulers (counted)."""
+
+    convoy: float = 1.25
+    """Two promoting warpgroups of one wave fall into step unless they take turns: 963 cycles against 768 (measured)."""
+
+    three_warpgroups: float = 1.18
+    """Three promoting warpgroups of one wave (estimate): by hand, 192x128 takes 5% longer than 128x192."""
+
+    in_place_k_block: float = 100.0
+    """Fewest clocks of a k-block that is accumulated in place: barrier, descriptors, four WGMMAs (estimate)."""
+
+    in_place_bubble: float = 1000.0
+    """Clocks per tile in which a warpgroup that accumulates in place has nothing in flight (fitted)."""
+
+    multicast_gain: float = 0.05
+    """Of the bytes that a cluster reads only once, the share that loads get faster by (fitted)."""
+
+    cluster_coupling: float = 1.02
+    """A slot is free only when both CTAs of a cluster have read it: k-blocks take that much longer (fitted)."""
+
+    spread_a: float = 0.10
+    """How much longer loads take if they were of A only and neighbouring CTAs shared nothing (fitted)."""
+
+    spread_b: float = 0.15
+    """The same for B (fitted)."""
+
+    load_latency: float = 1000.0
+    """Clocks from a free stage to the first bytes of its refill: L2, TMA and both barriers (estimate)."""
+
+    l2_bytes_per_clock: float = 50.0
+    """Bytes that an SM loads from L2 in a clock, beside CTAs that load the same (fitted)."""
+
+    overlap_order: float = 20.0
+    """Loads and multiplication within a k-block overlap as a norm of this order: 4% over the maximum at a tie (fitted)."""
+
+    dram_overlap_order: float = 4.0
+    """The same between the whole kernel's cycles and its DRAM traffic (fitted)."""
+
+    dram_efficiency: float = 0.62
+    """Share of the copy bandwidth that a GEMM's reads and writes reach (fitted)."""
+
+    l2_reuse_bytes: float = 42e6
+    """Of the bytes that are read again after as many others went through L2, half are still there (fitted)."""
+
+    l2_reuse_order: float = 3.0
+    """How sharply that share falls: 1 / (1 + (distance / l2_reuse_bytes) ** order) (fitted)."""
+
+    l2_dirty_bytes: float = 20e6
+    """Results that are still in L2, not in DRAM, when the kernel ends (fitted)."""
+
+    store_exposed: float = 0.6
+    """Share of a tile's store that nothing hides (fitted)."""
+
+    cold_seconds_per_byte: float = 0.0
+    """First reads of A and B that nothing hides: page walks, and DRAM before the pipeline has run ahead (fitted)."""
+
+    launch_seconds: float = 3.0e-6
+    """Launch, barriers, tensor maps, the first bytes from DRAM and the last store (measured: 2.5 to 4 us)."""
+
+    cluster_seconds: float = 0.2e-6
+    """Meeting of a cluster before the first load and before exit (estimate)."""
+
+    boost_clock_hz: float = 1.9e9
+    """SM clock with idle tensor cores and DRAM (fitted)."""
+
+    power_drop_hz: float = 0.3e9
+    """How much lower the SM clock settles with tensor cores that are always busy (fitted)."""
+
+    dram_drop_hz: float = 0.1e9
+    """The same for a DRAM that is always busy (fitted)."""
+
+    sustained_drop_hz: float = 40e6
+    """How much lower it settles in a kernel that runs e times as long, beyond `sustained_seconds` (fitted)."""
+
+    sustained_seconds: float = 50e-6
+    """Kernels much shorter than this end before the power limit acts (estimate)."""
+
+
+DEFAULT = Constants()
