@@ -30,6 +30,9 @@ REGISTER_OVERHEAD = 28
 REGISTERS_PER_WAVE = 4
 """Registers that a math thread needs beside accumulators: loop state; scales and addresses of each wave (measured)."""
 
+PROMOTE_CHUNKS = (1, 2, 4)
+"""k-blocks that a math warpgroup takes at a time."""
+
 INSTRUCTION_OVERHEAD = 26
 """Registers that ptxas asks for beside one instruction's accumulators, within the launch bound (C7602; measured)."""
 
@@ -122,10 +125,17 @@ def scale_steps(problem: GemmProblem, s: Schedule, target: Target) -> Violation 
 
 
 def math_registers(problem: GemmProblem, schedule: Schedule) -> int:
-    """Registers of a math thread: accumulators, the partial sum if promoted, and the overhead."""
+    """Registers of a math thread: accumulators, partial sums if promoted, and the overhead."""
     tile = tile_geometry(schedule)
-    partial = tile.fragment_registers if problem.promoted else 0
-    return tile.waves * tile.fragment_registers + partial + _overhead(tile)
+    partials = _partials(problem, schedule) * tile.fragment_registers
+    return tile.waves * tile.fragment_registers + partials + _overhead(tile)
+
+
+def _partials(problem: GemmProblem, schedule: Schedule) -> int:
+    """Partial sums that a math thread holds: two where k-blocks go in chunks."""
+    if not problem.promoted:
+        return 0
+    return 1 if schedule.promote_chunk in (None, 1) else 2
 
 
 def _overhead(tile: TileGeometry) -> int:
@@ -149,7 +159,8 @@ def registers(problem: GemmProblem, s: Schedule, target: Target) -> Violation | 
         )
     if needed <= budget:
         return None
-    partial = f" + {tile.fragment_registers} partial" if problem.promoted else ""
+    partials = _partials(problem, s)
+    partial = f" + {f'{partials} x ' * (partials > 1)}{tile.fragment_registers} partial" if partials else ""
     return Violation(
         "GMR-S002",
         f"{tile.waves} x {tile.fragment_registers} accumulators{partial} + {overhead} = {needed} registers a thread",
@@ -234,6 +245,53 @@ def turns(problem: GemmProblem, s: Schedule, target: Target) -> Violation | None
     )
 
 
+def store_slices(problem: GemmProblem, s: Schedule, target: Target) -> Violation | None:
+    """A tile leaves whole, or wave by wave where each wave's total is final before the next one's."""
+    if s.store_slices in (None, 1) or _missing(s, "block_m", "block_n", "math_warpgroups", "split"):
+        return None
+    waves = tile_geometry(s).waves
+    if problem.promoted and s.store_slices == waves:
+        return None
+    legal = f"1 or {waves}" if problem.promoted and waves > 1 else "1"
+    return Violation(
+        "GMR-S003",
+        f"slices = {s.store_slices} of {waves} waves a warpgroup",
+        "a tile leaves in one slice, or in one a wave where sums are promoted",
+        f"use slices = {legal}",
+    )
+
+
+def promote_chunk(problem: GemmProblem, s: Schedule, target: Target) -> Violation | None:
+    """Chunks of k-blocks are for promoting warpgroups of one wave that run freely."""
+    chunk = s.promote_chunk
+    if chunk is None or chunk == 1:
+        return None
+    if chunk not in PROMOTE_CHUNKS:
+        return Violation("GMR-S003", f"promote_chunk = {chunk}", f"one of {PROMOTE_CHUNKS}", "use promote_chunk = 2")
+    if not problem.promoted:
+        return Violation(
+            "GMR-S003",
+            f"promote_chunk = {chunk} for {problem.a}, summed in the tensor core",
+            "k-blocks go in chunks where sums are promoted",
+            "use promote_chunk = 1",
+        )
+    if s.turns:
+        return Violation(
+            "GMR-S003",
+            f"promote_chunk = {chunk} in turn",
+            "a warpgroup with two k-blocks in flight does not wait for its turn",
+            "use turns = false",
+        )
+    if _missing(s, "block_m", "block_n", "math_warpgroups", "split") or tile_geometry(s).waves == 1:
+        return None
+    return Violation(
+        "GMR-S003",
+        f"promote_chunk = {chunk} with {tile_geometry(s).waves} waves a warpgroup",
+        "k-blocks go in chunks where a warpgroup has one wave of 64 rows",
+        "use promote_chunk = 1",
+    )
+
+
 RULES: tuple[Rule, ...] = (
     block_shape,
     warpgroup_tile,
@@ -242,6 +300,8 @@ RULES: tuple[Rule, ...] = (
     tma_boxes,
     raster,
     turns,
+    store_slices,
+    promote_chunk,
     registers,
     shared_memory,
 )

@@ -37,7 +37,10 @@ class Schedule:
     The decisions for one kernel; None where none has been made.
 
     Blocks are in elements. `cluster_m` x `cluster_n` CTAs form a cluster; the CTAs along M share B by multicast, those
-    along N share A. `turns`: the math warpgroups issue their WGMMAs strictly in turn.
+    along N share A. `turns`: the math warpgroups issue their WGMMAs strictly in turn. `promote_chunk`: k-blocks that a
+    math warpgroup takes at a time, two of them in flight; 1: one after another, the next tile's first one included.
+    `store_slices`: parts in which a warpgroup's tile leaves; each is staged in the same shared memory, once the one
+    before has left.
     """
 
     family: Family | None = None
@@ -47,10 +50,12 @@ class Schedule:
     math_warpgroups: int | None = None
     split: Split | None = None
     turns: bool | None = None
+    promote_chunk: int | None = None
     cluster_m: int | None = None
     cluster_n: int | None = None
     raster_axis: RasterAxis | None = None
     raster_group: int | None = None
+    store_slices: int | None = None
     num_stages: int | None = None
 
     @property

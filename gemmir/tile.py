@@ -49,9 +49,9 @@ class TileGeometry:
     def wg_steps(self) -> int:
         return self.wg_columns // self.column_step
 
-    @property
-    def store_chunks(self) -> tuple[StoreChunk, ...]:
-        return store_chunks(self.wg_columns, self.wg_rows)
+    def store_chunks(self, slices: int = 1) -> tuple[StoreChunk, ...]:
+        """The boxes in which one of `slices` parts of the rows leaves."""
+        return store_chunks(self.wg_columns, self.wg_rows // slices)
 
 
 def tile_geometry(schedule: Schedule) -> TileGeometry:
@@ -61,6 +61,14 @@ def tile_geometry(schedule: Schedule) -> TileGeometry:
     if schedule.split is Split.ALONG_N:
         return TileGeometry(block_m, block_n // groups)
     return TileGeometry(block_m // groups, block_n)
+
+
+def default_store_slices(problem: GemmProblem, geometry: TileGeometry) -> int:
+    """
+    One slice a wave where sums are promoted: a wave's total is final while the next wave of the last k-block runs, so
+    that the ring gets the shared memory and nothing waits. Sums in the tensor core are final all at once.
+    """
+    return geometry.waves if problem.promoted else 1
 
 
 def _round_up(value: int, multiple: int) -> int:
@@ -74,7 +82,7 @@ class SharedLayout:
 
     A ring of `num_stages` slots for A, B and, if promoted with block scales, for the row scales of A (`scale_a`, one
     f32 a row) and the expanded column scales of B (`scale_b`, one f32 a column step); a staging area a warpgroup for
-    the outgoing tile; then the barriers.
+    one slice of the outgoing tile; then the barriers.
     """
 
     num_stages: int
@@ -137,12 +145,18 @@ class SharedLayout:
 
 
 def shared_layout(problem: GemmProblem, schedule: Schedule, num_stages: int | None = None) -> SharedLayout:
-    """The layout for `num_stages` (default: the schedule's) of a schedule whose blocks are chosen."""
+    """
+    The layout for `num_stages` (default: the schedule's) of a schedule whose blocks are chosen.
+
+    Where `store_slices` is open, the usual one is assumed.
+    """
     stages = schedule.num_stages if num_stages is None else num_stages
     block_m, block_n, groups = schedule.block_m, schedule.block_n, schedule.math_warpgroups
     assert block_m is not None and block_n is not None and groups is not None and stages is not None
     geometry = tile_geometry(schedule)
     steps = block_n // geometry.column_step
+    slices = schedule.store_slices or default_store_slices(problem, geometry)
+    slice_bytes = geometry.wg_rows // slices * geometry.wg_columns * problem.d.bytes
     return SharedLayout(
         num_stages=stages,
         math_warpgroups=groups,
@@ -150,5 +164,5 @@ def shared_layout(problem: GemmProblem, schedule: Schedule, num_stages: int | No
         b_bytes=block_n * STAGE_ROW_BYTES,
         scale_a_bytes=block_m * 4 if problem.promoted else 0,
         scale_b_bytes=_round_up(steps * 4, 16) if problem.promoted else 0,
-        staging_bytes=_round_up(geometry.wg_rows * geometry.wg_columns * problem.d.bytes, SM_90A.shared_alignment),
+        staging_bytes=_round_up(slice_bytes, SM_90A.shared_alignment),
     )

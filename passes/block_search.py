@@ -1,7 +1,8 @@
 """
 The search for a tile: every legal block, number of warpgroups, split and cluster, ranked by the cost model.
 
-A search has milliseconds. So tiles that cannot come near the best found so far are dropped by a bound, most rules are
+Tile orders are chosen later, but the first few candidates are ranked as if the best one were. A search has
+milliseconds. So tiles that cannot come near the best found so far are dropped by a bound, most rules are
 asked once for a shape and only the rest for each of its clusters, and clusters are tried only where they can matter.
 """
 
@@ -11,14 +12,37 @@ from collections.abc import Callable, Iterator
 from dataclasses import dataclass, replace
 
 from gemmir.errors import ScheduleError
-from gemmir.legality import BLOCK_M, MATH_WARPGROUPS, RULES, WG_COLUMN_STEP, Violation, cluster, tma_boxes, turns
-from gemmir.passes.cost_model import Cost, cluster_bound, dram_seconds, predict, tile_bound
+from gemmir.legality import (
+    BLOCK_M,
+    MATH_WARPGROUPS,
+    RULES,
+    WG_COLUMN_STEP,
+    Violation,
+    cluster,
+    promote_chunk,
+    tma_boxes,
+    turns,
+)
+from gemmir.passes.cost_model import Cost, best_orders, cluster_bound, dram_seconds, predict, tile_bound
 from gemmir.problem import GemmProblem
 from gemmir.schedule import Schedule, Split
 from gemmir.target import SM_90A, Target
 
-FIELDS = ("block_m", "block_n", "block_k", "math_warpgroups", "split", "turns", "cluster_m", "cluster_n")
+FIELDS = (
+    "block_m",
+    "block_n",
+    "block_k",
+    "math_warpgroups",
+    "split",
+    "turns",
+    "promote_chunk",
+    "cluster_m",
+    "cluster_n",
+)
 """What the search chooses."""
+
+CHUNKS = (1, 2)
+"""Longer chunks are legal, and by hand only: none was measured."""
 
 CLUSTERS = ((1, 1), (2, 1), (1, 2))
 BLOCK_N_MAX = 512
@@ -28,6 +52,9 @@ GROUPS_FIRST = tuple(sorted(MATH_WARPGROUPS, key=lambda groups: abs(groups - 2))
 
 CLUSTER_RULES = (cluster, tma_boxes)
 SHAPE_RULES = tuple(rule for rule in RULES if rule not in CLUSTER_RULES)
+
+ORDERED = 6
+"""Candidates that are costed again with the best tile order of each."""
 
 NEAR_BEST = 1.1
 """Tiles that take this many times as long as the best are not even runners-up."""
@@ -47,14 +74,15 @@ class Candidate:
     @property
     def shape(self) -> tuple[object, ...]:
         """Everything but the cluster."""
-        return *self.block, self.schedule.math_warpgroups, self.schedule.split
+        return *self.block, self.schedule.math_warpgroups, self.schedule.split, self.schedule.promote_chunk
 
     @property
     def rank(self) -> tuple[int, ...]:
-        """Less is better: time in whole nanoseconds, then no cluster, two warpgroups, less waste along M."""
+        """Less is better: time in whole nanoseconds, then no cluster, two warpgroups, less waste along M, no chunks."""
         s = self.schedule
-        assert s.cluster_m and s.cluster_n and s.block_m and s.math_warpgroups
-        return round(self.cost.seconds * 1e9), s.cluster_m * s.cluster_n, abs(s.math_warpgroups - 2), s.block_m
+        assert s.cluster_m and s.cluster_n and s.block_m and s.math_warpgroups and s.promote_chunk
+        ctas, nanoseconds = s.cluster_m * s.cluster_n, round(self.cost.seconds * 1e9)
+        return nanoseconds, ctas, abs(s.math_warpgroups - 2), s.block_m, s.promote_chunk
 
 
 @dataclass(frozen=True, slots=True)
@@ -71,7 +99,7 @@ class Ranking:
 
 def _partitions(problem: GemmProblem, fixed: Schedule, target: Target) -> Iterator[Schedule]:
     """
-    Each block_m, number of warpgroups and split; in turn where that is legal, because it is never slower.
+    Each block_m, number of warpgroups, split and chunk; in turn where that is legal, because it is never slower.
 
     One warpgroup has nothing to split; it is written along m.
     """
@@ -79,9 +107,18 @@ def _partitions(problem: GemmProblem, fixed: Schedule, target: Target) -> Iterat
         for groups in GROUPS_FIRST if fixed.math_warpgroups is None else (fixed.math_warpgroups,):
             splits = (Split.ALONG_M,) if groups == 1 else tuple(Split)
             for split in splits if fixed.split is None else (fixed.split,):
-                partition = fixed.filled(block_m=block_m, math_warpgroups=groups, split=split)
-                probe = partition.filled(turns=True, block_n=groups * WG_COLUMN_STEP)
-                yield partition.filled(turns=turns(problem, probe, target) is None)
+                yield from _loops(problem, fixed.filled(block_m=block_m, math_warpgroups=groups, split=split), target)
+
+
+def _loops(problem: GemmProblem, partition: Schedule, target: Target) -> Iterator[Schedule]:
+    """A partition with each way to go through its k-blocks."""
+    assert partition.math_warpgroups is not None
+    narrow = partition.filled(block_n=partition.math_warpgroups * WG_COLUMN_STEP)
+    for chunk in CHUNKS if partition.promote_chunk is None else (partition.promote_chunk,):
+        in_turn = chunk == 1 and turns(problem, narrow.filled(turns=True), target) is None
+        choices = {"promote_chunk": chunk, "turns": in_turn}
+        if chunk == partition.promote_chunk or promote_chunk(problem, narrow.filled(**choices), target) is None:
+            yield partition.filled(**choices)
 
 
 def _everything(block_m: int, block_n: int) -> bool:
@@ -170,7 +207,13 @@ def search(problem: GemmProblem, fixed: Schedule, target: Target = SM_90A) -> Ra
             best = min(best, cost.seconds)
     if not candidates:
         raise _no_candidate(problem, fixed, target)
-    return Ranking(sorted(candidates, key=lambda c: c.rank), len(shapes))
+    return Ranking(_with_orders(problem, sorted(candidates, key=lambda c: c.rank), target), len(shapes))
+
+
+def _with_orders(problem: GemmProblem, ranked: list[Candidate], target: Target) -> list[Candidate]:
+    """The first candidates of a ranking anew, each with the tile order that suits it; the others behind them."""
+    first = [Candidate(c.schedule, best_orders(problem, c.schedule, target)[0].cost) for c in ranked[:ORDERED]]
+    return sorted(first, key=lambda c: c.rank) + ranked[ORDERED:]
 
 
 def _first_broken(problem: GemmProblem, schedule: Schedule, target: Target) -> tuple[int, Violation] | None:

@@ -26,6 +26,9 @@ class Constants:
     convoy: float = 1.25
     """Two promoting warpgroups of one wave fall into step unless they take turns: 963 cycles against 768 (measured)."""
 
+    chunk_bubble: float = 1000.0
+    """Clocks per tile in which a warpgroup that takes k-blocks in chunks has nothing in flight (estimate: as in place)."""
+
     three_warpgroups: float = 1.18
     """Three promoting warpgroups of one wave (estimate): by hand, 192x128 takes 5% longer than 128x192."""
 
@@ -41,10 +44,10 @@ class Constants:
     cluster_coupling: float = 1.02
     """A slot is free only when both CTAs of a cluster have read it: k-blocks take that much longer (fitted)."""
 
-    spread_a: float = 0.10
+    spread_a: float = 0.08
     """How much longer loads take if they were of A only and neighbouring CTAs shared nothing (fitted)."""
 
-    spread_b: float = 0.15
+    spread_b: float = 0.17
     """The same for B (fitted)."""
 
     load_latency: float = 1000.0
@@ -59,40 +62,43 @@ class Constants:
     dram_overlap_order: float = 4.0
     """The same between the whole kernel's cycles and its DRAM traffic (fitted)."""
 
-    dram_efficiency: float = 0.62
+    dram_efficiency: float = 0.97
     """Share of the copy bandwidth that a GEMM's reads and writes reach (fitted)."""
 
-    l2_reuse_bytes: float = 42e6
+    l2_reuse_bytes: float = 37e6
     """Of the bytes that are read again after as many others went through L2, half are still there (fitted)."""
 
-    l2_reuse_order: float = 3.0
+    l2_reuse_order: float = 2.7
     """How sharply that share falls: 1 / (1 + (distance / l2_reuse_bytes) ** order) (fitted)."""
 
-    l2_dirty_bytes: float = 20e6
+    l2_dirty_bytes: float = 15e6
     """Results that are still in L2, not in DRAM, when the kernel ends (fitted)."""
 
-    store_exposed: float = 0.6
-    """Share of a tile's store that nothing hides (fitted)."""
+    store_exposed: float = 0.7
+    """Share of a tile's store that nothing hides, if the tile leaves at once (fitted)."""
 
-    cold_seconds_per_byte: float = 0.0
+    sliced_store_exposed: float = 0.2
+    """The same if it leaves in slices, each while the next one is computed (fitted)."""
+
+    cold_seconds_per_byte: float = 7e-14
     """First reads of A and B that nothing hides: page walks, and DRAM before the pipeline has run ahead (fitted)."""
 
-    launch_seconds: float = 3.0e-6
+    launch_seconds: float = 4.0e-6
     """Launch, barriers, tensor maps, the first bytes from DRAM and the last store (measured: 2.5 to 4 us)."""
 
     cluster_seconds: float = 0.2e-6
     """Meeting of a cluster before the first load and before exit (estimate)."""
 
-    boost_clock_hz: float = 1.9e9
+    boost_clock_hz: float = 2.0e9
     """SM clock with idle tensor cores and DRAM (fitted)."""
 
-    power_drop_hz: float = 0.3e9
+    power_drop_hz: float = 0.36e9
     """How much lower the SM clock settles with tensor cores that are always busy (fitted)."""
 
-    dram_drop_hz: float = 0.1e9
+    dram_drop_hz: float = 0.05e9
     """The same for a DRAM that is always busy (fitted)."""
 
-    sustained_drop_hz: float = 40e6
+    sustained_drop_hz: float = 34e6
     """How much lower it settles in a kernel that runs e times as long, beyond `sustained_seconds` (fitted)."""
 
     sustained_seconds: float = 50e-6

@@ -11,15 +11,15 @@ What the model knows as numbers is in `gemmir.passes.cost_constants`, fitted to 
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from math import log1p
 
 from gemmir.passes.cost_constants import DEFAULT, Constants
-from gemmir.passes.l2_model import Traffic, grid_of, traffic
+from gemmir.passes.l2_model import Traffic, grid_of, orders_of, traffic
 from gemmir.problem import GemmProblem
 from gemmir.schedule import Schedule
 from gemmir.target import SM_90A, Target
-from gemmir.tile import STAGE_ROW_BYTES, shared_layout, tile_geometry
+from gemmir.tile import STAGE_ROW_BYTES, default_store_slices, shared_layout, tile_geometry
 
 SPARED_BY_MULTICAST = 0.5
 """Of all rows, the most that a cluster reads only once."""
@@ -88,6 +88,11 @@ def _tensor_clocks(schedule: Schedule, target: Target) -> float:
     return instructions * schedule.block_n * target.tensor_clocks_per_column
 
 
+def _chunk(problem: GemmProblem, schedule: Schedule) -> int:
+    """k-blocks between moments at which a warpgroup has nothing in flight, or 1."""
+    return min(schedule.promote_chunk or 1, problem.k_blocks)
+
+
 def _math_clocks(problem: GemmProblem, schedule: Schedule, tensor: float, target: Target, c: Constants) -> float:
     """Clocks of one k-block if its operands were there: tensor cores, operand reads and the warpgroups' chains."""
     groups = schedule.math_warpgroups
@@ -97,12 +102,14 @@ def _math_clocks(problem: GemmProblem, schedule: Schedule, tensor: float, target
     operand_reads = groups * tile.waves * wave_bytes / target.shared_bytes_per_clock
     if not problem.promoted:
         return max(tensor, operand_reads, c.in_place_k_block)
-    wave = tensor / (groups * tile.waves) + c.promotion_per_column * tile.wg_columns + c.wave_latency
-    chain = tile.waves * wave + c.scale_step * tile.wg_steps
-    busy = max(tensor, operand_reads, chain)
+    # Of a chunk, only the last k-block's promotion has no wave of the same warpgroup to hide behind (estimate).
+    chunk = _chunk(problem, schedule)
+    after_a_wave = tile.waves * (c.promotion_per_column * tile.wg_columns + c.wave_latency) + c.scale_step * tile.wg_steps
+    busy = max(tensor, operand_reads, tensor / groups + after_a_wave / chunk)
     if groups == 3:
         return busy * c.three_warpgroups
-    return busy * c.convoy if groups == 2 and tile.waves == 1 and not schedule.turns else busy
+    in_step = groups == 2 and tile.waves == 1 and not schedule.turns
+    return busy * (1 + (c.convoy - 1) / chunk) if in_step else busy
 
 
 def _load_clocks(
@@ -119,7 +126,8 @@ def _load_clocks(
     rows = rows_a + rows_b - c.multicast_gain * shared
     transfer = rows * STAGE_ROW_BYTES / c.l2_bytes_per_clock * (1 + spread)
     stages = schedule.num_stages or fitting_stages(problem, schedule, target)
-    return max(transfer, (c.load_latency + transfer) / max(1, stages - 1))
+    held = 1 if _chunk(problem, schedule) == 1 else 2
+    return max(transfer, (c.load_latency + transfer) / max(1, stages - held))
 
 
 def _tile_clocks(problem: GemmProblem, schedule: Schedule, target: Target, c: Constants) -> float:
@@ -127,7 +135,12 @@ def _tile_clocks(problem: GemmProblem, schedule: Schedule, target: Target, c: Co
     assert schedule.block_m is not None and schedule.block_n is not None
     rows, columns = min(schedule.block_m, problem.rows), min(schedule.block_n, problem.n)
     leaving = rows * columns * problem.d.bytes / target.store_bytes_per_clock_per_sm
-    return c.store_exposed * leaving + (0.0 if problem.promoted else c.in_place_bubble)
+    slices = schedule.store_slices or default_store_slices(problem, tile_geometry(schedule))
+    exposed = c.store_exposed if slices == 1 else c.sliced_store_exposed
+    bubble = c.in_place_bubble
+    if problem.promoted:
+        bubble = 0.0 if schedule.promote_chunk in (None, 1) else c.chunk_bubble
+    return exposed * leaving + bubble
 
 
 def operand_bytes(problem: GemmProblem) -> int:
@@ -154,7 +167,7 @@ def _norm(x: float, y: float, order: float) -> float:
     return high * (1 + (low / high) ** order) ** (1 / order) if high else 0.0
 
 
-def order_of(problem: GemmProblem, schedule: Schedule, target: Target, constants: Constants) -> Traffic | None:
+def _order(problem: GemmProblem, schedule: Schedule, target: Target, constants: Constants) -> Traffic | None:
     """What the tile order of a schedule moves; None while it is open."""
     if schedule.raster_axis is None or schedule.raster_group is None:
         return None
@@ -175,17 +188,20 @@ def _clock(cycles: float, utilisation: float, dram: float, c: Constants) -> floa
 
 
 def predict(
-    problem: GemmProblem, schedule: Schedule, target: Target = SM_90A, constants: Constants = DEFAULT
+    problem: GemmProblem,
+    schedule: Schedule,
+    target: Target = SM_90A,
+    constants: Constants = DEFAULT,
+    order: Traffic | None = None,
 ) -> Cost:
     """
     The cost of `problem` under a schedule whose blocks, math warpgroups, split, turns and cluster are chosen.
 
-    If the number of stages is open, the most that fit are assumed; if the tile order is, a good one. Legality is not
-    looked at.
+    If the number of stages is open, the most that fit are assumed; if the tile order is, `order`, or a good one.
+    Legality is not looked at.
     """
     c = constants
-    order = order_of(problem, schedule, target, c)
-    spread, again = _order_terms(order, c)
+    spread, again = _order_terms(order or _order(problem, schedule, target, c), c)
     tensor = _tensor_clocks(schedule, target)
     math = _math_clocks(problem, schedule, tensor, target, c)
     loads = _load_clocks(problem, schedule, spread, target, c)
@@ -216,6 +232,25 @@ def predict(
         fixed_seconds=fixed,
         seconds=fixed + _norm(cycles / clock, dram, c.dram_overlap_order),
     )
+
+
+@dataclass(frozen=True, slots=True)
+class Ordered:
+    """A tile order, and what the kernel costs with it."""
+
+    order: Traffic
+    cost: Cost
+
+
+def best_orders(
+    problem: GemmProblem, schedule: Schedule, target: Target = SM_90A, constants: Constants = DEFAULT
+) -> list[Ordered]:
+    """The tile orders that a schedule leaves open, the fastest first; of equals, what reads less, then the narrower."""
+    grid = grid_of(problem, schedule, target)
+    orders = [traffic(grid, *o, constants) for o in orders_of(grid, schedule.raster_axis, schedule.raster_group)]
+    open_order = replace(schedule, raster_axis=None, raster_group=None)
+    costed = [Ordered(order, predict(problem, open_order, target, constants, order)) for order in orders]
+    return sorted(costed, key=lambda o: (round(o.cost.seconds * 1e9), o.order.dram_bytes, o.order.group))
 
 
 def tile_bound(

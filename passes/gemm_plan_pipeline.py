@@ -1,10 +1,11 @@
 """
-`gemm-plan-pipeline`: choose how many stages the operand ring has.
+`gemm-plan-pipeline`: choose in how many slices a tile leaves, and how many stages the operand ring has.
 
-    schedule <..., raster = along_m, group = 8>                  // before
-    schedule <..., raster = along_m, group = 8, stages = 3>      // after
+    schedule <..., raster = along_m, group = 8>                             // before
+    schedule <..., raster = along_m, group = 8, slices = 2, stages = 4>     // after
 
-The most that shared memory holds: more loads in flight hide more latency, and nothing else needs the space.
+A slice a wave where sums are promoted, so that the outgoing tile takes little space. Then the most stages that shared
+memory holds: more loads in flight hide more latency, and nothing else needs the space.
 """
 
 from __future__ import annotations
@@ -23,7 +24,7 @@ from gemmir.passes.schedule_pass import read_schedule, write_schedule
 from gemmir.problem import GemmProblem
 from gemmir.schedule import Schedule
 from gemmir.target import SM_90A
-from gemmir.tile import shared_layout
+from gemmir.tile import default_store_slices, shared_layout, tile_geometry
 
 NEEDED = ("block_m", "block_n", "math_warpgroups", "split")
 
@@ -44,19 +45,20 @@ def useful_stages(problem: GemmProblem, schedule: Schedule) -> int:
 @dataclass(frozen=True)
 class GemmPlanPipelinePass(ModulePass):
     """
-    Choose the number of stages by the byte budget.
+    Choose the slices of the outgoing tile, and the number of stages by the byte budget.
 
     `ScheduleError`: GMR-S005 if the blocks are still open, GMR-S001 with the arithmetic if two stages do not fit.
     """
 
     name = "gemm-plan-pipeline"
 
+    slices: int | None = None
     stages: int | None = None
 
     def apply(self, ctx: Context, op: ModuleOp) -> None:
         matmul, problem, schedule = read_schedule(op)
-        wanted = schedule.filled(num_stages=self.stages)
-        if wanted.num_stages is not None:
+        wanted = schedule.filled(store_slices=self.slices, num_stages=self.stages)
+        if wanted.num_stages is not None and wanted.store_slices is not None:
             write_schedule(matmul, problem, wanted)
             return
         if missing := [name for name in NEEDED if getattr(wanted, name) is None]:
@@ -66,10 +68,26 @@ class GemmPlanPipelinePass(ModulePass):
                 rule="the byte budget needs the tile and who computes it",
                 fix="run gemm-select-blocks before",
             )
+        wanted = self._slices(problem, wanted)
+        if wanted.num_stages is not None:
+            write_schedule(matmul, problem, wanted)
+            return
         fitting, useful = fitting_stages(problem, wanted), useful_stages(problem, wanted)
         chosen = max(MIN_STAGES, min(fitting, useful, MAX_STAGES))
         write_schedule(matmul, problem, wanted.filled(num_stages=chosen))
         record(_explain(self.name, problem, wanted, chosen))
+
+    def _slices(self, problem: GemmProblem, wanted: Schedule) -> Schedule:
+        if wanted.store_slices is not None:
+            return wanted
+        waves = tile_geometry(wanted).waves
+        chosen = default_store_slices(problem, tile_geometry(wanted))
+        if chosen > 1:
+            whole = fitting_stages(problem, wanted.filled(store_slices=1))
+            sliced = fitting_stages(problem, wanted.filled(store_slices=chosen))
+            because = f"each of {waves} waves leaves while the next one is computed; {sliced} stages fit"
+            record(Decision(self.name, "slices", str(chosen), because, f"1, with which {whole} stages fit"))
+        return wanted.filled(store_slices=chosen)
 
 
 def _explain(name: str, problem: GemmProblem, schedule: Schedule, chosen: int) -> Decision:

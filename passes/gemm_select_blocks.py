@@ -3,7 +3,7 @@
 
     schedule <family = tiles>                                                         // before
     schedule <family = tiles, block = 128x256x128, warpgroups = 2 along n,
-              turns = false, cluster = 1x1>                                           // after
+              turns = false, chunk = 1, cluster = 1x1>                                // after
 
 Every legal combination is costed; there is no table of tiles. Options count as choices that the user made.
 """
@@ -29,7 +29,7 @@ from gemmir.tile import tile_geometry
 @dataclass(frozen=True)
 class GemmSelectBlocksPass(ModulePass):
     """
-    Choose block_m, block_n, block_k, math warpgroups and their split, turns, and the cluster.
+    Choose block_m, block_n, block_k, math warpgroups and their split, turns, promote_chunk, and the cluster.
 
     `block` is block_m,block_n[,block_k], `cluster` cluster_m,cluster_n, `split` m or n. `ScheduleError` (GMR-S006)
     names the rule in the way if nothing legal has what is fixed.
@@ -41,6 +41,7 @@ class GemmSelectBlocksPass(ModulePass):
     warpgroups: int | None = None
     split: str | None = None
     turns: bool | None = None
+    chunk: int | None = None
     cluster: tuple[int, ...] | None = None
 
     def apply(self, ctx: Context, op: ModuleOp) -> None:
@@ -68,7 +69,7 @@ class GemmSelectBlocksPass(ModulePass):
             if self.split not in [s.value for s in Split]:
                 bad_option(self.name, "split", self.split, "m or n")
             schedule = schedule.filled(split=Split(self.split))
-        return schedule.filled(math_warpgroups=self.warpgroups, turns=self.turns)
+        return schedule.filled(math_warpgroups=self.warpgroups, turns=self.turns, promote_chunk=self.chunk)
 
 
 def explain(problem: GemmProblem, wanted: Schedule, ranking: Ranking) -> list[Decision]:
@@ -76,7 +77,7 @@ def explain(problem: GemmProblem, wanted: Schedule, ranking: Ranking) -> list[De
     decisions: list[Decision] = []
     if wanted.block_m is None or wanted.block_n is None or wanted.block_k is None:
         decisions.append(_explain_block(problem, wanted, ranking))
-    if wanted.math_warpgroups is None or wanted.split is None or wanted.turns is None:
+    if None in (wanted.math_warpgroups, wanted.split, wanted.turns, wanted.promote_chunk):
         decisions.append(_explain_warpgroups(ranking))
     if wanted.cluster_m is None or wanted.cluster_n is None:
         decisions.append(_explain_cluster(ranking))
@@ -94,7 +95,8 @@ def _block(schedule: Schedule) -> str:
 def _groups(schedule: Schedule) -> str:
     assert schedule.split is not None
     along = "" if schedule.math_warpgroups == 1 else f" along {schedule.split.value}"
-    return f"{schedule.math_warpgroups}{along}" + (", in turn" if schedule.turns else "")
+    chunk = f", chunks of {schedule.promote_chunk}" if schedule.promote_chunk != 1 else ""
+    return f"{schedule.math_warpgroups}{along}" + (", in turn" if schedule.turns else "") + chunk
 
 
 def _cluster(schedule: Schedule) -> str:

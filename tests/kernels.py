@@ -28,6 +28,7 @@ FP8_SCHEDULE = Schedule(
     raster_axis=RasterAxis.ALONG_M,
     raster_group=8,
     num_stages=3,
+    promote_chunk=1,
 )
 """The default of the large FP8 layers."""
 
@@ -44,6 +45,7 @@ BF16_SCHEDULE = Schedule(
     raster_axis=RasterAxis.ALONG_M,
     raster_group=8,
     num_stages=3,
+    promote_chunk=1,
 )
 """The default of the large BF16 layers."""
 

@@ -1,8 +1,9 @@
 """
 More than 2,000 products, simulated and compared in full with the reference, with no tolerance.
 
-Kernels of every shape that is legal: math warpgroups and how they divide the tile, waves, clusters, turns; each with
-the smallest tile that has the shape, and with as many k-blocks as the ring has slots, one more, one fewer, and one.
+Kernels of every shape that is legal: math warpgroups and how they divide the tile, waves, clusters, turns, chunks;
+each with the smallest tile that has the shape, and with as many k-blocks as the ring has slots, one more, one fewer,
+and one.
 Sizes lie around the edges of tiles and k-blocks. Each product has data, an order of events and a grid of its own.
 """
 
@@ -58,7 +59,7 @@ class Group:
     def __str__(self) -> str:
         s, k_blocks = self.schedule, self.problem.k_blocks
         assert s.split is not None
-        turns = "-turns" if s.turns else ""
+        turns = "-turns" if s.turns else f"-chunk{s.promote_chunk}" if s.promote_chunk != 1 else ""
         return (
             f"{self.problem.a}-{s.block_m}x{s.block_n}-{s.math_warpgroups}{s.split.value}-"
             f"{s.cluster_m}x{s.cluster_n}{turns}-{k_blocks}of{s.num_stages}"
@@ -74,6 +75,7 @@ def shape(schedule: Schedule) -> Shape:
         tile_geometry(schedule).waves,
         (schedule.cluster_m, schedule.cluster_n),
         schedule.turns,
+        schedule.promote_chunk,
     )
 
 

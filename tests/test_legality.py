@@ -141,6 +141,33 @@ def test_turns_need_two_promoting_warpgroups_of_one_wave():
     assert not is_legal(HALF, replace(one_wave, block_k=64))
 
 
+CHUNKED = replace(GOOD, split=Split.ALONG_M, block_n=128, promote_chunk=2)
+
+
+def test_chunks_need_a_promoting_warpgroup_of_one_wave_that_runs_freely():
+    assert is_legal(FP8, CHUNKED)
+    assert is_legal(FP8, replace(CHUNKED, promote_chunk=4))
+    broken("GMR-S003", "promote_chunk = 3", "(1, 2, 4)", promote_chunk=3)
+    broken("GMR-S003", "promote_chunk = 2 with 2 waves", promote_chunk=2)
+    broken("GMR-S003", "promote_chunk = 2 in turn", split=Split.ALONG_M, block_n=128, promote_chunk=2, turns=True)
+    found = violation(HALF, replace(CHUNKED, block_k=64))
+    assert found is not None
+    assert found.what == "promote_chunk = 2 for bf16, summed in the tensor core"
+    assert is_legal(FP8, Schedule(promote_chunk=4))
+
+
+def test_a_chunk_costs_a_second_partial_sum():
+    assert math_registers(FP8, CHUNKED) - math_registers(FP8, replace(CHUNKED, promote_chunk=1)) == 64
+    assert math_registers(FP8, CHUNKED) == 3 * 64 + 32
+    wide = dict(split=Split.ALONG_M, block_n=144, promote_chunk=2)
+    broken("GMR-S002", "1 x 72 accumulators + 2 x 72 partial + 32 = 248 registers", "232", **wide)
+    widest = {groups: [] for groups in (1, 2, 3)}
+    for s in placed_schedules(FP8):
+        if s.promote_chunk == 2:
+            widest[s.math_warpgroups].append(tile_geometry(s).wg_columns)
+    assert {groups: max(columns) for groups, columns in widest.items()} == {1: 128, 2: 128, 3: 80}
+
+
 def test_check_raises_what_the_rule_says():
     with pytest.raises(ScheduleError, match="264352 bytes") as caught:
         check_schedule(FP8, replace(GOOD, num_stages=4))
@@ -168,7 +195,8 @@ def test_legal_schedules_keep_the_budgets_of_an_sm(data: st.DataObject):
     service, math = setmaxnreg_split(s.math_warpgroups)
     assert 128 * (service + s.math_warpgroups * math) <= 65536
     sums = s.block_m * s.block_n // (128 * s.math_warpgroups)
-    assert sums + (sums // tile_geometry(s).waves if problem.promoted else 0) < math
+    partials = (1 if s.promote_chunk == 1 else 2) if problem.promoted else 0
+    assert sums + partials * sums // tile_geometry(s).waves < math
     operands = (s.block_m + s.block_n) * 128 * s.num_stages
     assert operands + s.block_m * s.block_n * 2 < shared_layout(problem, s).total_bytes <= 232_448
     assert s.block_m // s.cluster_n <= 256

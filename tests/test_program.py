@@ -95,7 +95,7 @@ def test_every_keyword_becomes_a_clause():
     p = Program("f")
     a, b = p.input("a", (None, 64), "f16"), p.input("b", (64, 128), "f16")
     c = p.input("c", (None, 128), torch.float32)
-    schedule = {"block_m": 128, "split": "n", "raster_axis": RasterAxis.ALONG_N, "turns": False}
+    schedule = {"block_m": 128, "split": "n", "raster_axis": RasterAxis.ALONG_N, "turns": False, "promote_chunk": 1}
     y = p.matmul(a, b, c=c, promote_every=48, expected_m=96, schedule=schedule, a_major="m", b_major="n")
     p.output(y)
     assert p.text.splitlines()[2:9] == [
@@ -104,7 +104,7 @@ def test_every_keyword_becomes_a_clause():
         "        layout <a = m, b = n>",
         "        numerics <promote_every = 48>",
         "        expect <m = 96>",
-        "        schedule <block = 128x?x?, warpgroups = ? along n, turns = false, raster = along_n>",
+        "        schedule <block = 128x?x?, warpgroups = ? along n, turns = false, chunk = 1, raster = along_n>",
         "        : (tensor<?x64xf16>, tensor<64x128xf16>, tensor<?x128xf32>) -> tensor<?x128xf32>",
     ]
 

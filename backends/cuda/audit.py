@@ -128,7 +128,7 @@ class _Expected:
             elif isinstance(op, hopper.TilesOp):
                 yield from self.ops(op.body.block.ops, (*where, "tiles"))
             elif isinstance(op, hopper.KBlocksOp):
-                yield from self.ops(op.body.block.ops, (*where, f"k {number(op.first)} to {number(op.last)}"))
+                yield from self.ops(op.body.block.ops, (*where, _loop(op)))
             elif (method := self.methods.get(type(op))) is not None:
                 for ptx, details, guard in method(op):
                     yield Call(where, guard, ptx, details)
@@ -174,9 +174,10 @@ class _Expected:
         return self.on_barrier(op, "mbarrier.try_wait.parity.shared::cta.b64", guard, parity + _ahead(op.cursor))
 
     def plain_wait(self, op: hopper.WaitOp) -> list[Found]:
-        guard, parent = "", op.parent_op()
-        if op.unless_last is not None and isinstance(parent, hopper.KBlocksOp):
-            guard = f"not the last of {number(parent.last)}"
+        guard, loop = "", hopper.KBlocksOp.around(op)
+        if op.unless_last is not None:
+            inside = "" if loop is None else f" {loop.blocks} of {number(loop.last)}"
+            guard = f"not the last{inside}"
         return self.wait(op, "parity", guard)
 
     def expect(self, op: hopper.ExpectOp) -> list[Found]:
@@ -247,6 +248,10 @@ class _Expected:
             shape = f"<{chunk.first // 2}, {chunk.columns}, {swizzle}>"
             details = (shape, self.at(op.staging, chunk.offset))
             yield "stmatrix.sync.aligned.m8n8.x4.shared.b16", details, ""
+
+
+def _loop(op: hopper.KBlocksOp) -> str:
+    return f"k {number(op.first)} to {number(op.last)} step {op.blocks}"
 
 
 def _ahead(cursor: SSAValue | None) -> str:

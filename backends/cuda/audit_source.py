@@ -36,13 +36,13 @@ _STATEMENT = re.compile(
     r"(?:if \((?P<guard>.*)\) )?(?:for \((?P<loop>[^)]*)\) )?(?P<name>\w+)(?:<(?P<types>[^>]*)>)?\((?P<arguments>.*)\);"
 )
 _TILES = re.compile(r"for \(Tiles<")
-_K_BLOCKS = re.compile(r"for \(int (\w+) = (\d+); \1 < (\d+); \+\+\1\)")
+_K_BLOCKS = re.compile(r"for \(int (\w+) = (\d+); \1 < (\d+); (?:\+\+\1|\1 \+= (\d+))\)")
 _BLOCK = re.compile(r"(?:\} )?(?:else )?if \((.*)\)")
 _NEXT = re.compile(r"const auto (\w+) = \w+\.next\(\);")
 _CURSOR = re.compile(r"(\w+)\.(?:stage|parity)")
 _COUNT = re.compile(r"int \w+ = 0; \w+ < (\d+)")
 _NUMBER = re.compile(r"\d+")
-_LAST = re.compile(r"\w+ \+ 1 < (\d+) \|\| !tiles\.last\(\)")
+_LAST = re.compile(r"(?:\w+ \+ (\d+) < (\d+) \|\| )?!tiles\.last\(\)")
 _ONLY = re.compile(r"\w+ == (\d+)")
 _PLAIN = {"__syncthreads": ("bar.sync 0",), "__syncwarp": ("warp.sync",)}
 
@@ -110,7 +110,7 @@ class _Reader:
         if _TILES.match(head) is not None:
             return "tiles", ""
         if (loop := _K_BLOCKS.match(head)) is not None:
-            return f"k {loop[2]} to {loop[3]}", ""
+            return f"k {loop[2]} to {loop[3]} step {loop[4] or 1}", ""
         if head.endswith("else"):
             return "else", ""
         if (condition := _BLOCK.match(head)) is not None:
@@ -148,7 +148,7 @@ class _Reader:
 def _guard(condition: str) -> str:
     """A condition without the names of variables."""
     if (last := _LAST.fullmatch(condition)) is not None:
-        return f"not the last of {last[1]}"
+        return f"not the last {last[1]} of {last[2]}" if last[1] else "not the last"
     if condition in ("lane == 0", "threadIdx.x == 0"):
         return condition
     if (only := _ONLY.fullmatch(condition)) is not None:

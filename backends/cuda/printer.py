@@ -253,10 +253,11 @@ class _Printer(PrintsStorage, PrintsBarriers, PrintsLoads, PrintsArithmetic, Pri
 
     def k_blocks(self, op: hopper.KBlocksOp) -> None:
         self.out.lines.append("#pragma unroll 1")
-        last = number(op.last)
+        last, step = number(op.last), op.blocks
         with self.out.scope():
             k = self.out.name(op.body.block.args[0])
-        with self.out.block(f"for (int {k} = {number(op.first)}; {k} < {last}; ++{k})"):
+        onward = f"++{k}" if step == 1 else f"{k} += {step}"
+        with self.out.block(f"for (int {k} = {number(op.first)}; {k} < {last}; {onward})"):
             self.block(op.body.block)
 
     def setmaxnreg(self, op: hopper.SetMaxRegistersOp) -> None:

@@ -82,7 +82,7 @@ def _tiles(agent: Agent, op: hopper.TilesOp) -> Steps:
 
 
 def _k_blocks(agent: Agent, op: hopper.KBlocksOp) -> Steps:
-    for k in range(op.first.value.data, op.last.value.data):
+    for k in range(op.first.value.data, op.last.value.data, op.blocks):
         agent.values[op.body.block.args[0]] = k
         yield from _block(agent, op.body.block)
 
@@ -148,8 +148,8 @@ def _init_barriers(agent: Agent, op: hopper.InitBarriersOp) -> None:
 
 def _wait(agent: Agent, op: hopper.WaitOp) -> Wait:
     if op.unless_last is not None:
-        loop = _enclosing(op)
-        if agent.last_tile and agent[loop.body.block.args[0]] + 1 >= loop.last.value.data:
+        loop = hopper.KBlocksOp.around(op)
+        if agent.last_tile and (loop is None or agent[loop.body.block.args[0]] + loop.blocks >= loop.last.value.data):
             return Wait(lambda: True, lambda: op.name)
     return _wait_parity(agent, op, agent[op.cursor].parity)
 
@@ -161,15 +161,6 @@ def _acquire(agent: Agent, op: hopper.AcquireOp) -> Wait:
 def _wait_parity(agent: Agent, op: hopper.WaitOp | hopper.AcquireOp, parity: int) -> Wait:
     address = agent.barrier_address(op.barriers, op.cursor, op.group)
     return agent.wait_for(agent.cta.barrier(address), parity, op.name)
-
-
-def _enclosing(op: Operation) -> hopper.KBlocksOp:
-    parent = op.parent_op()
-    while parent is not None and not isinstance(parent, hopper.KBlocksOp):
-        parent = parent.parent_op()
-    if parent is None:
-        raise UnsupportedError("GMR-U001", f"{op.name} unless_last outside hopper.k_blocks")
-    return parent
 
 
 def _arrive(agent: Agent, op: hopper.ArriveOp) -> None:

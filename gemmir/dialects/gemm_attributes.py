@@ -42,6 +42,11 @@ def _dims_text(*dims: int | None) -> str:
     return "x".join("?" if d is None else str(d) for d in dims)
 
 
+def _known_dims_text(*dims: int | None) -> str | None:
+    """None where all of them are open."""
+    return None if all(d is None for d in dims) else _dims_text(*dims)
+
+
 def parse_recipe(parser: AttrParser) -> Recipe:
     """`tensor`, `row`, `1x128` or `128x128`."""
     words = (Recipe.TENSOR_WISE.value, Recipe.ROW_WISE.value)
@@ -163,6 +168,10 @@ def _parse_turns(parser: AttrParser) -> dict[str, object]:
     return {"turns": parser.parse_boolean()}
 
 
+def _parse_chunk(parser: AttrParser) -> dict[str, object]:
+    return {"promote_chunk": _parse_positive(parser)}
+
+
 def _parse_cluster(parser: AttrParser) -> dict[str, object]:
     return dict(zip(("cluster_m", "cluster_n"), _parse_dims(parser, 2), strict=True))
 
@@ -175,6 +184,10 @@ def _parse_group(parser: AttrParser) -> dict[str, object]:
     return {"raster_group": _parse_positive(parser)}
 
 
+def _parse_slices(parser: AttrParser) -> dict[str, object]:
+    return {"store_slices": _parse_positive(parser)}
+
+
 def _parse_stages(parser: AttrParser) -> dict[str, object]:
     return {"num_stages": _parse_positive(parser)}
 
@@ -184,34 +197,32 @@ _SCHEDULE_ENTRIES: dict[str, Callable[[AttrParser], dict[str, object]]] = {
     "block": _parse_block,
     "warpgroups": _parse_warpgroups,
     "turns": _parse_turns,
+    "chunk": _parse_chunk,
     "cluster": _parse_cluster,
     "raster": _parse_raster,
     "group": _parse_group,
+    "slices": _parse_slices,
     "stages": _parse_stages,
 }
 
 
 def schedule_text(s: Schedule) -> str:
     """The choices that are made, e.g. `block = 128x?x128, stages = 3`; "" where none is."""
-    parts: list[str] = []
-    if s.family is not None:
-        parts.append(f"family = {s.family.value}")
-    if (s.block_m, s.block_n, s.block_k) != (None, None, None):
-        parts.append(f"block = {_dims_text(s.block_m, s.block_n, s.block_k)}")
-    if s.math_warpgroups is not None or s.split is not None:
-        along = "" if s.split is None else f" along {s.split.value}"
-        parts.append(f"warpgroups = {_dims_text(s.math_warpgroups)}{along}")
-    if s.turns is not None:
-        parts.append(f"turns = {'true' if s.turns else 'false'}")
-    if (s.cluster_m, s.cluster_n) != (None, None):
-        parts.append(f"cluster = {_dims_text(s.cluster_m, s.cluster_n)}")
-    if s.raster_axis is not None:
-        parts.append(f"raster = {s.raster_axis.value}")
-    if s.raster_group is not None:
-        parts.append(f"group = {s.raster_group}")
-    if s.num_stages is not None:
-        parts.append(f"stages = {s.num_stages}")
-    return ", ".join(parts)
+    along = "" if s.split is None else f" along {s.split.value}"
+    warpgroups = f"{_dims_text(s.math_warpgroups)}{along}"
+    entries = {
+        "family": None if s.family is None else s.family.value,
+        "block": _known_dims_text(s.block_m, s.block_n, s.block_k),
+        "warpgroups": None if warpgroups == "?" else warpgroups,
+        "turns": None if s.turns is None else str(s.turns).lower(),
+        "chunk": s.promote_chunk,
+        "cluster": _known_dims_text(s.cluster_m, s.cluster_n),
+        "raster": None if s.raster_axis is None else s.raster_axis.value,
+        "group": s.raster_group,
+        "slices": s.store_slices,
+        "stages": s.num_stages,
+    }
+    return ", ".join(f"{name} = {value}" for name, value in entries.items() if value is not None)
 
 
 @irdl_attr_definition
@@ -219,8 +230,8 @@ class ScheduleAttr(Data[Schedule]):
     """
     The choices made so far; what is left out or `?` is open.
 
-    `#gemm.schedule<family = tiles, block = 128x256x128, warpgroups = 2 along n, turns = false, cluster = 2x1,
-    raster = along_m, group = 8, stages = 3>`
+    `#gemm.schedule<family = tiles, block = 128x256x128, warpgroups = 2 along n, turns = false, chunk = 1,
+    cluster = 2x1, raster = along_m, group = 8, slices = 2, stages = 4>`
     """
 
     name = "gemm.schedule"

@@ -12,7 +12,15 @@ from functools import cache
 from hypothesis import strategies as st
 
 from gemmir.dtypes import BF16, F8E4M3FN, F8E5M2, F16, DType
-from gemmir.legality import BLOCK_M, MATH_WARPGROUPS, MAX_STAGES, MIN_STAGES, WG_COLUMN_STEP, is_legal
+from gemmir.legality import (
+    BLOCK_M,
+    MATH_WARPGROUPS,
+    MAX_STAGES,
+    MIN_STAGES,
+    PROMOTE_CHUNKS,
+    WG_COLUMN_STEP,
+    is_legal,
+)
 from gemmir.numerics import NumericsSpec
 from gemmir.problem import SCALE_BLOCK, GemmProblem, Recipe
 from gemmir.schedule import Family, RasterAxis, Schedule, Split
@@ -55,7 +63,7 @@ def problems(draw: st.DrawFn, min_k: int = 0, max_m: int = 20_000) -> GemmProble
 
 @cache
 def _placed(problem: GemmProblem) -> tuple[Schedule, ...]:
-    """Every legal tile with every legal cluster and issue order."""
+    """Every legal tile with every legal cluster, issue order and chunk."""
     open_schedule = Schedule(family=Family.TILES, block_k=problem.block_k)
     shapes = (
         replace(open_schedule, block_m=block_m, block_n=block_n, math_warpgroups=groups, split=split)
@@ -67,16 +75,17 @@ def _placed(problem: GemmProblem) -> tuple[Schedule, ...]:
     # A block over 256 columns is legal in a cluster only.
     possible = [s for s in shapes if is_legal(problem, replace(s, cluster_m=2)) or is_legal(problem, s)]
     variants = (
-        replace(s, cluster_m=cluster_m, cluster_n=cluster_n, turns=turns)
+        replace(s, cluster_m=cluster_m, cluster_n=cluster_n, turns=turns, promote_chunk=chunk)
         for s in possible
         for cluster_m, cluster_n in CLUSTERS
         for turns in (False, True)
+        for chunk in PROMOTE_CHUNKS
     )
     return tuple(s for s in variants if is_legal(problem, s))
 
 
 def placed_schedules(problem: GemmProblem) -> tuple[Schedule, ...]:
-    """All legal choices of blocks, math warpgroups, split, turns and cluster; raster and stages open."""
+    """All legal choices of blocks, math warpgroups, split, turns, chunk and cluster; raster and stages open."""
     # Legality depends on neither size nor expectation.
     return _placed(replace(problem, m=None, n=512, k=512, expected_m=4096))
 
@@ -85,10 +94,12 @@ def placed_schedules(problem: GemmProblem) -> tuple[Schedule, ...]:
 def legal_schedules(draw: st.DrawFn, problem: GemmProblem) -> Schedule:
     """Complete schedules that keep every rule, over the whole space."""
     everywhere = placed_schedules(problem)
-    # First the tile, then its variants: otherwise narrow tiles, which have the most variants, crowd out the rest.
+    # First the height, then the loop: otherwise narrow tiles, which have the most variants, crowd out the rest.
     block_m = draw(st.sampled_from(sorted({s.block_m or 0 for s in everywhere})))
     groups = draw(st.sampled_from(sorted({s.math_warpgroups or 0 for s in everywhere if s.block_m == block_m})))
-    placed = draw(st.sampled_from([s for s in everywhere if s.block_m == block_m and s.math_warpgroups == groups]))
+    tiles = [s for s in everywhere if s.block_m == block_m and s.math_warpgroups == groups]
+    loop = draw(st.sampled_from(sorted({(bool(s.turns), s.promote_chunk or 0) for s in tiles})))
+    placed = draw(st.sampled_from([s for s in tiles if (s.turns, s.promote_chunk) == loop]))
     fitting = [n for n in range(MIN_STAGES, MAX_STAGES + 1) if is_legal(problem, replace(placed, num_stages=n))]
     return replace(
         placed,
@@ -112,6 +123,8 @@ def nearly_legal_schedules(draw: st.DrawFn, problem: GemmProblem) -> Schedule:
         {"block_k": block_k * 2},
         {"math_warpgroups": 4},
         {"turns": not legal.turns},
+        {"promote_chunk": 2},
+        {"promote_chunk": 3},
         {"cluster_m": 2, "cluster_n": 2},
         {"cluster_m": 4},
         {"raster_group": 0},

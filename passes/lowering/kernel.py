@@ -6,8 +6,8 @@ finished tiles off. Barriers:
 
 - `full[s]`: one arrival, the producer's, with the bytes to come.
 - `empty[s]`: one arrival per math warp of each CTA that this slot's contents also went to.
-- `staged[g]`: one arrival per warp of math warpgroup g, its tile lies in the staging area.
-- `drained[g]`: one arrival, the store warp's, which has sent that tile.
+- `staged[g]`: one arrival per warp of math warpgroup g, a slice of its tile lies in the staging area.
+- `drained[g]`: one arrival, the store warp's, which has sent that slice.
 """
 
 from __future__ import annotations
@@ -33,7 +33,7 @@ from xdsl.utils.hints import isa
 from gemmir.dialects import hopper
 from gemmir.dialects.gemm import MatmulOp, argument_names
 from gemmir.dialects.hopper.types import BindName, Element, OrderName
-from gemmir.layouts import Swizzle
+from gemmir.layouts import StoreChunk, Swizzle
 from gemmir.passes.lowering.emitter import Emitter
 from gemmir.problem import GemmProblem
 from gemmir.schedule import Schedule
@@ -87,6 +87,10 @@ class Plan:
         return _chosen(self.schedule.cluster_n)
 
     @property
+    def chunk(self) -> int:
+        return _chosen(self.schedule.promote_chunk)
+
+    @property
     def peers(self) -> int:
         """CTAs that write into a slot of this CTA, itself included: those of its cluster row and column."""
         return self.cluster_m + self.cluster_n - 1
@@ -94,6 +98,20 @@ class Plan:
     @property
     def column_steps(self) -> int:
         return self.block_n // self.tile.column_step
+
+    @property
+    def slices(self) -> int:
+        """Parts in which a warpgroup's tile is staged and leaves, by rows."""
+        return _chosen(self.schedule.store_slices)
+
+    @property
+    def slice_rows(self) -> int:
+        return self.tile.wg_rows // self.slices
+
+    @property
+    def slice_chunks(self) -> tuple[StoreChunk, ...]:
+        """The boxes of one slice."""
+        return self.tile.store_chunks(self.slices)
 
     @property
     def stage_load_bytes(self) -> int:
@@ -168,8 +186,8 @@ def kernel_parameters(plan: Plan, op: MatmulOp) -> Iterator[tuple[str, Attribute
         yield "scale_b", hopper.PointerType(Float32Type()), hopper.BindAttr(BindName.POINTER, scale_b)
         yield "scale_b_stride_k", i64, hopper.BindAttr(BindName.STRIDE, scale_b, 0)
         yield "scale_b_stride_n", i64, hopper.BindAttr(BindName.STRIDE, scale_b, 1)
-    for width, swizzle in sorted({(c.columns, c.swizzle) for c in plan.tile.store_chunks}, key=lambda c: -c[0]):
-        yield f"map_d{width}", hopper.TensorMapType((plan.tile.wg_rows, width), d, swizzle), _bind_map(-1)
+    for width, swizzle in sorted({(c.columns, c.swizzle) for c in plan.slice_chunks}, key=lambda c: -c[0]):
+        yield f"map_d{width}", hopper.TensorMapType((plan.slice_rows, width), d, swizzle), _bind_map(-1)
     yield "m", i32, hopper.BindAttr(BindName.ROWS)
 
 
@@ -228,7 +246,7 @@ def allocate(emit: Emitter, plan: Plan) -> Storage:
     def barriers(name: str, count: tuple[int, int], offset: int, arrivals: int) -> SSAValue:
         return emit.value(hopper.BarriersOp, hopper.BarriersType(*count), name, offset=offset, arrivals=arrivals)
 
-    storage = hopper.StagingType((groups, plan.tile.wg_rows, plan.tile.wg_columns), d)
+    storage = hopper.StagingType((groups, plan.slice_rows, plan.tile.wg_columns), d)
     f32 = Float32Type()
     scaled = layout.scale_a_bytes > 0
     return Storage(
@@ -250,6 +268,7 @@ def allocate(emit: Emitter, plan: Plan) -> Storage:
 
 def build_kernel(plan: Plan, op: MatmulOp, name: str) -> hopper.KernelOp:
     """The whole kernel for one matmul."""
+    from gemmir.passes.lowering.math_chunked import math_chunked
     from gemmir.passes.lowering.math_in_place import math_in_place
     from gemmir.passes.lowering.math_promoted import math_promoted
     from gemmir.passes.lowering.producer import producer
@@ -271,7 +290,8 @@ def build_kernel(plan: Plan, op: MatmulOp, name: str) -> hopper.KernelOp:
     with emit.inside(hopper.RolesOp) as (roles, _):
         with roles.inside(hopper.WarpgroupsOp, "group", number=plan.groups) as (math, (group,)):
             math.op(hopper.SetMaxRegistersOp, registers=math_registers, grow=True)
-            (math_promoted if plan.problem.promoted else math_in_place)(math, plan, storage, group)
+            promoted = math_promoted if plan.chunk == 1 else math_chunked
+            (promoted if plan.problem.promoted else math_in_place)(math, plan, storage, group)
         with roles.inside(hopper.WarpgroupsOp, "service", number=1) as (service, _):
             service.op(hopper.SetMaxRegistersOp, registers=service_registers)
             with service.inside(hopper.WarpOp, index=0) as (warp, _):

@@ -14,7 +14,7 @@ from xdsl.ir import SSAValue
 from gemmir.dialects import hopper
 from gemmir.passes.lowering.emitter import Emitter
 from gemmir.passes.lowering.kernel import Plan, Storage
-from gemmir.passes.lowering.math_staging import stage_tile
+from gemmir.passes.lowering.math_staging import stage_slice
 from gemmir.target import SM_90A
 
 
@@ -39,7 +39,7 @@ def math_in_place(emit: Emitter, plan: Plan, storage: Storage, group: SSAValue) 
         tile.op(hopper.WgmmaWaitOp, totals, pending=0)
         tile.op(hopper.ReleaseOp, storage.empty, at, [], peers=plan.peers)
         tile.op(hopper.AdvanceOp, at)
-        stage_tile(tile, storage, group, out, totals)
+        stage_slice(tile, storage, group, out, totals)
 
 
 def _issue(

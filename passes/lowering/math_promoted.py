@@ -8,6 +8,7 @@ across tiles, so that the way out of a tile hides behind the first wave of the n
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass
 
 from xdsl.ir import SSAValue
@@ -15,7 +16,7 @@ from xdsl.ir import SSAValue
 from gemmir.dialects import hopper
 from gemmir.passes.lowering.emitter import Emitter
 from gemmir.passes.lowering.kernel import Plan, Storage
-from gemmir.passes.lowering.math_staging import stage_tile
+from gemmir.passes.lowering.math_staging import stage_slice
 from gemmir.target import SM_90A
 
 
@@ -83,15 +84,22 @@ class _MathRole:
             step=self.plan.tile.column_step,
         )
 
-    def k_block(self, emit: Emitter) -> None:
-        """One k-block, of which wave 0 is in flight already; leaves wave 0 of the next one in flight."""
+    def k_block(self, emit: Emitter, stage: bool = False) -> None:
+        """
+        One k-block, of which wave 0 is in flight already; leaves wave 0 of the next one in flight.
+
+        `stage`: it is a tile's last, so that each wave's total is final, and is staged while the next wave runs.
+        """
         registers, last = self.registers, self.plan.tile.waves - 1
         for wave in range(last):
             self.finish_wave(emit, wave, release=False)
             self.issue(emit, wave + 1, registers.at)
+            if stage:
+                self.stage(emit, [wave])
         # While the last wave runs.
         ahead = emit.value(hopper.NextOp, registers.at.type, "ahead", registers.at)
-        emit.op(hopper.WaitOp, self.storage.full, ahead, [], unless_last=True)
+        ends_tile = stage or self.plan.slices == 1
+        emit.op(hopper.WaitOp, self.storage.full, ahead, [], unless_last=ends_tile)
         self.load_scales(emit, ahead, registers.next_scales)
         self.finish_wave(emit, last, release=True)
         # After the very last k-block this reads a stale slot and its result is dropped: issuing under a condition
@@ -99,6 +107,25 @@ class _MathRole:
         self.issue(emit, 0, ahead)
         emit.op(hopper.AdvanceOp, registers.at)
         emit.op(hopper.MoveScalesOp, registers.next_scales, registers.scales)
+        if stage:
+            self.stage(emit, [last])
+
+    def stage(self, emit: Emitter, waves: Sequence[int]) -> None:
+        registers = self.registers
+        stage_slice(emit, self.storage, self.group, registers.out, [registers.totals[wave] for wave in waves])
+
+    def tile(self, emit: Emitter) -> None:
+        """All k-blocks of a tile, and its way out: at once behind the last one, or wave by wave inside it."""
+        plan, sliced = self.plan, self.plan.slices > 1
+        looped = plan.problem.k_blocks - sliced
+        emit.op(hopper.ZeroOp, self.registers.totals)
+        if looped:
+            with emit.inside(hopper.KBlocksOp, "k", first=0, last=looped) as (body, _):
+                self.k_block(body)
+        if sliced:
+            self.k_block(emit, stage=True)
+        else:
+            self.stage(emit, range(plan.tile.waves))
 
 
 def math_promoted(emit: Emitter, plan: Plan, storage: Storage, group: SSAValue) -> None:
@@ -122,10 +149,7 @@ def math_promoted(emit: Emitter, plan: Plan, storage: Storage, group: SSAValue) 
     role.load_scales(emit, registers.at, registers.scales)
     role.issue(emit, 0, registers.at)
     with emit.inside(hopper.TilesOp, "m0", "n0", **plan.raster) as (tile, _):
-        tile.op(hopper.ZeroOp, registers.totals)
-        with tile.inside(hopper.KBlocksOp, "k", first=0, last=plan.problem.k_blocks) as (body, _):
-            role.k_block(body)
-        stage_tile(tile, storage, group, registers.out, registers.totals)
+        role.tile(tile)
     emit.op(hopper.WgmmaWaitOp, [registers.partial], pending=0)
     if turns:  # and takes the turn that is left over
         emit.op(hopper.TakeTurnOp, group, groups=plan.groups, only=0)

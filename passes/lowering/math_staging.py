@@ -1,4 +1,4 @@
-"""What both kinds of math warpgroup do with a finished tile: round it, stage it, hand it to the store warp."""
+"""What both kinds of math warpgroup do with finished waves of a tile: round, stage, hand them to the store warp."""
 
 from __future__ import annotations
 
@@ -12,8 +12,11 @@ from gemmir.passes.lowering.kernel import Storage
 from gemmir.target import SM_90A
 
 
-def stage_tile(emit: Emitter, storage: Storage, group: SSAValue, at: SSAValue, totals: Sequence[SSAValue]) -> None:
-    """`at` counts tiles: the staging area is free again once the store warp has drained the tile before."""
+def stage_slice(emit: Emitter, storage: Storage, group: SSAValue, at: SSAValue, totals: Sequence[SSAValue]) -> None:
+    """
+    Stage the waves of one slice. `at` counts slices: the staging area is free again once the store warp has drained
+    the slice before.
+    """
     emit.op(hopper.AcquireOp, storage.drained, at, [group])
     for wave, total in enumerate(totals):
         emit.op(hopper.StageFragmentOp, total, storage.staging, group, row=wave * SM_90A.wgmma_m)

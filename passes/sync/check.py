@@ -29,7 +29,7 @@ def check_kernel(kernel: hopper.KernelOp, traces: Iterable[Trips] | None = None,
             check_registers(kernel)
             check_exits(kernel)
             made = program(kernel, split_warps)
-            for trips in default_traces(made.stages, made.k_blocks) if traces is None else traces:
+            for trips in default_traces(made.stages, made.k_blocks, made.chunk) if traces is None else traces:
                 if faults := faults_of(made, trips):
                     raise to_error(name, faults, trips)
     except Refusal as refusal:

@@ -9,6 +9,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field
+from math import lcm
 
 from xdsl.ir import Block, Operation
 
@@ -43,6 +44,8 @@ class Program:
     kernel: hopper.KernelOp
     stages: int
     k_blocks: int
+    chunk: int
+    """Numbers of k-blocks that differ by this have the same remainder in every loop."""
     memory: MemoryMap
     ctas: list[list[_Thread]] = field(default_factory=list[list[_Thread]])
 
@@ -63,8 +66,9 @@ def program(kernel: hopper.KernelOp, split_warps: bool = False) -> Program:
     ranks = kernel.cluster.m.data * kernel.cluster.n.data
     rings = [op.result.type for op in kernel.body.block.ops if isinstance(op, hopper.RingOp)]
     stages = rings[0].stages if rings else 1
-    k_blocks = max((number(op.last) for op in kernel.walk() if isinstance(op, hopper.KBlocksOp)), default=1)
-    made = Program(kernel, stages, k_blocks, memory)
+    loops = [op for op in kernel.walk() if isinstance(op, hopper.KBlocksOp)]
+    k_blocks = max((number(op.last) for op in loops), default=1)
+    made = Program(kernel, stages, k_blocks, lcm(*(op.blocks for op in loops)), memory)
     for rank in range(ranks):
         same = made.ctas[0] if made.ctas else []
         made.ctas.append(_threads(kernel, storage, memory, rank, split_warps, same))
@@ -168,6 +172,7 @@ class _Run:
         self.steps(thread.steps, OUTSIDE)
 
     def steps(self, steps: Sequence[Step | Move | Loop | Tiles], where: int) -> None:
+        """Run `steps`; `last` says whether they stand in the last k-block of the last tile."""
         positions, add, note = self.positions, self.trace.events.append, self.trace.trips.append
         for step in steps:
             if type(step) is Step:
@@ -184,15 +189,16 @@ class _Run:
     def loop(self, loop: Step | Move | Loop | Tiles) -> None:
         if isinstance(loop, Tiles):
             for tile in range(len(self.trips)):
-                self.tile = tile
+                self.tile, self.last = tile, tile + 1 == len(self.trips)
                 self.steps(loop.body, trip(tile, -1))
+            self.last = False
             return
         assert isinstance(loop, Loop)
         if self.tile < 0:
             refuse("R0", "a loop over k-blocks outside the loop over tiles", "put it inside", loop.op)
         # The trace stands for a kernel with another K: a loop that is off by one stays off by one.
         last = self.trips[self.tile] + loop.last - self.k_blocks
-        for k_block in range(loop.first, last):
-            self.last = k_block + 1 == last and self.tile + 1 == len(self.trips)
+        for k_block in range(loop.first, last, loop.step):
+            self.last = k_block + loop.step >= last and self.tile + 1 == len(self.trips)
             self.steps(loop.body, trip(self.tile, k_block))
-        self.last = False
+        self.last = self.tile + 1 == len(self.trips)

@@ -61,6 +61,7 @@ class Loop:
     op: hopper.KBlocksOp
     first: int
     last: int
+    step: int
     body: Sequence[Step | Move | Loop | Tiles]
 
 
@@ -186,7 +187,7 @@ class StepMaker:
         return [Move(cursor, cursor, 1)]
 
     def k_blocks(self, op: hopper.KBlocksOp) -> Steps:
-        return [Loop(op, number(op.first), number(op.last), self.block(op.body.block))]
+        return [Loop(op, number(op.first), number(op.last), op.blocks, self.block(op.body.block))]
 
     # Events
 

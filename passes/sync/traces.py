@@ -10,12 +10,24 @@ Trips = tuple[int, ...]
 """k-blocks of each tile that a CTA makes."""
 
 
-def default_traces(stages: int, k_blocks: int) -> tuple[Trips, ...]:
+def default_traces(stages: int, k_blocks: int, chunk: int = 1) -> tuple[Trips, ...]:
     """
     The traces for a ring of `stages` slots, in a kernel whose tiles have `k_blocks` k-blocks.
 
+    Where loops do `chunk` k-blocks at a time and leave the rest to the ops after them, every tile leaves the same rest.
     A kernel for one k-block need not have a loop over them, so there only the number of tiles varies.
     """
     if k_blocks == 1:
         return (1,), (1,) * (stages + 1), (1,) * (3 * stages + 2)
-    return (1,), (stages - 1, 1), (stages + 1, 2), (2 * stages + 1, 1, stages)
+    fewest = (k_blocks - 1) % chunk + 1
+
+    def least(wanted: int) -> int:
+        """The fewest k-blocks, from `wanted` on, that leave that rest."""
+        return fewest + max(0, -(-(wanted - fewest) // chunk)) * chunk
+
+    return (
+        (fewest,),
+        (least(stages - 1), fewest),
+        (least(stages + 1), fewest + chunk),
+        (least(2 * stages + chunk), fewest, least(stages)),
+    )

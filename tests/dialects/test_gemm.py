@@ -328,6 +328,7 @@ SCHEDULES = st.builds(
     raster_axis=st.none() | st.sampled_from(RasterAxis),
     raster_group=st.none() | st.integers(1, 64),
     num_stages=st.none() | st.integers(1, 12),
+    promote_chunk=st.none() | st.integers(1, 4),
 )
 
 

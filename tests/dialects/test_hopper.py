@@ -18,7 +18,8 @@ from tests.schedules import fp8_problem, half_problem
 
 FP8, BF16 = fp8_problem(None, 7168, 2048), half_problem(None, 7168, 2048)
 TURNS = replace(FP8_SCHEDULE, block_n=192, split=Split.ALONG_M, turns=True, num_stages=4)
-KERNELS = {"fp8": (FP8, FP8_SCHEDULE), "turns": (FP8, TURNS), "bf16": (BF16, BF16_SCHEDULE)}
+CHUNKS = replace(TURNS, block_n=128, turns=False, promote_chunk=4)
+KERNELS = {"fp8": (FP8, FP8_SCHEDULE), "turns": (FP8, TURNS), "chunks": (FP8, CHUNKS), "bf16": (BF16, BF16_SCHEDULE)}
 
 
 def generic(module: object) -> str:
@@ -95,6 +96,23 @@ def test_refused(name: str) -> None:
     with pytest.raises(IRError, match=message) as error:
         parse_module(change(fp8_text()))
     assert error.value.code in ("GMR-R001", "GMR-R002")
+
+
+@pytest.mark.parametrize(
+    ("loop", "message"),
+    [
+        ("0 to 14 step 4", "blocks 0 to 14 of K do not go 4 at a time"),
+        ("2 to 16 step 4", "blocks 2 to 16 of K do not go 4 at a time"),
+        ("16 to 16 step 4", "blocks 16 to 16 of K do not go 4 at a time"),
+        ("0 to 16 step 8", "8 blocks of K at a time; 4 are the most"),
+        ("0 to 16 step 0", "expected integer >= 1"),
+    ],
+)
+def test_chunks_divide_a_loop(loop: str, message: str) -> None:
+    text = fp8_text(CHUNKS)
+    assert "hopper.k_blocks 0 to 16 step 4 {" in text
+    with pytest.raises(IRError, match=message):
+        parse_module(text.replace("0 to 16 step 4", loop))
 
 
 @pytest.mark.parametrize(("old", "new"), [("k_blocks 0 to 16", "k_blocks 0 to 0"), ("arrivals 16", "arrivals 0")])

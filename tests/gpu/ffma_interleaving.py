@@ -124,9 +124,9 @@ def statistics_of(cubin: bytes) -> list[dict[str, Any]]:
 
 def kernel_us(launch: Callable[[], object]) -> float:
     """Median GPU time of `launch` in microseconds."""
-    from tests.gpu import measure_dense
+    from gemmir.bench import timing
 
-    return measure_dense.kernel_us(launch)
+    return statistics.median(timing.kernel_us(launch))
 
 
 def measure(case: Case, rounds: int) -> dict[str, Any]:

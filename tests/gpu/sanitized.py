@@ -20,9 +20,10 @@ from tests.gpu.problems import Case
 
 FP8, BF16 = Case("f8E4M3FN", 200, 264, 656), Case("bf16", 200, 264, 328)
 KERNELS = {
-    "fp8": (FP8, "block=64,64,128 warpgroups=1 split=m turns=false cluster=1,1"),
-    "fp8-turns": (FP8, "block=128,64,128 warpgroups=2 split=m turns=true cluster=1,1"),
-    "fp8-cluster": (FP8, "block=64,64,128 warpgroups=1 split=m turns=false cluster=2,1"),
+    "fp8": (FP8, "block=64,64,128 warpgroups=1 split=m turns=false chunk=1 cluster=1,1"),
+    "fp8-turns": (FP8, "block=128,64,128 warpgroups=2 split=m turns=true chunk=1 cluster=1,1"),
+    "fp8-chunk": (FP8, "block=128,64,128 warpgroups=2 split=m turns=false chunk=4 cluster=1,1"),
+    "fp8-cluster": (FP8, "block=64,64,128 warpgroups=1 split=m turns=false chunk=1 cluster=2,1"),
     "bf16": (BF16, "block=64,64,64 warpgroups=1 split=m turns=false cluster=1,1"),
     "bf16-cluster": (BF16, "block=128,64,64 warpgroups=2 split=m turns=false cluster=1,2"),
 }

@@ -7,6 +7,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from gemmir.legality import is_legal
+from gemmir.passes.block_search import search
 from gemmir.passes.cost_model import (
     cluster_bound,
     dram_seconds,
@@ -155,6 +156,32 @@ def test_one_warpgroup_exposes_its_promotion():
     cost = predict(fp8_problem(64, 7168, 2048), tile(64, 128, warpgroups=1))
     assert cost.tensor == 256
     assert cost.math == 256 + 64 + 260 + 24
+
+
+def test_a_chunk_exposes_its_last_promotion():
+    """An estimate: 2 x tensor + promotion + latency a pair of k-blocks; falling into step costs that much less, too."""
+    problem = fp8_problem(64, 7168, 2048)
+    one, pair, four = (replace(tile(64, 128, warpgroups=1), promote_chunk=chunk) for chunk in (1, 2, 4))
+    assert predict(problem, one) == predict(problem, replace(one, promote_chunk=None))
+    assert predict(problem, pair).math == 256 + (64 + 260 + 24) / 2
+    assert predict(problem, four).math == 256 + (64 + 260 + 24) / 4
+    assert predict(fp8_problem(64, 7168, 128), four).math == predict(problem, one).math, "one k-block is no chunk"
+    assert predict(problem, pair).tile - predict(problem, one).tile == 1000
+    free = replace(SQUARE, turns=False, promote_chunk=2)
+    assert predict(fp8_problem(512, 4096, 7168), free).math == 512 * 1.125
+
+
+def test_a_chunk_holds_two_stages():
+    problem = fp8_problem(512, 4096, 7168)
+    one, pair = (replace(SQUARE, num_stages=3, promote_chunk=chunk) for chunk in (1, 2))
+    transfer = 256 * 128 / 48
+    assert predict(problem, one).loads == pytest.approx((1000 + transfer) / 2)
+    assert predict(problem, pair).loads == pytest.approx(1000 + transfer)
+
+
+@pytest.mark.parametrize("shape", [shape for shape in FP8_MICROSECONDS if shape != FEW_TILES], ids=str)
+def test_chunks_are_not_chosen_where_a_cta_has_many_tiles(shape: Shape):
+    assert search(fp8_problem(*shape), Schedule()).best.schedule.promote_chunk == 1
 
 
 def test_accumulating_in_place_exposes_nothing():

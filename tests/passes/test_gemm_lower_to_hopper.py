@@ -2,10 +2,11 @@
 
 from __future__ import annotations
 
+import re
 from dataclasses import replace
 
 import pytest
-from xdsl.ir import Operation
+from xdsl.ir import Block, Operation
 
 from gemmir.dialects import hopper
 from gemmir.dialects.gemm import set_schedule, the_matmul
@@ -84,6 +85,115 @@ def test_turns_are_passed_as_often_as_taken() -> None:
     schedule = replace(FP8_SCHEDULE, block_n=192, split=Split.ALONG_M, turns=True)
     kernel = lowered(FP8, schedule).kernel
     assert len(ops(kernel, hopper.TakeTurnOp)) == len(ops(kernel, hopper.PassTurnOp)) == 3
+
+
+CHUNKED = replace(FP8_SCHEDULE, block_n=128, split=Split.ALONG_M, cluster_m=1, num_stages=4, promote_chunk=2)
+
+CHUNK_OF_TWO = """
+hopper.wait %full[%at]
+hopper.wgmma_fence
+hopper.wgmma [%at] -> %partial0
+hopper.wgmma_commit
+hopper.next %at
+hopper.wait %full[%ahead]
+hopper.wgmma_fence
+hopper.wgmma [%ahead] -> %partial1
+hopper.wgmma_commit
+hopper.load_scales [%at] -> %scales0
+hopper.load_scales [%ahead] -> %scales1
+hopper.fence_proxy_async
+hopper.sync_warp
+hopper.wgmma_wait 1, %partial0
+hopper.release %empty[%at]
+hopper.promote %partial0 -> %total0 by %scales0
+hopper.advance %at
+hopper.wgmma_wait 0, %partial1
+hopper.release %empty[%at]
+hopper.promote %partial1 -> %total0 by %scales1
+hopper.advance %at
+"""
+CHUNK_OF_ONE = """
+hopper.wait %full[%at]
+hopper.wgmma_fence
+hopper.wgmma [%at] -> %partial0
+hopper.wgmma_commit
+hopper.load_scales [%at] -> %scales0
+hopper.fence_proxy_async
+hopper.sync_warp
+hopper.wgmma_wait 0, %partial0
+hopper.release %empty[%at]
+hopper.promote %partial0 -> %total0 by %scales0
+hopper.advance %at
+"""
+
+
+_UNVARIED = re.compile(r" :.*| for .*| wave .*| peers .*|^%\w+ = |%ring\w*,? ?|(?<=%ahead)_\d+")
+
+
+def gist(block: Block) -> str:
+    """One line an op, without types and what never varies."""
+    lines = ["LOOP" if op.regions else _UNVARIED.sub("", str(op)) for op in block.ops]
+    return "\n" + "\n".join(lines) + "\n"
+
+
+def chunked_tile(k_blocks: int, chunk: int) -> tuple[hopper.KBlocksOp, str]:
+    """The loop of the math role, and all that a tile does beside it."""
+    kernel = lowered(fp8_problem(None, 1024, 128 * k_blocks), replace(CHUNKED, promote_chunk=chunk)).kernel
+    loop = next(op for op in kernel.walk() if isinstance(op, hopper.KBlocksOp))
+    tile = loop.parent_block()
+    assert tile is not None
+    return loop, gist(tile)
+
+
+def test_two_k_blocks_of_a_chunk_are_in_flight() -> None:
+    loop, tile = chunked_tile(8, 2)
+    assert (loop.first.value.data, loop.last.value.data, loop.blocks) == (0, 8, 2)
+    assert gist(loop.body.block) == CHUNK_OF_TWO
+    assert "hopper.wgmma" not in tile.partition("LOOP")[2], "nothing is left over"
+
+
+def test_k_blocks_that_are_left_over_follow_the_loop() -> None:
+    loop, tile = chunked_tile(9, 2)
+    assert (loop.last.value.data, loop.blocks) == (8, 2)
+    assert CHUNK_OF_ONE in tile
+    loop, tile = chunked_tile(10, 4)
+    assert (loop.last.value.data, loop.blocks) == (8, 4)
+    assert CHUNK_OF_TWO in tile
+
+
+@pytest.mark.parametrize("k_blocks", [1, 2, 3])
+def test_fewer_k_blocks_than_a_chunk_are_one_chunk(k_blocks: int) -> None:
+    loop, tile = chunked_tile(k_blocks, 4)
+    assert (loop.last.value.data, loop.blocks) == (k_blocks, k_blocks)
+    assert "hopper.wgmma" not in tile.partition("LOOP")[2]
+    if k_blocks < 3:
+        assert gist(loop.body.block) == {1: CHUNK_OF_ONE, 2: CHUNK_OF_TWO}[k_blocks]
+
+
+@pytest.mark.parametrize("chunk", [2, 4])
+@pytest.mark.parametrize("k_blocks", range(1, 10))
+def test_every_k_block_of_a_chunked_tile_is_done_once(chunk: int, k_blocks: int) -> None:
+    """At most two waves at a time, none where the loop goes round, each promoted by its own scales and given back."""
+    loop, _ = chunked_tile(k_blocks, chunk)
+    tile = loop.parent_block()
+    assert tile is not None
+    rounds = (loop.last.value.data - loop.first.value.data) // loop.blocks
+    straight = [op for op in tile.ops if op is not loop]
+    before = [op for op in straight if op.is_before_in_block(loop)]
+    events = [*before, *[*loop.body.block.ops] * rounds, *straight[len(before) :]]
+    flying, done = 0, 0
+    for op in events:
+        flying += isinstance(op, hopper.WgmmaCommitOp)
+        if isinstance(op, hopper.WgmmaWaitOp):
+            flying = min(flying, op.pending.value.data)
+        if isinstance(op, hopper.PromoteOp):
+            assert op.partial.name_hint == f"partial{done % chunk % 2}"
+            assert op.scales.name_hint == f"scales{done % chunk % 2}"
+            done += 1
+        assert flying <= 2
+    assert (flying, done) == (0, k_blocks)
+    for kind in (hopper.WaitOp, hopper.WgmmaOp, hopper.LoadScalesOp, hopper.ReleaseOp):
+        assert sum(isinstance(op, kind) for op in events) == k_blocks
 
 
 def test_an_open_choice_is_refused() -> None:

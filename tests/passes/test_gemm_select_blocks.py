@@ -9,7 +9,7 @@ from hypothesis import strategies as st
 
 from gemmir.errors import InputError, ScheduleError
 from gemmir.legality import is_legal
-from gemmir.passes.block_search import FIELDS, clusters_of, legal_shapes, search
+from gemmir.passes.block_search import CHUNKS, FIELDS, clusters_of, legal_shapes, search
 from gemmir.passes.cost_model import predict
 from gemmir.problem import GemmProblem
 from gemmir.schedule import Schedule, Split
@@ -99,8 +99,8 @@ def test_bf16_takes_tiles_that_were_measured(shape: tuple[int, int, int], block:
 
 
 def best_of_all(problem: GemmProblem) -> float:
-    """The best of every legal schedule, one by one."""
-    return min(predict(problem, s).seconds for s in placed_schedules(problem))
+    """The best of every legal schedule, one by one, but for longer chunks, which are by hand only."""
+    return min(predict(problem, s).seconds for s in placed_schedules(problem) if s.promote_chunk in CHUNKS)
 
 
 @pytest.mark.parametrize(
@@ -135,11 +135,16 @@ def test_pruning_loses_nothing(problem: GemmProblem):
 
 @pytest.mark.parametrize("problem", [fp8_problem(4096, 512, 512), half_problem(4096, 512, 512)], ids=str)
 def test_the_search_sees_the_whole_space(problem: GemmProblem):
-    """All legal schedules but those that are dominated: free running where turns are legal, a split of one."""
+    """
+    All legal schedules but chunks of four and those that are dominated: free running where turns are legal, a split of
+    one.
+    """
     seen = {s for shape in legal_shapes(problem, Schedule()) for s in clusters_of(problem, shape)}
     assert all(is_legal(problem, s) for s in seen)
-    space = {replace(s, family=None) for s in placed_schedules(problem)}
+    everything = {replace(s, family=None) for s in placed_schedules(problem)}
+    space = {s for s in everything if s.promote_chunk != 4}
     assert seen <= space
+    assert {s.promote_chunk for s in seen} == ({1, 2} if problem.promoted else {1})
     missing = space - seen
     assert all(s.math_warpgroups == 1 or replace(s, turns=True) in seen for s in missing)
     assert all(s.split is Split.ALONG_N for s in missing if s.math_warpgroups == 1)
@@ -175,10 +180,33 @@ def test_what_is_fixed_stays(data: st.DataObject):
 def test_options_count_as_fixed():
     _, s, decisions = run(fp8_text("?", 7168, 2048), NAME + "{block=128,192 cluster=1,2}")
     assert (s.block_m, s.block_n, s.block_k) == (128, 192, 128)
-    assert (s.cluster_m, s.cluster_n, s.turns) == (1, 2, True)
+    assert (s.cluster_m, s.cluster_n, s.turns, s.promote_chunk) == (1, 2, True, 1)
     assert [d.subject for d in decisions] == ["block", "warpgroups"]
     _, s, _ = run(fp8_text("?", 7168, 2048), NAME + "{warpgroups=3 split=m turns=false}")
     assert (s.block_m, s.math_warpgroups, s.split, s.turns) == (192, 3, Split.ALONG_M, False)
+
+
+def test_a_chunk_is_chosen_like_the_rest():
+    """Where a CTA has one small tile: the next wave runs while one is promoted, and there is no next tile to begin."""
+    _, few, (_, warpgroups, _) = run(fp8_text(64, 7168, 16384), NAME)
+    assert (few.block_m, few.block_n, few.promote_chunk, few.turns) == (64, 64, 2, False)
+    assert warpgroups.choice == "2 along n, chunks of 2"
+    assert warpgroups.runner_up == "1, chunks of 2 at 38.1 us"
+    _, many, _ = run(fp8_text(4096, 7168, 16384), NAME)
+    assert many.promote_chunk == 1
+    for chunk in (1, 2, 4):
+        _, fixed, _ = run(fp8_text(64, 7168, 16384), f"{NAME}{{chunk={chunk}}}")
+        assert (fixed.promote_chunk, fixed.turns) == (chunk, chunk == 1)
+    _, s, decisions = run(fp8_text(64, 7168, 16384, "schedule <chunk = 2, block = 128x112x128>"), NAME + "{chunk=1}")
+    assert (s.promote_chunk, s.math_warpgroups, s.turns) == (2, 2, False)
+    assert [d.subject for d in decisions] == ["warpgroups", "cluster"]
+
+
+def test_chunks_are_for_promoted_sums():
+    assert run(plain_text("?", 4096, 7168), NAME)[1].promote_chunk == 1
+    with pytest.raises(ScheduleError, match="promote_chunk = 2 for bf16") as caught:
+        run(plain_text("?", 4096, 7168), NAME + "{chunk=2}")
+    assert caught.value.code == "GMR-S006"
 
 
 def test_options_do_not_override_the_ir():
@@ -197,7 +225,7 @@ def test_runs_twice_with_the_same_result():
 
 def test_prints_the_choice():
     module, _, _ = run(fp8_text("?", 7168, 2048), NAME)
-    assert "block = 128x256x128, warpgroups = 2 along n, turns = false, cluster = 1x1" in str(module)
+    assert "block = 128x256x128, warpgroups = 2 along n, turns = false, chunk = 1, cluster = 1x1" in str(module)
 
 
 def test_explains_with_numbers_and_runners_up():
@@ -220,6 +248,10 @@ def test_explains_with_numbers_and_runners_up():
         ("block=128,128,64", "64 bytes", "GMR-S003: a stage holds one swizzle row of 128 bytes"),
         ("cluster=2,2", "cluster of 2 x 2 CTAs", "GMR-S004: 1x1, 2x1 or 1x2"),
         ("warpgroups=5", "math_warpgroups = 5", "GMR-S003: one of (1, 2, 3)"),
+        ("chunk=3", "promote_chunk = 3", "GMR-S003: one of (1, 2, 4)"),
+        ("chunk=2 block=256,128", "2 waves a warpgroup", "GMR-S003"),
+        ("chunk=2 turns=true", "promote_chunk = 2 in turn", "GMR-S003"),
+        ("chunk=2 block=128,192", "1 x 96 accumulators + 2 x 96 partial + 32 = 320", "GMR-S002"),
         ("turns=true warpgroups=3", "turns with 3 math warpgroups", "GMR-S003"),
     ],
 )
@@ -234,7 +266,7 @@ def test_refuses_what_nothing_completes(options: str, what: str, rule: str):
 
 def test_a_complete_choice_that_breaks_a_rule_says_which():
     with pytest.raises(ScheduleError, match="registers a thread") as caught:
-        run(fp8_text("?", 256, 256), NAME + "{block=128,256,128 warpgroups=2 split=m cluster=1,1 turns=false}")
+        run(fp8_text("?", 256, 256), NAME + "{block=128,256,128 warpgroups=2 split=m cluster=1,1 turns=false chunk=1}")
     assert caught.value.code == "GMR-S002"
 
 

@@ -22,7 +22,7 @@ from gemmir.passes.sync.extract import program
 from gemmir.passes.sync.memory_map import MemoryMap, overlapping
 from gemmir.passes.sync.traces import default_traces
 from gemmir.pipeline import parse_pipeline, run_passes
-from gemmir.schedule import Schedule
+from gemmir.schedule import Family, RasterAxis, Schedule, Split
 from tests.sabotage.kernels import TEXTS, Ir, erase, kernel_in, loop, module_of, one
 from tests.schedules import fp8_problem, half_problem, legal_schedules
 
@@ -62,13 +62,38 @@ def test_no_false_alarm(data: st.DataObject, fp8: bool, k_blocks: int):
     check_kernel(kernel_for(fp8, k_blocks, data.draw(legal_schedules(problem))))
 
 
-@pytest.mark.parametrize("name", ["fp8-turns", "fp8-1x2", "bf16-2x1", "bf16-1x2"])
+CHUNKED = Schedule(
+    family=Family.TILES,
+    block_m=128,
+    block_n=64,
+    block_k=128,
+    math_warpgroups=2,
+    split=Split.ALONG_M,
+    turns=False,
+    cluster_m=1,
+    cluster_n=1,
+    raster_axis=RasterAxis.ALONG_M,
+    raster_group=8,
+)
+
+
+@pytest.mark.parametrize("chunk", [2, 4])
+@pytest.mark.parametrize("k_blocks", range(1, 10))
+def test_chunks_of_any_rest_in_any_ring(chunk: int, k_blocks: int):
+    for stages, cluster_m in itertools.product((2, 3, 4, 5), (1, 2)):
+        schedule = replace(CHUNKED, promote_chunk=chunk, num_stages=stages, cluster_m=cluster_m)
+        check_kernel(kernel_for(True, k_blocks, schedule))
+
+
+@pytest.mark.parametrize("name", ["fp8-turns", "fp8-1x2", "fp8-chunk", "fp8-chunk-2x1", "bf16-2x1", "bf16-1x2"])
 def test_no_false_alarm_at_any_seam(name: str):
     """Two neighbouring tiles of any length, begun at any position in the ring."""
     kernel = kernel_in(module_of(name))
-    stages = program(kernel).stages
-    lengths = range(1, stages + 2)
-    starts = range(1, 2 * stages + 1)
+    made = program(kernel)
+    stages, chunk = made.stages, made.chunk
+    fewest = (made.k_blocks - 1) % chunk + 1
+    lengths = range(fewest, stages + 1 + chunk, chunk)
+    starts = range(fewest, fewest + 2 * stages * chunk, chunk)
     check_kernel(kernel, list(itertools.product(starts, lengths, lengths))[:: 1 if stages == 2 else 5])
 
 
@@ -158,6 +183,23 @@ def test_a_kernel_that_went_through_text(name: str):
 def test_default_traces():
     assert default_traces(3, 7) == ((1,), (2, 1), (4, 2), (7, 1, 3))
     assert default_traces(2, 1) == ((1,), (1, 1, 1), (1,) * 8)
+
+
+@pytest.mark.parametrize(
+    ("k_blocks", "chunk", "traces"),
+    [
+        (8, 2, ((2,), (2, 2), (4, 4), (8, 2, 4))),
+        (7, 2, ((1,), (3, 1), (5, 3), (9, 1, 3))),
+        (7, 4, ((3,), (3, 3), (7, 7), (11, 3, 3))),
+        (3, 3, ((3,), (3, 3), (6, 6), (9, 3, 3))),
+    ],
+)
+def test_tiles_of_every_trace_leave_the_same_rest(k_blocks: int, chunk: int, traces: tuple[tuple[int, ...], ...]):
+    assert default_traces(3, k_blocks, chunk) == traces
+    for stages in range(2, 13):
+        made = default_traces(stages, k_blocks, chunk)
+        assert {length % chunk for trace in made for length in trace} == {k_blocks % chunk}
+        assert 2 * stages + chunk <= max(made[3]) < 2 * stages + 2 * chunk
 
 
 def test_parts_of_shared_memory():

@@ -41,15 +41,23 @@ func.func @k(%x: {x}, %w: {w}) -> {d} {{
 
 
 TEXTS: dict[str, str] = {
-    "fp8": _fp8("block = 128x256x128, warpgroups = 2 along n, turns = false, cluster = 1x1, stages = 3"),
-    "fp8-turns": _fp8("block = 128x128x128, warpgroups = 2 along m, turns = true, cluster = 1x1, stages = 4"),
-    "fp8-2x1": _fp8("block = 128x128x128, warpgroups = 2 along m, turns = false, cluster = 2x1, stages = 3"),
-    "fp8-1x2": _fp8("block = 64x128x128, warpgroups = 1 along m, turns = false, cluster = 1x2, stages = 2"),
-    "bf16": _bf16("block = 128x256x64, warpgroups = 2 along m, turns = false, cluster = 1x1, stages = 3"),
-    "bf16-2x1": _bf16("block = 128x128x64, warpgroups = 2 along n, turns = false, cluster = 2x1, stages = 4"),
-    "bf16-1x2": _bf16("block = 64x128x64, warpgroups = 1 along m, turns = false, cluster = 1x2, stages = 2"),
+    "fp8": _fp8("block = 128x256x128, warpgroups = 2 along n, turns = false, chunk = 1, cluster = 1x1, stages = 3"),
+    "fp8-turns": _fp8(
+        "block = 128x128x128, warpgroups = 2 along m, turns = true, chunk = 1, cluster = 1x1, stages = 4"
+    ),
+    "fp8-2x1": _fp8("block = 128x128x128, warpgroups = 2 along m, turns = false, chunk = 1, cluster = 2x1, stages = 3"),
+    "fp8-1x2": _fp8("block = 64x128x128, warpgroups = 1 along m, turns = false, chunk = 1, cluster = 1x2, stages = 2"),
+    "fp8-chunk": _fp8("block = 128x128x128, warpgroups = 2 along m, chunk = 2, cluster = 1x1, stages = 3"),
+    "fp8-chunk-2x1": _fp8("block = 64x128x128, warpgroups = 1 along m, chunk = 4, cluster = 2x1, stages = 2"),
+    "bf16": _bf16("block = 128x256x64, warpgroups = 2 along m, turns = false, chunk = 1, cluster = 1x1, stages = 3"),
+    "bf16-2x1": _bf16(
+        "block = 128x128x64, warpgroups = 2 along n, turns = false, chunk = 1, cluster = 2x1, stages = 4"
+    ),
+    "bf16-1x2": _bf16("block = 64x128x64, warpgroups = 1 along m, turns = false, chunk = 1, cluster = 1x2, stages = 2"),
 }
-"""Promoted with and without turns, in place; one and two warpgroups; every cluster."""
+"""
+Promoted with and without turns, and in chunks with k-blocks left over; in place; one and two warpgroups; every cluster.
+"""
 
 
 @cache

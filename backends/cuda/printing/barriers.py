@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-from xdsl.ir import Operation
-
 from gemmir.backends.cuda.printing.base import Printing
 from gemmir.dialects import hopper
 from gemmir.dialects.hopper.barriers import TURN_THREADS
@@ -29,9 +27,11 @@ class PrintsBarriers(Printing):
         wait = f"{self.need('mbarrier_wait')}({self.barrier(op)}, {self.out[op.cursor]}.parity);"
         if op.unless_last is None:
             return self.out.line(wait)
-        loop = enclosing(op, hopper.KBlocksOp)
-        k = self.out[loop.body.block.args[0]]
-        self.out.line(f"if ({k} + 1 < {number(loop.last)} || !tiles.last()) {wait}")
+        loop = hopper.KBlocksOp.around(op)
+        inside = ""
+        if loop is not None:
+            inside = f"{self.out[loop.body.block.args[0]]} + {loop.blocks} < {number(loop.last)} || "
+        self.out.line(f"if ({inside}!tiles.last()) {wait}")
 
     def acquire(self, op: hopper.AcquireOp) -> None:
         self.call("mbarrier_wait", self.barrier(op), f"{self.out[op.cursor]}.parity ^ 1")
@@ -58,12 +58,3 @@ class PrintsBarriers(Printing):
     def pass_turn(self, op: hopper.PassTurnOp) -> None:
         following = f"({self.out[op.group]} + 1) % {number(op.groups)}"
         self.turn(op, f"{self.need('named_barrier_arrive')}(1 + {following}, {TURN_THREADS})")
-
-
-def enclosing(op: Operation, kind: type[hopper.KBlocksOp]) -> hopper.KBlocksOp:
-    parent = op.parent_op()
-    while parent is not None and not isinstance(parent, kind):
-        parent = parent.parent_op()
-    if parent is None:
-        raise UnsupportedError("GMR-U001", f"{op.name} outside {kind.name}")
-    return parent

@@ -70,7 +70,8 @@ class WaitOp(_OnBarrier):
     """
     Wait until the phase at the cursor has completed (a consumer's wait).
 
-    `unless_last`: not in the last k-block of this CTA's last tile, where nothing more will come.
+    `unless_last`: not in the last k-block of this CTA's last tile, where nothing more will come. Outside a loop over
+    k-blocks it stands in a tile's last one.
     """
 
     name = "hopper.wait"

@@ -3,12 +3,17 @@
 from __future__ import annotations
 
 from xdsl.dialects.builtin import ArrayAttr, IndexType, SymbolNameConstraint, UnitAttr
+from xdsl.ir import Operation
 from xdsl.irdl import irdl_op_definition, opt_prop_def, prop_def, region_def, traits_def
 from xdsl.traits import IsolatedFromAbove, NoTerminator, SymbolOpInterface
 from xdsl.utils.exceptions import VerifyException
 
-from gemmir.dialects.hopper.base import NATURAL, POSITIVE, HopperOperation
+from gemmir.dialects.hopper.base import NATURAL, POSITIVE, HopperOperation, number
 from gemmir.dialects.hopper.types import BindAttr, PairAttr, RasterAttr, TensorAttr
+from gemmir.legality import PROMOTE_CHUNKS
+
+MAX_K_STEP = max(PROMOTE_CHUNKS)
+"""Blocks of K that a loop does at a time."""
 
 
 @irdl_op_definition
@@ -124,15 +129,39 @@ class TilesOp(HopperOperation):
 
 @irdl_op_definition
 class KBlocksOp(HopperOperation):
-    """For each block of K from `first` to `last` (exclusive): the block argument is its number."""
+    """
+    For each block of K from `first` to `last` (exclusive): the block argument is its number.
+
+    With a `step` the body does that many blocks at a time, and the argument is the number of the first. Blocks that
+    are left over are for the ops after the loop.
+    """
 
     name = "hopper.k_blocks"
     body = region_def("single_block")
     first = prop_def(NATURAL)
     last = prop_def(POSITIVE)
+    step = opt_prop_def(POSITIVE)
     traits = traits_def(NoTerminator())
-    assembly_format = "$first `to` $last $body attr-dict"
+    assembly_format = "$first `to` $last (`step` $step^)? $body attr-dict"
+
+    @property
+    def blocks(self) -> int:
+        """Blocks of K that the body does."""
+        return 1 if self.step is None else number(self.step)
 
     def verify_(self) -> None:
         if [a.type for a in self.body.block.args] != [IndexType()]:
             raise VerifyException("hopper.k_blocks takes one index argument")
+        first, last = number(self.first), number(self.last)
+        if self.blocks > MAX_K_STEP:
+            raise VerifyException(f"{self.blocks} blocks of K at a time; {MAX_K_STEP} are the most")
+        if self.blocks > 1 and (first >= last or (last - first) % self.blocks):
+            raise VerifyException(f"blocks {first} to {last} of K do not go {self.blocks} at a time")
+
+    @staticmethod
+    def around(op: Operation) -> KBlocksOp | None:
+        """The loop over k-blocks that `op` is in, if any."""
+        parent = op.parent_op()
+        while parent is not None and not isinstance(parent, KBlocksOp):
+            parent = parent.parent_op()
+        return parent

@@ -117,6 +117,25 @@ def test_turns_are_compared():
             audit_source(kernel, source.replace(old, new, 1))
 
 
+@pytest.mark.parametrize(
+    ("old", "new"),
+    [
+        ("k < 6; k += 2", "k < 6; ++k"),
+        ("k < 6; k += 2", "k < 6; k += 3"),
+        ("k < 6; k += 2", "k < 8; k += 2"),
+        ("wgmma_wait<1>();", "wgmma_wait<0>();"),
+        ("ahead.stage * 8, ahead.parity", "at.stage * 8, at.parity"),
+        ("ring_a + ahead.stage", "ring_a + at.stage"),
+        ("                at.advance();\n            }", "            }\n            fence_proxy_async();"),
+    ],
+)
+def test_chunks_are_compared(old: str, new: str):
+    kernel, source = kernel_in(module_of("fp8-chunk")), source_of("fp8-chunk")
+    assert old in source
+    with pytest.raises(SyncError):
+        audit_source(kernel, source.replace(old, new, 1))
+
+
 def test_the_wrappers_are_read_to_the_ground():
     found = instructions(prelude(sections()))
     assert found["stage_columns"] == ("stmatrix.sync.aligned.m8n8.x4.shared.b16",)
@@ -127,7 +146,7 @@ def test_the_wrappers_are_read_to_the_ground():
 
 
 @pytest.mark.skipif(not has_nvdisasm(), reason="nvdisasm is not installed")
-@pytest.mark.parametrize("name", ["fp8", "fp8-turns", "fp8-2x1", "bf16-2x1"])
+@pytest.mark.parametrize("name", ["fp8", "fp8-turns", "fp8-2x1", "fp8-chunk", "bf16-2x1"])
 def test_machine_code(name: str):
     kernel = kernel_in(module_of(name))
     text = sass.disassemble(compile_cubin(source_of(name)).cubin)

@@ -2,18 +2,33 @@
 
 from __future__ import annotations
 
+import json
+import os
+import re
+import subprocess
+import sys
 import time
+from dataclasses import replace
+from functools import cache
+from itertools import groupby
+from pathlib import Path
 
 import pytest
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
+from gemmir.backends.cuda.audit import audit_sass
 from gemmir.backends.cuda.compiler_log import check_log
 from gemmir.backends.cuda.nvrtc import compile_cubin
+from gemmir.backends.cuda.sass import disassemble
 from gemmir.compiler import lower
+from gemmir.schedule import Split
 from tests.gpu.problems import LAYERS, Case
-from tests.kernels import lowered
-from tests.schedules import legal_schedules, problems
+from tests.kernels import FP8_SCHEDULE, lowered
+from tests.kernels import Lowered as Printed
+from tests.schedules import fp8_problem, legal_schedules, problems
+
+ROOT = Path(__file__).resolve().parents[3]
 
 
 @settings(max_examples=200, derandomize=True, deadline=None, database=None, suppress_health_check=list(HealthCheck))
@@ -23,6 +38,62 @@ def test_every_legal_schedule_compiles(data: st.DataObject) -> None:
     kernel = lowered(problem, data.draw(legal_schedules(problem)))
     resources = check_log(compile_cubin(kernel.source).log)
     assert resources.spill_stores == resources.spill_loads == resources.stack_bytes == 0
+
+
+@cache
+def chunked(block_m: int, block_n: int, chunk: int) -> tuple[Printed, bytes]:
+    """A kernel of eleven k-blocks: one or three are left over."""
+    groups = block_m // 64
+    schedule = replace(FP8_SCHEDULE, block_m=block_m, block_n=block_n, math_warpgroups=groups, split=Split.ALONG_M)
+    schedule = replace(schedule, cluster_m=1, num_stages=4, promote_chunk=chunk)
+    kernel = lowered(fp8_problem(None, 7168, 128 * 11), schedule)
+    compiled = compile_cubin(kernel.source)
+    check_log(compiled.log)
+    return kernel, compiled.cubin
+
+
+CHUNKED = [
+    (m, n, chunk) for m, n in ((128, 64), (128, 96), (128, 112), (128, 128), (64, 64), (64, 128)) for chunk in (2, 4)
+]
+
+
+@pytest.mark.parametrize(("block_m", "block_n", "chunk"), CHUNKED)
+def test_chunks_are_not_serialised(block_m: int, block_n: int, chunk: int) -> None:
+    """Two waves before the first wait, and each promoted after its own: ptxas neither waits more nor moves sums."""
+    kernel, cubin = chunked(block_m, block_n, chunk)
+    sass = disassemble(cubin)
+    audit_sass(kernel.kernel, sass)
+    waves = chunk + 11 % chunk
+    assert sass.count("WARPGROUP.ARRIVE") == sass.count("WARPGROUP.DEPBAR") == waves
+    order = [(kind, len(list(run))) for kind, run in groupby(re.findall(r"QGMMA|FFMA|WARPGROUP\.DEPBAR", sass))]
+    wait, promotion, wave = ("WARPGROUP.DEPBAR", 1), ("FFMA", block_n // 2), ("QGMMA", 4)
+    begin, end = [("QGMMA", 8), wait, promotion], [wait, promotion]
+    loop, rest = [*begin, *[wave, wait, promotion] * (chunk - 2), *end], 11 % chunk
+    assert order == [*loop, *([wave, *end] if rest == 1 else [*begin, wave, wait, promotion, *end])]
+
+
+@pytest.mark.skipif("GEMMIR_NVRTC_13_0" not in os.environ, reason="GEMMIR_NVRTC_13_0 names no folder of NVRTC 13.0")
+def test_chunks_compile_with_the_oldest_nvrtc() -> None:
+    sources = [chunked(*tile)[0].source for tile in CHUNKED]
+    folder = str(Path(os.environ["GEMMIR_NVRTC_13_0"]) / "nvidia/cu13/lib")
+    program = (
+        "import json, sys\nfrom pathlib import Path\nfrom gemmir.backends.cuda import nvrtc\n"
+        "from gemmir.backends.cuda.compiler_log import check_log\n"
+        f"nvrtc.preload(Path({folder!r}))\n"
+        "assert nvrtc.version() == (13, 0), nvrtc.version()\n"
+        "logs = [nvrtc.compile_cubin(source).log for source in json.load(sys.stdin)]\n"
+        "print(json.dumps([check_log(log).spill_stores for log in logs]))\n"
+    )
+    run = subprocess.run(
+        [sys.executable, "-c", program],
+        cwd=ROOT,
+        input=json.dumps(sources),
+        capture_output=True,
+        text=True,
+        check=False,
+    )
+    assert run.returncode == 0, run.stderr
+    assert json.loads(run.stdout) == [0] * len(sources)
 
 
 @pytest.mark.parametrize(("n", "k"), LAYERS)

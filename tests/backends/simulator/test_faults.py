@@ -19,7 +19,10 @@ Change = Callable[[hopper.KernelOp], None]
 @cache
 def example(name: str) -> Example:
     """Small kernels whose CTAs compute several tiles of more k-blocks than there are stages."""
-    fp8, half = "block = 64x64x128, warpgroups = 1, stages = 2", "block = 128x32x64, warpgroups = 2 along m, stages = 2"
+    fp8, half = (
+        "block = 64x64x128, warpgroups = 1, chunk = 1, stages = 2",
+        "block = 128x32x64, warpgroups = 2 along m, stages = 2",
+    )
     return {
         "promoted": lambda: Example.of(program("f8E4M3FN", 64, 384, fp8), 160),
         "turns": lambda: Example.of(

@@ -18,14 +18,16 @@ from tests.backends.simulator.kernels import Example, kernel_of, program
 from tests.gpu.problems import fp8_text
 
 FP8_SCHEDULES = (
-    "block = 64x64x128, warpgroups = 1, stages = 2",
-    "block = 128x48x128, warpgroups = 1, stages = 3, raster = along_n, group = 2",
-    "block = 128x64x128, warpgroups = 2 along m, cluster = 2x1, stages = 2",
-    "block = 128x64x128, warpgroups = 2 along m, cluster = 1x2, stages = 3",
-    "block = 64x256x128, warpgroups = 2 along n, turns = true, cluster = 2x1, stages = 2",
-    "block = 64x128x128, warpgroups = 2 along n, turns = true, stages = 4",
-    "block = 192x64x128, warpgroups = 3 along m, stages = 2",
-    "block = 64x96x128, warpgroups = 3 along n, stages = 2",
+    "block = 64x64x128, warpgroups = 1, chunk = 1, stages = 2",
+    "block = 128x48x128, warpgroups = 1, chunk = 1, stages = 3, raster = along_n, group = 2",
+    "block = 128x64x128, warpgroups = 2 along m, cluster = 2x1, chunk = 1, stages = 2",
+    "block = 128x64x128, warpgroups = 2 along m, cluster = 1x2, chunk = 1, stages = 3",
+    "block = 64x256x128, warpgroups = 2 along n, turns = true, cluster = 2x1, chunk = 1, stages = 2",
+    "block = 64x128x128, warpgroups = 2 along n, turns = true, chunk = 1, stages = 4",
+    "block = 192x64x128, warpgroups = 3 along m, chunk = 1, stages = 2",
+    "block = 128x112x128, warpgroups = 2 along m, chunk = 2, cluster = 2x1, stages = 2",
+    "block = 64x64x128, warpgroups = 1, chunk = 4, stages = 3",
+    "block = 64x96x128, warpgroups = 3 along n, chunk = 1, stages = 2",
 )
 HALF_SCHEDULES = (
     "block = 64x64x64, warpgroups = 1, stages = 2",
@@ -41,6 +43,19 @@ def test_fp8_kernels_have_the_bits_of_the_model(schedule, k):
     """k-blocks from one to more than there are stages, whole and with a tail; tails of M and N."""
     text = program("f8E4M3FN", 200, k, schedule)
     check_bits(simulated(text, seed=k), text, 150)
+
+
+@pytest.mark.parametrize("stages", [2, 3, 4, 5])
+@pytest.mark.parametrize("k_blocks", range(1, 10))
+def test_chunks_change_no_bit(stages, k_blocks):
+    """Fewer k-blocks than a chunk, whole chunks, and every rest, in rings of fewer and more slots."""
+    k = 128 * k_blocks - 48 * (k_blocks % 2)
+    text = "block = 64x16x128, warpgroups = 1, chunk = {}, cluster = 1x1, stages = {}"
+    one, two, four = (Example.of(program("f8E4M3FN", 32, k, text.format(chunk, stages)), 65) for chunk in (1, 2, 4))
+    result = one.run(seed=stages)
+    np.testing.assert_array_equal(result, one.expected)
+    for chunked in (two, four):
+        np.testing.assert_array_equal(chunked.run(seed=k_blocks), result)
 
 
 @pytest.mark.parametrize("schedule", HALF_SCHEDULES)

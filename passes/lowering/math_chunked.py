@@ -1,0 +1,133 @@
+"""
+Math warpgroups that promote k-blocks in chunks: FP8 with block-wise scales, one wave of 64 rows a warpgroup.
+
+The k-blocks of a chunk are issued in a straight line into two partial sums in turn, so that a wave runs while the one
+before is promoted and even one warpgroup keeps the tensor cores busy. Nothing is in flight where the loop goes round:
+ptxas drains the pipe at every wave if it is (C7514). So the way out of a tile hides behind the other warpgroups only.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+from xdsl.ir import SSAValue
+
+from gemmir.dialects import hopper
+from gemmir.passes.lowering.emitter import Emitter
+from gemmir.passes.lowering.kernel import Plan, Storage
+from gemmir.passes.lowering.math_staging import stage_slice
+from gemmir.target import SM_90A
+
+IN_FLIGHT = 2
+"""Waves that run at the same time."""
+
+
+@dataclass(frozen=True)
+class _Registers:
+    """What a math warpgroup keeps in registers: k-blocks take the partial sums, and the scales, in turn."""
+
+    partials: Sequence[SSAValue]
+    scales: Sequence[SSAValue]
+    total: SSAValue
+    at: SSAValue
+
+
+@dataclass(frozen=True)
+class _Chunks:
+    """Builds chunks of k-blocks; holds what they all refer to."""
+
+    plan: Plan
+    storage: Storage
+    group: SSAValue
+    registers: _Registers
+
+    def chunk(self, emit: Emitter, blocks: int) -> None:
+        """So many k-blocks from the position on, with nothing in flight before and after."""
+        at, last = self.registers.at, blocks - 1
+        self.start(emit, 0, at)
+        for block in range(1, blocks):
+            ahead = emit.value(hopper.NextOp, at.type, "ahead", at)
+            self.start(emit, block, ahead)
+            # While both waves run.
+            if block == 1:
+                self.load_scales(emit, 0, at)
+            self.load_scales(emit, block, ahead)
+            if block % 2 or block == last:
+                self.let_go(emit)
+            self.finish(emit, block - 1, pending=1)
+        if last == 0:
+            self.load_scales(emit, 0, at)
+            self.let_go(emit)
+        self.finish(emit, last, pending=0)
+
+    def start(self, emit: Emitter, block: int, at: SSAValue) -> None:
+        """Wait for a slot and issue its wave: 64 rows x the warpgroup's columns x one k-block."""
+        plan, storage = self.plan, self.storage
+        emit.op(hopper.WaitOp, storage.full, at, [])
+        emit.op(hopper.WgmmaFenceOp)
+        emit.op(
+            hopper.WgmmaOp,
+            *(storage.a, storage.b, at, self.registers.partials[block % IN_FLIGHT], self.group),
+            a_row=0,
+            a_group_rows=plan.group_rows,
+            b_group_rows=plan.group_columns,
+            fresh=True,
+        )
+        emit.op(hopper.WgmmaCommitOp)
+
+    def load_scales(self, emit: Emitter, block: int, at: SSAValue) -> None:
+        plan, storage = self.plan, self.storage
+        assert storage.scale_a is not None and storage.scale_b is not None
+        emit.op(
+            hopper.LoadScalesOp,
+            *(storage.scale_a, storage.scale_b, at, self.registers.scales[block % IN_FLIGHT], self.group),
+            group_rows=plan.group_rows,
+            group_steps=plan.group_columns // plan.tile.column_step,
+        )
+
+    def let_go(self, emit: Emitter) -> None:
+        """
+        Let TMA overwrite the scales that were read, once their slots are released.
+
+        Once for two k-blocks: the fence costs a barrier in memory, and the first one's slot is released after the
+        second one's scales are read.
+        """
+        emit.op(hopper.FenceProxyAsyncOp)
+        emit.op(hopper.SyncWarpOp)
+
+    def finish(self, emit: Emitter, block: int, pending: int) -> None:
+        """Wait for the oldest wave, give its slot back and promote its sum."""
+        registers, partial = self.registers, self.registers.partials[block % IN_FLIGHT]
+        emit.op(hopper.WgmmaWaitOp, [partial], pending=pending)
+        emit.op(hopper.ReleaseOp, self.storage.empty, registers.at, [], peers=self.plan.peers)
+        emit.op(
+            hopper.PromoteOp,
+            *(partial, registers.total, registers.scales[block % IN_FLIGHT]),
+            wave=0,
+            step=self.plan.tile.column_step,
+        )
+        emit.op(hopper.AdvanceOp, registers.at)
+
+
+def math_chunked(emit: Emitter, plan: Plan, storage: Storage, group: SSAValue) -> None:
+    """The math role: for each tile its chunks, the k-blocks that are left over, and its way out."""
+    fragment = hopper.FragmentType(SM_90A.wgmma_m, plan.tile.wg_columns)
+    scales = hopper.ScalesType(1, plan.tile.wg_steps)
+    registers = _Registers(
+        partials=[emit.value(hopper.FragmentOp, fragment, f"partial{i}") for i in range(IN_FLIGHT)],
+        scales=[emit.value(hopper.ScalesOp, scales, f"scales{i}") for i in range(IN_FLIGHT)],
+        total=emit.value(hopper.FragmentOp, fragment, "total0"),
+        at=emit.value(hopper.CursorOp, hopper.CursorType(plan.stages), "at"),
+    )
+    out = emit.value(hopper.CursorOp, hopper.CursorType(1), "out")
+    chunks, k_blocks = _Chunks(plan, storage, group, registers), plan.problem.k_blocks
+    blocks = min(plan.chunk, k_blocks)
+    left, step = k_blocks % blocks, None if blocks == 1 else blocks
+    with emit.inside(hopper.TilesOp, "m0", "n0", **plan.raster) as (tile, _):
+        tile.op(hopper.ZeroOp, [registers.total])
+        with tile.inside(hopper.KBlocksOp, "k", first=0, last=k_blocks - left, step=step) as (body, _):
+            chunks.chunk(body, blocks)
+        if left:
+            chunks.chunk(tile, left)
+        stage_slice(tile, storage, group, out, [registers.total])
