@@ -53,6 +53,9 @@ GROUPS_FIRST = tuple(sorted(MATH_WARPGROUPS, key=lambda groups: abs(groups - 2))
 CLUSTER_RULES = (cluster, tma_boxes)
 SHAPE_RULES = tuple(rule for rule in RULES if rule not in CLUSTER_RULES)
 
+ALIKE = 0.002
+"""Times that differ by less are the same to the model."""
+
 ORDERED = 6
 """Candidates that are costed again with the best tile order of each."""
 
@@ -76,13 +79,15 @@ class Candidate:
         """Everything but the cluster."""
         return *self.block, self.schedule.math_warpgroups, self.schedule.split, self.schedule.promote_chunk
 
-    @property
-    def rank(self) -> tuple[int, ...]:
-        """Less is better: time in whole nanoseconds, then no cluster, two warpgroups, less waste along M, no chunks."""
+    def rank(self, best: float) -> tuple[float, ...]:
+        """
+        Less is better: time in steps of `ALIKE` of `best` seconds, then no cluster, two warpgroups, less waste along M,
+        no chunks, time.
+        """
         s = self.schedule
         assert s.cluster_m and s.cluster_n and s.block_m and s.math_warpgroups and s.promote_chunk
-        ctas, nanoseconds = s.cluster_m * s.cluster_n, round(self.cost.seconds * 1e9)
-        return nanoseconds, ctas, abs(s.math_warpgroups - 2), s.block_m, s.promote_chunk
+        ctas, steps = s.cluster_m * s.cluster_n, int((self.cost.seconds / best - 1) / ALIKE)
+        return steps, ctas, abs(s.math_warpgroups - 2), s.block_m, s.promote_chunk, self.cost.seconds
 
 
 @dataclass(frozen=True, slots=True)
@@ -207,13 +212,18 @@ def search(problem: GemmProblem, fixed: Schedule, target: Target = SM_90A) -> Ra
             best = min(best, cost.seconds)
     if not candidates:
         raise _no_candidate(problem, fixed, target)
-    return Ranking(_with_orders(problem, sorted(candidates, key=lambda c: c.rank), target), len(shapes))
+    return Ranking(_with_orders(problem, _ranked(candidates), target), len(shapes))
+
+
+def _ranked(candidates: list[Candidate]) -> list[Candidate]:
+    best = min(c.cost.seconds for c in candidates)
+    return sorted(candidates, key=lambda c: c.rank(best))
 
 
 def _with_orders(problem: GemmProblem, ranked: list[Candidate], target: Target) -> list[Candidate]:
     """The first candidates of a ranking anew, each with the tile order that suits it; the others behind them."""
     first = [Candidate(c.schedule, best_orders(problem, c.schedule, target)[0].cost) for c in ranked[:ORDERED]]
-    return sorted(first, key=lambda c: c.rank) + ranked[ORDERED:]
+    return _ranked(first) + ranked[ORDERED:]
 
 
 def _first_broken(problem: GemmProblem, schedule: Schedule, target: Target) -> tuple[int, Violation] | None:

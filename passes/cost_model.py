@@ -21,9 +21,6 @@ from gemmir.schedule import Schedule
 from gemmir.target import SM_90A, Target
 from gemmir.tile import STAGE_ROW_BYTES, default_store_slices, shared_layout, tile_geometry
 
-SPARED_BY_MULTICAST = 0.5
-"""Of all rows, the most that a cluster reads only once."""
-
 OPEN_ORDER_DISTINCT = (0.1, 0.25)
 """Parts of A and B among all loads that CTAs side by side do not share, in groups of 4: while the order is open."""
 
@@ -101,7 +98,7 @@ def _math_clocks(problem: GemmProblem, schedule: Schedule, tensor: float, target
     wave_bytes = (target.wgmma_m + tile.wg_columns) * STAGE_ROW_BYTES
     operand_reads = groups * tile.waves * wave_bytes / target.shared_bytes_per_clock
     if not problem.promoted:
-        return max(tensor, operand_reads, c.in_place_k_block)
+        return max(_norm(tensor, operand_reads, c.operand_order), c.in_place_k_block)
     # Of a chunk, only the last k-block's promotion has no wave of the same warpgroup to hide behind (estimate).
     chunk = _chunk(problem, schedule)
     after_a_wave = tile.waves * (c.promotion_per_column * tile.wg_columns + c.wave_latency) + c.scale_step * tile.wg_steps
@@ -117,14 +114,8 @@ def _load_clocks(
 ) -> float:
     """Clocks in which L2 delivers the operands of one k-block, or in which few stages let it."""
     assert schedule.block_m is not None and schedule.block_n is not None
-    rows_a, rows_b = min(schedule.block_m, problem.rows), min(schedule.block_n, problem.n)
-    shared = 0.0
-    if schedule.cluster_m == 2 and problem.rows > schedule.block_m:
-        shared = rows_b / 2
-    elif schedule.cluster_n == 2 and problem.n > schedule.block_n:
-        shared = rows_a / 2
-    rows = rows_a + rows_b - c.multicast_gain * shared
-    transfer = rows * STAGE_ROW_BYTES / c.l2_bytes_per_clock * (1 + spread)
+    rows = min(schedule.block_m, problem.rows) + min(schedule.block_n, problem.n)
+    transfer = rows * STAGE_ROW_BYTES / (c.l2_efficiency * target.l2_bytes_per_clock_per_sm) * (1 + spread)
     stages = schedule.num_stages or fitting_stages(problem, schedule, target)
     held = 1 if _chunk(problem, schedule) == 1 else 2
     return max(transfer, (c.load_latency + transfer) / max(1, stages - held))
@@ -134,7 +125,7 @@ def _tile_clocks(problem: GemmProblem, schedule: Schedule, target: Target, c: Co
     """Clocks of a tile beside its k-blocks: what of its store nothing hides, and an idle start."""
     assert schedule.block_m is not None and schedule.block_n is not None
     rows, columns = min(schedule.block_m, problem.rows), min(schedule.block_n, problem.n)
-    leaving = rows * columns * problem.d.bytes / target.store_bytes_per_clock_per_sm
+    leaving = rows * (columns * problem.d.bytes / target.store_bytes_per_clock_per_sm + c.store_row_clocks)
     slices = schedule.store_slices or default_store_slices(problem, tile_geometry(schedule))
     exposed = c.store_exposed if slices == 1 else c.sliced_store_exposed
     bubble = c.in_place_bubble
@@ -265,8 +256,8 @@ def tile_bound(
     c = constants
     tiles = -(-problem.rows // block_m) * -(-problem.n // block_n)
     clocks_per_element = target.tensor_clocks_per_column / target.wgmma_m * STAGE_ROW_BYTES / target.wgmma_k_bytes
-    rows = (min(block_m, problem.rows) + min(block_n, problem.n)) * (1 - c.multicast_gain * SPARED_BY_MULTICAST)
-    transfer = rows * STAGE_ROW_BYTES / c.l2_bytes_per_clock
+    rows = min(block_m, problem.rows) + min(block_n, problem.n)
+    transfer = rows * STAGE_ROW_BYTES / (c.l2_efficiency * target.l2_bytes_per_clock_per_sm)
     k_block = max(block_m * block_n * clocks_per_element, transfer)
     cycles = -(-tiles // target.sms) * problem.k_blocks * k_block
     return c.launch_seconds + _norm(cycles / c.boost_clock_hz, dram, c.dram_overlap_order)
@@ -275,6 +266,6 @@ def tile_bound(
 def cluster_bound(problem: GemmProblem, alone: Cost, constants: Constants = DEFAULT) -> float:
     """Seconds that no cluster beats in `predict`, for a shape that costs `alone` without one."""
     c = constants
-    loads = alone.loads * (1 - c.multicast_gain * SPARED_BY_MULTICAST) / (1 + max(c.spread_a, c.spread_b))
+    loads = alone.loads / (1 + max(c.spread_a, c.spread_b))
     cycles = alone.rounds * (problem.k_blocks * _norm(alone.math, loads, c.overlap_order) + alone.tile)
     return c.launch_seconds + cycles / c.boost_clock_hz

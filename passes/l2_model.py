@@ -23,8 +23,8 @@ GROUPS = (1, 2, 4, 6, 8, 12, 16, 24, 32)
 NEIGHBOURS_A = 16
 NEIGHBOURS_B = 4
 """
-CTAs in a row whose loads of the same bytes of A, or of B, are cheaper than loads of other bytes. Of 2 to 64 for either,
-these fit raster sweeps best; the hardware's reason is not known.
+Clusters in a row whose loads of the same bytes of A, or of B, are cheaper than loads of other bytes. Of 2 to 64 for
+either, these fit raster sweeps best; the hardware's reason is not known.
 """
 
 WAVES_LOOKED_AT = 24
@@ -37,7 +37,7 @@ class Grid:
     The cluster tiles of a problem: `rows` x `columns`, of which `resident` are computed at a time.
 
     `row_bytes` is one row of tiles of A over all of K, `column_bytes` one column of tiles of B, `result_bytes` one tile
-    of D. A tile is of `cluster_m` x `cluster_n` CTAs.
+    of D; a tile is of `cluster_m` x `cluster_n` CTAs.
     """
 
     rows: int
@@ -52,11 +52,6 @@ class Grid:
     @property
     def waves(self) -> int:
         return -(-self.rows * self.columns // self.resident)
-
-    @property
-    def cta_bytes(self) -> int:
-        """What one CTA computes with over all of K."""
-        return self.row_bytes // self.cluster_m + self.column_bytes // self.cluster_n
 
     @property
     def operand_bytes(self) -> int:
@@ -158,26 +153,25 @@ def _waves(grid: Grid, axis: RasterAxis, group: int) -> Iterator[tuple[int, int]
 
 def _distinct(grid: Grid, axis: RasterAxis, group: int) -> tuple[float, float]:
     """
-    Of the bytes that a CTA loads, those of A and those of B that no neighbour loads too, as shares of all.
+    Of the bytes that a CTA computes with, those of A and those of B that no neighbouring cluster loads too.
 
-    The mean over where the neighbours begin in a band.
+    As shares of all, the mean over where the neighbours begin in a band.
     """
-    loaded = max(1, grid.cta_bytes)
+    a, b = grid.row_bytes / grid.cluster_m, grid.column_bytes / grid.cluster_n
     along_m = axis is RasterAxis.ALONG_M
     rows = _side_by_side(grid, axis, group, NEIGHBOURS_A)[0 if along_m else 1]
     columns = _side_by_side(grid, axis, group, NEIGHBOURS_B)[1 if along_m else 0]
-    return rows * grid.row_bytes / loaded, columns * grid.column_bytes / loaded
+    return rows * a / (a + b or 1), columns * b / (a + b or 1)
 
 
 def _side_by_side(grid: Grid, axis: RasterAxis, group: int, neighbours: int) -> tuple[float, float]:
-    """Majors and minors that so many CTAs in a row touch, per CTA."""
+    """Majors and minors that so many clusters in a row touch, per cluster."""
     major, minor, _, _ = _along(grid, axis)
-    ctas = grid.cluster_m * grid.cluster_n
-    count = max(1, min(neighbours // ctas, major * minor))
+    count = max(1, min(neighbours, major * minor))
     width = max(1, min(group, major))
     bands = count / (width * max(1, minor))
     majors = min(width, count) if bands <= 1 else min(major, width * bands)
-    return majors / (count * ctas), min(minor, 1 + (count - 1) / width) / (count * ctas)
+    return majors / count, min(minor, 1 + (count - 1) / width) / count
 
 
 def traffic(grid: Grid, axis: RasterAxis, group: int, constants: Constants = DEFAULT) -> Traffic:
