@@ -101,7 +101,9 @@ def _math_clocks(problem: GemmProblem, schedule: Schedule, tensor: float, target
         return max(_norm(tensor, operand_reads, c.operand_order), c.in_place_k_block)
     # Of a chunk, only the last k-block's promotion has no wave of the same warpgroup to hide behind (estimate).
     chunk = _chunk(problem, schedule)
-    after_a_wave = tile.waves * (c.promotion_per_column * tile.wg_columns + c.wave_latency) + c.scale_step * tile.wg_steps
+    after_a_wave = (
+        tile.waves * (c.promotion_per_column * tile.wg_columns + c.wave_latency) + c.scale_step * tile.wg_steps
+    )
     busy = max(tensor, operand_reads, tensor / groups + after_a_wave / chunk)
     if groups == 3:
         return busy * c.three_warpgroups
@@ -109,9 +111,7 @@ def _math_clocks(problem: GemmProblem, schedule: Schedule, tensor: float, target
     return busy * (1 + (c.convoy - 1) / chunk) if in_step else busy
 
 
-def _load_clocks(
-    problem: GemmProblem, schedule: Schedule, spread: float, target: Target, c: Constants
-) -> float:
+def _load_clocks(problem: GemmProblem, schedule: Schedule, spread: float, target: Target, c: Constants) -> float:
     """Clocks in which L2 delivers the operands of one k-block, or in which few stages let it."""
     assert schedule.block_m is not None and schedule.block_n is not None
     rows = min(schedule.block_m, problem.rows) + min(schedule.block_n, problem.n)

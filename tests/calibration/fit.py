@@ -160,7 +160,9 @@ def fitted(
 
 def report(data: Sequence[Series], old: Fit, new: Fit) -> str:
     """Constants before and after, errors by device, and the regret of each shape with the new ones."""
-    lines = [f"{name:24s} {getattr(old.constants, name):12.4g} -> {getattr(new.constants, name):12.4g}" for name in FITTED]
+    lines = [
+        f"{name:24s} {getattr(old.constants, name):12.4g} -> {getattr(new.constants, name):12.4g}" for name in FITTED
+    ]
     lines += [f"{device}: times x {factor:.3f}" for device, factor in new.machines.items()]
     for series in data:
         for label, fit in (("old", old), ("new", new)):
@@ -181,7 +183,9 @@ def report(data: Sequence[Series], old: Fit, new: Fit) -> str:
 
 def main(arguments: Sequence[str] | None = None) -> int:
     parser = argparse.ArgumentParser(prog="python -m tests.calibration.fit", description=__doc__)
-    parser.add_argument("files", nargs="*", type=Path, default=FILES, metavar="FILE", help="default: the committed ones")
+    parser.add_argument(
+        "files", nargs="*", type=Path, default=FILES, metavar="FILE", help="default: the committed ones"
+    )
     parser.add_argument("--keep", action="store_true", help="keep the constants, fit the machines' factors only")
     args = parser.parse_args(arguments)
     data = load(tuple(args.files))
