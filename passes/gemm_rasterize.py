@@ -27,7 +27,9 @@ NEEDED = ("block_m", "block_n", "math_warpgroups", "split")
 @dataclass(frozen=True)
 class GemmRasterizePass(ModulePass):
     """
-    Choose the raster axis and the group width (in cluster tiles): what a wave reads from DRAM, and what neighbours share.
+    Choose the raster axis and the group width (in cluster tiles).
+
+    They decide what is read from DRAM, and what CTAs side by side share.
 
     `ScheduleError` (GMR-S005) if the tile, or who computes it, is still open.
     """
@@ -75,10 +77,10 @@ def _share(ordered: Ordered) -> str:
 def _explain(name: str, grid: Grid, best: Ordered, others: list[Ordered]) -> Decision:
     order = best.order
     because = (
-        f"{grid.rows} x {grid.columns} cluster tiles, {grid.resident} at a time in {grid.waves} waves; a wave reads at "
-        f"most {_mb(order.footprint)} of A and B (L2: {SM_90A.l2_bytes >> 20} MiB), all of them {_mb(order.dram_bytes)} "
-        f"from DRAM for {_mb(order.operand_bytes)} of operands; {_share(best)} of loads are no neighbour's too; "
-        f"{best.cost.microseconds:.1f} us predicted"
+        f"{grid.rows} x {grid.columns} cluster tiles, {grid.resident} at a time in {grid.waves} waves; a wave reads "
+        f"at most {_mb(order.footprint)} of A and B (L2: {SM_90A.l2_bytes >> 20} MiB), all of them "
+        f"{_mb(order.dram_bytes)} from DRAM for {_mb(order.operand_bytes)} of operands; {_share(best)} of loads are no "
+        f"neighbour's too; {best.cost.microseconds:.1f} us predicted"
     )
     if not others:
         return Decision(name, "raster", str(order), because)

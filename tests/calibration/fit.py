@@ -31,7 +31,7 @@ REFERENCE = "NVIDIA H200"
 FITTED = {
     "wave_latency": 260.0,
     "in_place_bubble": 1000.0,
-    "cluster_coupling": 1.02,
+    "operand_order": 6.0,
     "spread_a": 0.08,
     "spread_b": 0.16,
     "l2_efficiency": 1.04,
@@ -46,7 +46,6 @@ FITTED = {
     "sliced_store_exposed": 0.2,
     "cold_seconds_per_byte": 6e-14,
     "launch_seconds": 4e-6,
-    "boost_clock_hz": 2e9,
     "power_drop_hz": 0.36e9,
     "dram_drop_hz": 0.05e9,
     "sustained_drop_hz": 30e6,

@@ -167,7 +167,8 @@ def main(arguments: Sequence[str] | None = None) -> int:
         measure(kernels, Gpu(args.launches), lambda: time.monotonic() - began < args.budget, found)
     except KeyboardInterrupt:
         sys.stderr.write("interrupted\n")
-    method = f"torch's profiler, median of {args.launches} launches, L2 flushed before each by zeroing {FLUSH_BYTES:.0f} bytes"
+    flushed = f"L2 flushed before each by zeroing {FLUSH_BYTES // 1_000_000} MB"
+    method = f"torch's profiler, median of {args.launches} launches, {flushed}"
     series = Series(info.name, method, machine(info), found.peers, tuple(found.measurements))
     publish(args.json, write(series).encode())
     sys.stderr.write(f"{len(found.measurements)} of {len(kernels)} measured in {time.monotonic() - began:.0f} s\n")
