@@ -13,8 +13,8 @@ from dataclasses import dataclass
 from gemmir.errors import ScheduleError
 from gemmir.problem import GemmProblem
 from gemmir.schedule import Schedule, Split
-from gemmir.target import SM_90A, Target, launch_registers, setmaxnreg_split
-from gemmir.tile import STAGE_ROW_BYTES, TileGeometry, shared_layout, tile_geometry
+from gemmir.target import SM_90A, WARP_LANES, Target, launch_registers, setmaxnreg_split
+from gemmir.tile import STAGE_ROW_BYTES, TileGeometry, shared_layout, tile_geometry, widest_scale_batch
 
 BLOCK_M = (64, 128, 192, 256)
 MATH_WARPGROUPS = (1, 2, 3)
@@ -245,6 +245,23 @@ def turns(problem: GemmProblem, s: Schedule, target: Target) -> Violation | None
     )
 
 
+def scale_batch(problem: GemmProblem, s: Schedule, target: Target) -> Violation | None:
+    """The producer fetches the weight scales of one k-block at a time, or of as many as its lanes can hold."""
+    if s.scale_batch in (None, 1) or _missing(s, "block_m", "block_n", "math_warpgroups", "split"):
+        return None
+    widest = widest_scale_batch(problem, s)
+    if s.scale_batch == widest:
+        return None
+    return Violation(
+        "GMR-S003",
+        f"scale_batch = {s.scale_batch} with block_n = {s.block_n}",
+        f"1, or {widest}: {WARP_LANES} lanes hold the scales of so many k-blocks"
+        if widest > 1
+        else "1: there are no weight scales to fetch, or too many",
+        f"use scale_batch = {widest}",
+    )
+
+
 def store_slices(problem: GemmProblem, s: Schedule, target: Target) -> Violation | None:
     """A tile leaves whole, or wave by wave where each wave's total is final before the next one's."""
     if s.store_slices in (None, 1) or _missing(s, "block_m", "block_n", "math_warpgroups", "split"):
@@ -302,6 +319,7 @@ RULES: tuple[Rule, ...] = (
     turns,
     store_slices,
     promote_chunk,
+    scale_batch,
     registers,
     shared_memory,
 )

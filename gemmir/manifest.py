@@ -11,7 +11,7 @@ import json
 from dataclasses import asdict, dataclass
 from typing import Any
 
-SCHEMA = 1
+SCHEMA = 2
 
 
 @dataclass(frozen=True, slots=True)
@@ -93,7 +93,8 @@ class Manifest:
     One kernel: its entry point, its parameters in order, and how to launch it.
 
     The grid is `min(co-resident clusters, cluster tiles) * cluster CTAs`, where a cluster tile covers
-    `block_m * cluster_m` rows and `block_n * cluster_n` columns of the M x N output. `threads` per CTA.
+    `block_m * cluster_m` rows and `block_n * cluster_n` columns of the M x N output; if `balanced`, the fewest clusters
+    that need as many rounds. `threads` per CTA.
     """
 
     name: str
@@ -111,6 +112,7 @@ class Manifest:
     cluster_n: int
     threads: int
     shared_bytes: int
+    balanced: bool
     schedule: str
     """The schedule as IR text, for people."""
     decisions: tuple[str, ...] = ()

@@ -356,7 +356,7 @@ def _choice(name: str, value: object) -> Any:
         if isinstance(value, kind) or (isinstance(value, str) and value in words):
             return value if isinstance(value, kind) else words[str(value)]
         rule = f"one of {', '.join(words)}"
-    elif name == "turns":
+    elif name in ("turns", "balanced"):
         if isinstance(value, bool):
             return value
         rule = "True or False"

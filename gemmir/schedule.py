@@ -37,10 +37,15 @@ class Schedule:
     The decisions for one kernel; None where none has been made.
 
     Blocks are in elements. `cluster_m` x `cluster_n` CTAs form a cluster; the CTAs along M share B by multicast, those
-    along N share A. `turns`: the math warpgroups issue their WGMMAs strictly in turn. `promote_chunk`: k-blocks that a
-    math warpgroup takes at a time, two of them in flight; 1: one after another, the next tile's first one included.
-    `store_slices`: parts in which a warpgroup's tile leaves; each is staged in the same shared memory, once the one
-    before has left.
+    along N share A.
+
+    - `turns`: the math warpgroups issue their WGMMAs strictly in turn.
+    - `promote_chunk`: k-blocks that a math warpgroup takes at a time, two of them in flight; 1: one after another, the
+      next tile's first one included.
+    - `balanced`: no more clusters than the rounds of tiles need.
+    - `scale_batch`: k-blocks whose weight scales one load of the producer fetches.
+    - `store_slices`: parts in which a warpgroup's tile leaves; each is staged in the same shared memory, once the one
+      before has left.
     """
 
     family: Family | None = None
@@ -55,6 +60,8 @@ class Schedule:
     cluster_n: int | None = None
     raster_axis: RasterAxis | None = None
     raster_group: int | None = None
+    balanced: bool | None = None
+    scale_batch: int | None = None
     store_slices: int | None = None
     num_stages: int | None = None
 

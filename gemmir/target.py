@@ -114,6 +114,12 @@ def find_target(name: str) -> Target:
     )
 
 
+def balanced_clusters(tiles: int, resident: int) -> int:
+    """The fewest clusters, of `resident` that run at once, which compute `tiles` cluster tiles in as few rounds."""
+    rounds = -(-tiles // resident)
+    return -(-tiles // max(1, rounds))
+
+
 def launch_registers(threads: int) -> int:
     """Registers per thread of a block at launch: the register file over all threads, in steps of 8, at most 255."""
     return min(SM_90A.registers // threads // 8 * 8, SM_90A.max_registers_per_thread)

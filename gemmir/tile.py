@@ -12,7 +12,7 @@ from math import gcd
 from gemmir.layouts import StoreChunk, store_chunks
 from gemmir.problem import SCALE_BLOCK, GemmProblem
 from gemmir.schedule import Schedule, Split
-from gemmir.target import BARRIER_BYTES, SM_90A
+from gemmir.target import BARRIER_BYTES, SM_90A, WARP_LANES
 
 STAGE_ROW_BYTES = 128
 """A pipeline stage holds this many bytes of K of each row: one row of the 128-byte swizzle."""
@@ -61,6 +61,15 @@ def tile_geometry(schedule: Schedule) -> TileGeometry:
     if schedule.split is Split.ALONG_N:
         return TileGeometry(block_m, block_n // groups)
     return TileGeometry(block_m // groups, block_n)
+
+
+def widest_scale_batch(problem: GemmProblem, schedule: Schedule) -> int:
+    """k-blocks whose weight scales the lanes of a warp can fetch in one load each; 1 where there are no scales."""
+    if not problem.promoted:
+        return 1
+    assert schedule.block_n is not None
+    steps = schedule.block_n // tile_geometry(schedule).column_step
+    return max(1, WARP_LANES // (1 << (steps - 1).bit_length()))
 
 
 def default_store_slices(problem: GemmProblem, geometry: TileGeometry) -> int:

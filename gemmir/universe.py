@@ -17,6 +17,7 @@ PASSES = (
     "gemm-select-family",
     "gemm-select-blocks",
     "gemm-rasterize",
+    "gemm-balance",
     "gemm-plan-pipeline",
     "gemm-lower-to-hopper",
     "hopper-check-sync",

@@ -37,7 +37,7 @@ class GemmLowerToHopperPass(ModulePass):
                 "GMR-S005",
                 f"the schedule leaves {', '.join(schedule.open_fields)} open",
                 rule="lowering decides nothing",
-                fix="run gemm-select-family,gemm-select-blocks,gemm-rasterize,gemm-plan-pipeline first",
+                fix="run gemm-select-family,gemm-select-blocks,gemm-rasterize,gemm-balance,gemm-plan-pipeline first",
             )
         check_schedule(problem, schedule)
         func = matmul.parent_op()

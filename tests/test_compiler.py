@@ -16,6 +16,7 @@ from gemmir.compiler import lower
 from gemmir.errors import InputError, IRError, ScheduleError, SyncError
 from gemmir.ir_text import parse_module
 from gemmir.program import Program
+from gemmir.universe import PASSES
 from tests.gpu.problems import fp8_text
 
 ROOT = Path(__file__).resolve().parents[1]
@@ -77,7 +78,7 @@ def test_an_m_that_the_program_fixes_needs_no_hint() -> None:
 def test_what_is_fixed_no_pass_changes() -> None:
     pipeline = (
         "gemm-canonicalize,gemm-select-family,gemm-select-blocks{block=128,128,128 warpgroups=2 split=n cluster=1,2},"
-        "gemm-rasterize{axis=along_n group=3},gemm-plan-pipeline{stages=4},gemm-lower-to-hopper"
+        "gemm-rasterize{axis=along_n group=3},gemm-balance,gemm-plan-pipeline{stages=4},gemm-lower-to-hopper"
     )
     found = lower(TEXT, pipeline=pipeline).schedule
     for choice in (
@@ -93,11 +94,12 @@ def test_what_is_fixed_no_pass_changes() -> None:
 def test_each_pass_is_shown() -> None:
     seen: list[str] = []
     lower(TEXT, on_pass=lambda name, _: seen.append(name))
-    assert seen[:6] == [
+    assert seen[:7] == [
         "gemm-canonicalize",
         "gemm-select-family",
         "gemm-select-blocks",
         "gemm-rasterize",
+        "gemm-balance",
         "gemm-plan-pipeline",
         "gemm-lower-to-hopper",
     ]
@@ -181,9 +183,7 @@ def test_a_second_process_finds_the_kernel_without_xdsl(tmp_path: Path) -> None:
     assert seconds < 0.15, "processor time, imports included"
 
 
-WITHOUT_CHECK = (
-    "gemm-canonicalize,gemm-select-family,gemm-select-blocks,gemm-rasterize,gemm-plan-pipeline,gemm-lower-to-hopper"
-)
+WITHOUT_CHECK = ",".join(PASSES[:-1])
 
 
 @pytest.mark.parametrize("pipeline", [None, WITHOUT_CHECK, "gemm-canonicalize"])

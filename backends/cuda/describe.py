@@ -35,6 +35,7 @@ def describe(
         cluster_n=kernel.cluster.n.data,
         threads=kernel.threads.value.data,
         shared_bytes=kernel.shared.value.data,
+        balanced=kernel.balanced is not None,
         schedule=schedule,
         decisions=tuple(decisions),
     )

@@ -27,7 +27,7 @@ from gemmir.backends.cuda.tensor_map import TensorMapFields, encode, tensor_map_
 from gemmir.dtypes import DTYPES
 from gemmir.errors import DeviceError, InputError, UnsupportedError
 from gemmir.manifest import Manifest, Param, PointerParam, RowsParam, SeedParam, StrideParam, TensorMapParam
-from gemmir.target import find_target
+from gemmir.target import balanced_clusters, find_target
 
 if TYPE_CHECKING:
     import torch
@@ -74,10 +74,11 @@ class Plan:
 
 
 def grid_size(manifest: Manifest, m: int, resident_clusters: int) -> int:
-    """CTAs to launch: persistent clusters, as many as run at once, but no more than there are cluster tiles."""
+    """CTAs to launch: persistent clusters, as many as run at once, but no more than there are tiles or rounds need."""
     rows, columns = manifest.block_m * manifest.cluster_m, manifest.block_n * manifest.cluster_n
     tiles = -(-m // rows) * -(-manifest.n // columns)
-    return min(resident_clusters, tiles) * manifest.cluster_m * manifest.cluster_n
+    clusters = balanced_clusters(tiles, resident_clusters) if manifest.balanced else min(resident_clusters, tiles)
+    return clusters * manifest.cluster_m * manifest.cluster_n
 
 
 class Launcher:

@@ -164,6 +164,29 @@ DEVICE float load_shared_f32(u32 address) {
 //@ store_shared_f32: types
 DEVICE void store_shared_f32(u32 address, float v) { asm volatile("st.shared.f32 [%0], %1;" ::"r"(address), "f"(v) : "memory"); }
 
+//@ ScaleBatch: types
+// A tile's weight scales on their way to the producer warp: lane l holds that of k-block l / LANES of a batch, and of column
+// step l % LANES. The load of the next batch starts with the first k-block of this one, so that none is waited for.
+template <int BATCH, int LANES> struct ScaleBatch {
+    const float* column;
+    i64 stride;
+    int blocks;
+    float now = 0.f, following;
+    DEVICE ScaleBatch(bool inside, const float* column, i64 stride, int blocks)
+        : column(column), stride(stride), blocks(inside ? blocks : 0), following(load(0)) {}
+    DEVICE float load(int first) const {
+        const int k = first + threadIdx.x % 32 / LANES;
+        return k < blocks ? __ldg(column + k * stride) : 0.f;
+    }
+    DEVICE float at(int k) {
+        if (k % BATCH == 0) {
+            now = following;
+            following = load(k + BATCH);
+        }
+        return __shfl_sync(0xffffffffu, now, k % BATCH * LANES + threadIdx.x % LANES);
+    }
+};
+
 //@ Scales: load_shared_f32
 // What one thread needs of a stage: the row scales of its two rows of each wave, and a column scale per step.
 template <int WAVES, int STEPS> struct Scales {

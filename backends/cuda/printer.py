@@ -15,6 +15,7 @@ from xdsl.dialects.arith import ConstantOp
 from xdsl.dialects.builtin import FloatAttr, IntegerAttr
 from xdsl.ir import Block, Operation, SSAValue
 
+from gemmir.backends.cuda.comments import Comments
 from gemmir.backends.cuda.prelude import prelude
 from gemmir.backends.cuda.printing.arithmetic import PrintsArithmetic
 from gemmir.backends.cuda.printing.barriers import PrintsBarriers
@@ -76,6 +77,7 @@ class _Printer(PrintsStorage, PrintsBarriers, PrintsLoads, PrintsArithmetic, Pri
 
     def __init__(self, kernel: hopper.KernelOp, chaos: bool):
         super().__init__(kernel, chaos)
+        self.comments = Comments()
         self.first_warp = 0
         self.elected = False
         self.methods: dict[type[Operation], Callable[[Any], None]] = {
@@ -97,6 +99,7 @@ class _Printer(PrintsStorage, PrintsBarriers, PrintsLoads, PrintsArithmetic, Pri
             hopper.LoadScalesOp: self.load_scales,
             hopper.MoveScalesOp: lambda op: self.out.line(f"{self.out[op.target]} = {self.out[op.source]};"),
             hopper.NextOp: self.next,
+            hopper.NextScalesOp: self.next_scales,
             hopper.PassTurnOp: self.pass_turn,
             hopper.PrefetchMapsOp: self.prefetch_maps,
             hopper.PromoteOp: self.promote,
@@ -108,6 +111,7 @@ class _Printer(PrintsStorage, PrintsBarriers, PrintsLoads, PrintsArithmetic, Pri
             hopper.SetMaxRegistersOp: self.setmaxnreg,
             hopper.StageFragmentOp: self.stage_fragment,
             hopper.StagingOp: self.storage,
+            hopper.StartScalesOp: self.start_scales,
             hopper.StoreCommitOp: lambda op: self.call("tma_store_commit"),
             hopper.StoreWaitReadOp: lambda op: self.call(f"tma_store_wait_read<{number(op.pending)}>"),
             hopper.SyncWarpOp: lambda op: self.out.line("__syncwarp();"),
@@ -181,6 +185,8 @@ class _Printer(PrintsStorage, PrintsBarriers, PrintsLoads, PrintsArithmetic, Pri
         ops = list(block.ops)
         while ops:
             run = self.leading_run(ops)
+            if not isinstance(ops[0], hopper.WarpOp):
+                self.comment(ops[0])
             if run > 1 or (run == 1 and self.chaos):
                 with self.out.block("if (lane == 0)"):
                     for op in ops[:run]:
@@ -193,6 +199,10 @@ class _Printer(PrintsStorage, PrintsBarriers, PrintsLoads, PrintsArithmetic, Pri
                 run = 1
                 self.op(ops[0])
             del ops[:run]
+
+    def comment(self, op: Operation) -> None:
+        if (text := self.comments.of(op)) is not None:
+            self.out.line(f"// {text}")
 
     def leading_run(self, ops: list[Operation]) -> int:
         if self.elected:
@@ -226,6 +236,7 @@ class _Printer(PrintsStorage, PrintsBarriers, PrintsLoads, PrintsArithmetic, Pri
                     name = self.out.name(role.body.block.args[0])
                     if any(True for _ in role.body.block.args[0].uses):
                         self.out.line(f"const int {name} = {group}{f' - {first}' if first else ''};")
+                self.comment(role)
                 self.block(role.body.block)
             self.first_warp, head = end, "else if"
 
@@ -233,6 +244,7 @@ class _Printer(PrintsStorage, PrintsBarriers, PrintsLoads, PrintsArithmetic, Pri
         only = " && lane == 0" if op.elected is not None else ""
         self.elected = op.elected is not None
         with self.out.block(f"if (warp == {self.first_warp + number(op.index)}{only})"):
+            self.comment(op)
             self.block(op.body.block)
         self.elected = False
 

@@ -53,16 +53,32 @@ def _destinations(agent: Agent, op: hopper.TmaLoadOp) -> tuple[int, list[int]]:
 
 def fetch_scales(agent: Agent, op: hopper.FetchScalesOp) -> None:
     """The scale of each lane, (32,)."""
-    pointer, steps, step = agent[op.pointer], op.steps.value.data, op.step.value.data
+    steps = min(op.steps.value.data, LANES)
+    agent.values[op.result] = _weight_scales(agent, op, agent[op.k], steps)
+
+
+def _weight_scales(agent: Agent, op: hopper.FetchScalesOp | hopper.StartScalesOp, k: int, steps: int) -> np.ndarray:
+    """Scales of k-block `k` for `steps` lanes, zeros for the others and outside the matrix, (32,)."""
+    pointer, step = agent[op.pointer], op.step.value.data
     assert isinstance(pointer, Pointer)
     columns = agent.kernel.columns.value.data
     lanes = np.zeros(LANES, np.float32)
-    for lane in range(min(steps, LANES)):
+    for lane in range(steps):
         column = agent[op.column] + lane * step
         if column < columns:
-            index = agent[op.k] * agent[op.stride_k] + column // SCALE_COLUMNS * agent[op.stride_n]
+            index = k * agent[op.stride_k] + column // SCALE_COLUMNS * agent[op.stride_n]
             lanes[lane] = pointer.load(index)
-    agent.values[op.result] = lanes
+    return lanes
+
+
+def next_scales(agent: Agent, op: hopper.NextScalesOp) -> None:
+    """The scales of one k-block. They are read when they are used: nobody writes them while a kernel runs."""
+    start = op.batch.owner
+    assert isinstance(start, hopper.StartScalesOp)
+    blocks, lanes = start.result.type.dims
+    k = agent[op.k]
+    scales = _weight_scales(agent, start, k, lanes) if k < start.blocks.value.data else np.zeros(LANES, np.float32)
+    agent.values[op.result] = np.tile(scales[:lanes], blocks)
 
 
 def put_scales(agent: Agent, op: hopper.PutScalesOp) -> None:

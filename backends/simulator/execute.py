@@ -253,6 +253,7 @@ QUIET: dict[type[Operation], Act] = {
     hopper.RingOp: _offset,
     hopper.ScalesOp: _scales,
     hopper.StagingOp: _offset,
+    hopper.StartScalesOp: _nothing,
     hopper.WgmmaFenceOp: compute.wgmma_fence,
     hopper.ZeroOp: compute.zero,
 }
@@ -265,6 +266,7 @@ ACTS: dict[type[Operation], Act] = {
     hopper.FetchScalesOp: copies.fetch_scales,
     hopper.InitBarriersOp: _init_barriers,
     hopper.LoadScalesOp: compute.load_scales,
+    hopper.NextScalesOp: copies.next_scales,
     hopper.PassTurnOp: _pass_turn,
     hopper.PutScalesOp: copies.put_scales,
     hopper.ReleaseOp: _release,

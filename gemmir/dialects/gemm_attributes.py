@@ -184,6 +184,14 @@ def _parse_group(parser: AttrParser) -> dict[str, object]:
     return {"raster_group": _parse_positive(parser)}
 
 
+def _parse_balanced(parser: AttrParser) -> dict[str, object]:
+    return {"balanced": parser.parse_boolean()}
+
+
+def _parse_scale_batch(parser: AttrParser) -> dict[str, object]:
+    return {"scale_batch": _parse_positive(parser)}
+
+
 def _parse_slices(parser: AttrParser) -> dict[str, object]:
     return {"store_slices": _parse_positive(parser)}
 
@@ -201,6 +209,8 @@ _SCHEDULE_ENTRIES: dict[str, Callable[[AttrParser], dict[str, object]]] = {
     "cluster": _parse_cluster,
     "raster": _parse_raster,
     "group": _parse_group,
+    "balanced": _parse_balanced,
+    "scale_batch": _parse_scale_batch,
     "slices": _parse_slices,
     "stages": _parse_stages,
 }
@@ -219,6 +229,8 @@ def schedule_text(s: Schedule) -> str:
         "cluster": _known_dims_text(s.cluster_m, s.cluster_n),
         "raster": None if s.raster_axis is None else s.raster_axis.value,
         "group": s.raster_group,
+        "balanced": None if s.balanced is None else str(s.balanced).lower(),
+        "scale_batch": s.scale_batch,
         "slices": s.store_slices,
         "stages": s.num_stages,
     }
@@ -231,7 +243,7 @@ class ScheduleAttr(Data[Schedule]):
     The choices made so far; what is left out or `?` is open.
 
     `#gemm.schedule<family = tiles, block = 128x256x128, warpgroups = 2 along n, turns = false, chunk = 1,
-    cluster = 2x1, raster = along_m, group = 8, slices = 2, stages = 4>`
+    cluster = 2x1, raster = along_m, group = 8, balanced = true, scale_batch = 1, slices = 2, stages = 4>`
     """
 
     name = "gemm.schedule"

@@ -24,6 +24,7 @@ from xdsl.dialects.builtin import (
     Float32Type,
     StringAttr,
     TensorType,
+    UnitAttr,
     i32,
     i64,
 )
@@ -100,6 +101,11 @@ class Plan:
         return self.block_n // self.tile.column_step
 
     @property
+    def scale_batch(self) -> int:
+        """k-blocks whose weight scales the producer fetches at a time."""
+        return _chosen(self.schedule.scale_batch)
+
+    @property
     def slices(self) -> int:
         """Parts in which a warpgroup's tile is staged and leaves, by rows."""
         return _chosen(self.schedule.store_slices)
@@ -151,6 +157,13 @@ class Parameters:
     scale_b: SSAValue | None
     scale_b_stride_k: SSAValue | None
     scale_b_stride_n: SSAValue | None
+
+    @property
+    def weight_scales(self) -> tuple[SSAValue, SSAValue, SSAValue] | None:
+        """Address and strides along K and N of B's scales."""
+        if self.scale_b is None or self.scale_b_stride_k is None or self.scale_b_stride_n is None:
+            return None
+        return self.scale_b, self.scale_b_stride_k, self.scale_b_stride_n
 
     @property
     def loads(self) -> list[SSAValue]:
@@ -313,6 +326,7 @@ def build_kernel(plan: Plan, op: MatmulOp, name: str) -> hopper.KernelOp:
             "inputs": ArrayAttr(inputs),
             "output": output,
             "binds": ArrayAttr(binds),
+            **({"balanced": UnitAttr()} if plan.schedule.balanced else {}),
         },
         regions=[Region(block)],
     )

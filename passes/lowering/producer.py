@@ -9,14 +9,18 @@ from gemmir.dialects import hopper
 from gemmir.dialects.hopper.types import AxisName
 from gemmir.passes.lowering.emitter import Emitter
 from gemmir.passes.lowering.kernel import Parameters, Plan, Storage
+from gemmir.target import WARP_LANES
 
 
 def producer(emit: Emitter, plan: Plan, parameters: Parameters, storage: Storage) -> None:
     """For each k-block of each tile: wait for a free slot, load it, say what is coming."""
     at = emit.value(hopper.CursorOp, hopper.CursorType(plan.stages), "at")
     with emit.inside(hopper.TilesOp, "m0", "n0", **plan.raster) as (tile, (m0, n0)):
+        batch = _start_weight_scales(tile, plan, parameters, n0)
         with tile.inside(hopper.KBlocksOp, "k", first=0, last=plan.problem.k_blocks) as (body, (k,)):
-            _load_stage(body, plan, parameters, storage, at, (m0, n0, k))
+            # Before the wait, so that the global load's latency hides behind it.
+            scales = _weight_scales(body, plan, parameters, n0, k, batch)
+            _load_stage(body, plan, parameters, storage, at, (m0, n0, k), scales)
 
 
 def _load_stage(
@@ -26,10 +30,9 @@ def _load_stage(
     storage: Storage,
     at: SSAValue,
     where: tuple[SSAValue, SSAValue, SSAValue],
+    scales: SSAValue | None,
 ) -> None:
     m0, n0, k = where
-    # Before the wait, so that the global load's latency hides behind it.
-    scales = _fetch_weight_scales(emit, plan, parameters, n0, k)
     emit.op(hopper.AcquireOp, storage.empty, at, [])
 
     def load(map_: SSAValue, ring: SSAValue, row: SSAValue, column: SSAValue, step: int, shared: str = "") -> None:
@@ -54,16 +57,36 @@ def _load_stage(
     emit.op(hopper.AdvanceOp, at)
 
 
-def _fetch_weight_scales(
-    emit: Emitter, plan: Plan, parameters: Parameters, n0: SSAValue, k: SSAValue
-) -> SSAValue | None:
-    if parameters.scale_b is None or parameters.scale_b_stride_k is None or parameters.scale_b_stride_n is None:
+def _start_weight_scales(emit: Emitter, plan: Plan, parameters: Parameters, n0: SSAValue) -> SSAValue | None:
+    """Where they are fetched in batches: the first batch of a tile."""
+    scales = parameters.weight_scales
+    if scales is None or plan.scale_batch == 1:
         return None
+    pointer, stride_k, stride_n = scales
+    return emit.value(
+        hopper.StartScalesOp,
+        hopper.ScaleBatchType(plan.scale_batch, WARP_LANES // plan.scale_batch),
+        "batch",
+        *(pointer, n0, stride_k, stride_n),
+        step=plan.tile.column_step,
+        blocks=plan.problem.k_blocks,
+    )
+
+
+def _weight_scales(
+    emit: Emitter, plan: Plan, parameters: Parameters, n0: SSAValue, k: SSAValue, batch: SSAValue | None
+) -> SSAValue | None:
+    """One scale a lane for k-block `k`, or None where there are none."""
+    if batch is not None:
+        return emit.value(hopper.NextScalesOp, Float32Type(), "scales", batch, k)
+    if (scales := parameters.weight_scales) is None:
+        return None
+    pointer, stride_k, stride_n = scales
     return emit.value(
         hopper.FetchScalesOp,
         Float32Type(),
         "scales",
-        *(parameters.scale_b, k, n0, parameters.scale_b_stride_k, parameters.scale_b_stride_n),
+        *(pointer, k, n0, stride_k, stride_n),
         steps=plan.column_steps,
         step=plan.tile.column_step,
     )

@@ -348,10 +348,12 @@ SILENT = (
     hopper.FetchScalesOp,
     hopper.FragmentOp,
     hopper.MoveScalesOp,
+    hopper.NextScalesOp,
     hopper.PrefetchMapsOp,
     hopper.RingOp,
     hopper.ScalesOp,
     hopper.SetMaxRegistersOp,
     hopper.StagingOp,
+    hopper.StartScalesOp,
 )
 """Ops that order nothing and touch no shared memory."""

@@ -36,7 +36,7 @@ racecheck reports their stores, since it does not carry `__syncwarp` over to the
 def main() -> None:
     case, blocks = KERNELS[sys.argv[1]]
     pipeline = (
-        f"gemm-select-family,gemm-select-blocks{{{blocks}}},gemm-rasterize,gemm-plan-pipeline{{stages=3}},"
+        f"gemm-select-family,gemm-select-blocks{{{blocks}}},gemm-rasterize,gemm-balance,gemm-plan-pipeline{{stages=3}},"
         "gemm-lower-to-hopper"
     )
     text = lower(case.text, pipeline=pipeline, until="hopper").ir["hopper"]

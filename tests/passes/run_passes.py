@@ -14,7 +14,7 @@ from gemmir.passes.gemm_select_blocks import GemmSelectBlocksPass
 from gemmir.passes.gemm_select_family import GemmSelectFamilyPass
 from gemmir.schedule import Schedule
 
-ALL = "gemm-select-family,gemm-select-blocks,gemm-rasterize,gemm-plan-pipeline"
+ALL = "gemm-select-family,gemm-select-blocks,gemm-rasterize,gemm-balance,gemm-plan-pipeline"
 
 
 def fp8_text(m: int | str, n: int, k: int, clauses: str = "", d: str = "bf16", a: str = "f8E4M3FN") -> str:

@@ -45,6 +45,18 @@ class PrintsLoads(Printing):
         load = f"__ldg({pointer} + {k} * {stride_k} + column / 128 * {stride_n})"
         self.out.line(f"const float {self.out.name(op.result)} = lane < {steps} && column < N ? {load} : 0.f;")
 
+    def start_scales(self, op: hopper.StartScalesOp) -> None:
+        blocks, lanes = op.result.type.dims
+        pointer, stride_k, stride_n = self.out[op.pointer], self.out[op.stride_k], self.out[op.stride_n]
+        step = f" + lane % {lanes} * {number(op.step)}" if lanes > 1 else ""
+        self.out.line(f"const int column = {self.out[op.column]}{step};")
+        name, type_ = self.out.name(op.result), f"{self.need('ScaleBatch')}<{blocks}, {lanes}>"
+        scale = f"{pointer} + column / 128 * {stride_n}"
+        self.out.line(f"{type_} {name}(column < N, {scale}, {stride_k}, {number(op.blocks)});")
+
+    def next_scales(self, op: hopper.NextScalesOp) -> None:
+        self.out.line(f"const float {self.out.name(op.result)} = {self.out[op.batch]}.at({self.out[op.k]});")
+
     def put_scales(self, op: hopper.PutScalesOp) -> None:
         store = self.need("store_shared_f32")
         slot = self.slot(op.ring, op.cursor, "lane * 4")

@@ -46,7 +46,14 @@ from gemmir.dialects.hopper.control import (
     WarpgroupsOp,
     WarpOp,
 )
-from gemmir.dialects.hopper.loads import FetchScalesOp, PrefetchMapsOp, PutScalesOp, TmaLoadOp
+from gemmir.dialects.hopper.loads import (
+    FetchScalesOp,
+    NextScalesOp,
+    PrefetchMapsOp,
+    PutScalesOp,
+    StartScalesOp,
+    TmaLoadOp,
+)
 from gemmir.dialects.hopper.storage import (
     AdvanceOp,
     BarriersOp,
@@ -68,6 +75,7 @@ from gemmir.dialects.hopper.types import (
     PointerType,
     RasterAttr,
     RingType,
+    ScaleBatchType,
     ScalesType,
     StagingType,
     TensorAttr,
@@ -94,6 +102,7 @@ Hopper = Dialect(
         LoadScalesOp,
         MoveScalesOp,
         NextOp,
+        NextScalesOp,
         PassTurnOp,
         PrefetchMapsOp,
         PromoteOp,
@@ -105,6 +114,7 @@ Hopper = Dialect(
         SetMaxRegistersOp,
         StageFragmentOp,
         StagingOp,
+        StartScalesOp,
         StoreCommitOp,
         StoreWaitReadOp,
         SyncWarpOp,
@@ -131,6 +141,7 @@ Hopper = Dialect(
         PointerType,
         RasterAttr,
         RingType,
+        ScaleBatchType,
         ScalesType,
         StagingType,
         TensorAttr,

@@ -17,7 +17,7 @@ from xdsl.utils.exceptions import VerifyException
 from gemmir.dialects.hopper.arithmetic import LoadScalesOp, PromoteOp, WgmmaOp
 from gemmir.dialects.hopper.base import number
 from gemmir.dialects.hopper.control import KBlocksOp, KernelOp, RolesOp, WarpgroupsOp
-from gemmir.dialects.hopper.loads import FetchScalesOp, PutScalesOp, TmaLoadOp
+from gemmir.dialects.hopper.loads import FetchScalesOp, NextScalesOp, PutScalesOp, StartScalesOp, TmaLoadOp
 from gemmir.dialects.hopper.storage import StagingOp
 from gemmir.dialects.hopper.stores import StageFragmentOp, TmaStoreOp
 from gemmir.dialects.hopper.types import (
@@ -53,7 +53,10 @@ def check_kernel_bounds(kernel: KernelOp) -> None:
         _check_bind(kernel, parameter, bind)
     for op in kernel.body.walk():
         if isinstance(op, FetchScalesOp):
-            _check_fetch(kernel, op)
+            _fits("lanes that read a scale", number(op.steps), WARP_LANES)
+            _check_scales(kernel, op, _last_block(op))
+        elif isinstance(op, StartScalesOp):
+            _check_scales(kernel, op, number(op.blocks))
         elif (check := _CHECKS.get(type(op))) is not None:
             check(op)
 
@@ -146,17 +149,16 @@ def _put_scales(op: PutScalesOp) -> None:
     _fits("scales that are stored", number(op.steps), min(WARP_LANES, ring.dims[1] * ring.dims[2]))
 
 
-def _check_fetch(kernel: KernelOp, op: FetchScalesOp) -> None:
-    """The only ordinary loads from global memory: a scale for each k-block and each block of columns."""
-    _fits("lanes that read a scale", number(op.steps), WARP_LANES)
+def _check_scales(kernel: KernelOp, op: FetchScalesOp | StartScalesOp, blocks: int) -> None:
+    """The only ordinary loads from global memory: a scale for each of `blocks` k-blocks and each block of columns."""
     binds = [_bind_of(kernel, value) for value in (op.pointer, op.stride_k, op.stride_n)]
     tensor, wanted = binds[0].tensor.data, (BindName.POINTER, BindName.STRIDE, BindName.STRIDE)
     if [(BindName(b.kind.data), b.tensor.data) for b in binds] != [(kind, tensor) for kind in wanted]:
-        raise VerifyException("hopper.fetch_scales takes the address and the strides of one tensor")
+        raise VerifyException(f"{op.name} takes the address and the strides of one tensor")
     shape = kernel.inputs.data[tensor].type.get_shape()
     if [b.dimension.data for b in binds[1:]] != [0, 1] or len(shape) != 2 or min(shape) < 0:
-        raise VerifyException("hopper.fetch_scales reads a tensor of K blocks x N blocks")
-    _fits("rows of scales that are read", _last_block(op), shape[0])
+        raise VerifyException(f"{op.name} reads a tensor of K blocks x N blocks")
+    _fits("rows of scales that are read", blocks, shape[0])
     _fits("columns of scales that are read", -(-number(kernel.columns) // SCALE_BLOCK), shape[1])
 
 
@@ -172,6 +174,11 @@ def _last_block(op: FetchScalesOp) -> int:
     if not isinstance(loop, KBlocksOp):
         raise VerifyException("hopper.fetch_scales reads the scales of a k-block")
     return number(loop.last)
+
+
+def _next_scales(op: NextScalesOp) -> None:
+    if not isinstance(op.batch.owner, StartScalesOp):
+        raise VerifyException("hopper.next_scales goes on with what hopper.start_scales has started")
 
 
 def _tma_load(op: TmaLoadOp) -> None:
@@ -204,6 +211,7 @@ def _tma_store(op: TmaStoreOp) -> None:
 
 _CHECKS: dict[type[Operation], Callable[[Any], None]] = {
     LoadScalesOp: _load_scales,
+    NextScalesOp: _next_scales,
     PromoteOp: _promote,
     PutScalesOp: _put_scales,
     StageFragmentOp: _stage_fragment,

@@ -22,7 +22,7 @@ class KernelOp(HopperOperation):
     One kernel. Block arguments are its parameters, bound by `binds` to the tensors that it `takes` and `gives`.
 
     `tile` is the output tile of a CTA, `threads` and `shared` (bytes) those of a CTA. `columns` and `depth` are N and
-    K; M is a parameter.
+    K; M is a parameter. `balanced`: it is launched with no more clusters than the rounds of tiles need.
     """
 
     name = "hopper.kernel"
@@ -38,12 +38,13 @@ class KernelOp(HopperOperation):
     inputs = prop_def(ArrayAttr[TensorAttr])
     output = prop_def(TensorAttr)
     binds = prop_def(ArrayAttr[BindAttr])
+    balanced = opt_prop_def(UnitAttr)
 
     traits = traits_def(IsolatedFromAbove(), NoTerminator(), SymbolOpInterface())
 
     assembly_format = (
         "$sym_name `cluster` $cluster `tile` $tile `columns` $columns `depth` $depth `threads` $threads "
-        "`shared` $shared `takes` $inputs `gives` $output `binds` $binds $body attr-dict"
+        "`shared` $shared (`balanced` $balanced^)? `takes` $inputs `gives` $output `binds` $binds $body attr-dict"
     )
 
     def verify_(self) -> None:

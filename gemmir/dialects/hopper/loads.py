@@ -7,7 +7,15 @@ from xdsl.irdl import irdl_op_definition, operand_def, opt_prop_def, prop_def, r
 from xdsl.utils.exceptions import VerifyException
 
 from gemmir.dialects.hopper.base import POSITIVE, HopperOperation
-from gemmir.dialects.hopper.types import AxisAttr, BarriersType, CursorType, PointerType, RingType, TensorMapType
+from gemmir.dialects.hopper.types import (
+    AxisAttr,
+    BarriersType,
+    CursorType,
+    PointerType,
+    RingType,
+    ScaleBatchType,
+    TensorMapType,
+)
 
 
 @irdl_op_definition
@@ -76,6 +84,45 @@ class FetchScalesOp(HopperOperation):
         "$pointer `[` $k `,` $column `]` `strides` $stride_k `,` $stride_n `steps` $steps `of` $step attr-dict "
         "`:` type($pointer)"
     )
+
+
+@irdl_op_definition
+class StartScalesOp(HopperOperation):
+    """
+    Start to read the weight scales of columns `column` .. of a tile, in batches of k-blocks; see `next_scales`.
+
+    With so many lanes for each k-block, lane l reads the scale of k-block l / lanes of a batch, and of columns
+    `column` + l % lanes * `step` ..; scales lie as for `fetch_scales`. Nothing is read past `blocks` k-blocks, or
+    outside the matrix.
+    """
+
+    name = "hopper.start_scales"
+    pointer = operand_def(PointerType)
+    column = operand_def(IndexType)
+    stride_k = operand_def(i64)
+    stride_n = operand_def(i64)
+    step = prop_def(POSITIVE)
+    blocks = prop_def(POSITIVE)
+    result = result_def(ScaleBatchType)
+    assembly_format = (
+        "$pointer `[` $column `]` `strides` $stride_k `,` $stride_n `of` $step `blocks` $blocks attr-dict "
+        "`:` type($pointer) `->` type($result)"
+    )
+
+
+@irdl_op_definition
+class NextScalesOp(HopperOperation):
+    """
+    The weight scales of k-block `k`, for lane j those of column step j modulo the lanes of a k-block.
+
+    k-blocks come in order. At the first one of a batch, the load of the batch after it is started.
+    """
+
+    name = "hopper.next_scales"
+    batch = operand_def(ScaleBatchType)
+    k = operand_def(IndexType)
+    result = result_def(f32)
+    assembly_format = "$batch `[` $k `]` attr-dict `:` type($batch)"
 
 
 @irdl_op_definition

@@ -26,6 +26,7 @@ from xdsl.utils.hints import isa
 from xdsl.utils.str_enum import StrEnum
 
 from gemmir.layouts import SWIZZLES, Swizzle
+from gemmir.target import WARP_LANES
 
 Element = Float8E4M3FNType | Float8E5M2Type | BFloat16Type | Float16Type | Float32Type
 MAX_EXTENT = 1 << 20
@@ -323,6 +324,23 @@ class FragmentType(_Extents):
 
     name = "hopper.fragment"
     RANK: ClassVar[int] = 2
+
+
+@irdl_attr_definition
+class ScaleBatchType(_Extents):
+    """
+    A producer warp's registers for weight scales, k-blocks x lanes of each: `!hopper.scale_batch<16x2>`. Storage.
+
+    They fill a warp; the next batch is on its way while one is used.
+    """
+
+    name = "hopper.scale_batch"
+    RANK: ClassVar[int] = 2
+
+    def verify(self) -> None:
+        super().verify()
+        if self.dims[0] * self.dims[1] != WARP_LANES:
+            raise VerifyException(f"a batch of {self.dims[0]} x {self.dims[1]} scales fills no warp")
 
 
 @irdl_attr_definition

@@ -1,0 +1,85 @@
+"""What a printed kernel says about itself: a comment at the first op of each kind that has a reason worth telling."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import Any
+
+from xdsl.ir import Operation
+
+from gemmir.dialects import hopper
+
+
+def _holds(op: Operation, kind: type[Operation]) -> bool:
+    return any(isinstance(inner, kind) for inner in op.walk())
+
+
+def _warpgroups(op: hopper.WarpgroupsOp) -> str:
+    if not _holds(op, hopper.WgmmaOp):
+        return ""
+    if _holds(op, hopper.PromoteOp):
+        return (
+            "Math warpgroups: multiply slot by slot, add each partial sum, scaled, to the totals, stage finished rows."
+        )
+    return "Math warpgroups: multiply slot by slot, sum up in the tensor cores, stage finished rows."
+
+
+def _warp(op: hopper.WarpOp) -> str:
+    if _holds(op, hopper.TmaLoadOp):
+        return "Producer warp: keeps the ring full, one k-block of A and B in a slot, with its scales if it has any."
+    return "Store thread: sends off what is staged, one warpgroup's at a time." if _holds(op, hopper.TmaStoreOp) else ""
+
+
+def _acquire(op: hopper.AcquireOp) -> str:
+    if op.group is None:
+        return "Until every math warp has read what the slot held before."
+    return "Until the store thread has sent what was staged before."
+
+
+def _wait(op: hopper.WaitOp) -> str:
+    if op.unless_last is None:
+        return ""
+    return "Nothing follows the very last k-block: what is multiplied after it is dropped."
+
+
+def _wgmma(op: hopper.WgmmaOp) -> str:
+    if op.fresh is None or not isinstance(op.cursor.owner, hopper.NextOp):
+        return ""
+    return (
+        "In flight while the loop goes round, and while a tile's rows are staged: the tensor cores never wait for them."
+    )
+
+
+_COMMENTS: dict[type[Operation], Callable[[Any], str]] = {
+    hopper.AcquireOp: _acquire,
+    hopper.ExpectOp: lambda op: "The slot is full once all these bytes have arrived.",
+    hopper.FetchScalesOp: lambda op: "Before the wait, so that the load's latency hides behind it.",
+    hopper.FenceProxyAsyncOp: lambda op: "Ordinary accesses before this come before TMA's after the next signal.",
+    hopper.InitBarriersOp: lambda op: (
+        "full: a slot is loaded; empty: it is read; staged: rows may leave; drained: they have left."
+    ),
+    hopper.PromoteOp: lambda op: "total = partial * (row scale * column scale) + total, in f32.",
+    hopper.ReleaseOp: lambda op: "This warp has read the slot.",
+    hopper.RingOp: lambda op: "Shared memory: rings of slots for operands and scales, rows on their way out, barriers.",
+    hopper.StageFragmentOp: lambda op: "Round, and lay the rows out as TMA stores them.",
+    hopper.StoreWaitReadOp: lambda op: "TMA has read the rows: others may be staged.",
+    hopper.WaitOp: _wait,
+    hopper.WarpOp: _warp,
+    hopper.WarpgroupsOp: _warpgroups,
+    hopper.WgmmaOp: _wgmma,
+}
+
+
+class Comments:
+    """Tells what has not been said yet. Texts are ours: none comes out of the IR."""
+
+    def __init__(self) -> None:
+        self.said: set[str] = set()
+
+    def of(self, op: Operation) -> str | None:
+        """The comment for `op`, the first time that it applies."""
+        text = _COMMENTS[type(op)](op) if type(op) in _COMMENTS else ""
+        if not text or text in self.said:
+            return None
+        self.said.add(text)
+        return text
