@@ -17,6 +17,9 @@ HERE = Path(__file__).parent
 FILES = (HERE / "h200.json", HERE / "h100-raster.json")
 """All that the committed constants are fitted to."""
 
+OLDER = {"balanced": False, "scale_batch": 1}
+"""What kernels did before a schedule could say it; for measurements that are older than these choices."""
+
 
 @dataclass(frozen=True, slots=True)
 class Point:
@@ -46,6 +49,11 @@ class Measurement:
 
     point: Point
     us: float
+
+    def parsed(self) -> tuple[GemmProblem, Schedule]:
+        """As of the point, with what was not a choice yet."""
+        problem, schedule = self.point.parsed()
+        return problem, schedule.filled(**OLDER)
 
 
 @dataclass(frozen=True, slots=True)

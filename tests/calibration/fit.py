@@ -100,7 +100,7 @@ def target_of(device: str) -> Target:
 def predictions(series: Series, fit: Fit) -> np.ndarray:
     """Microseconds of each measured point."""
     target, factor = target_of(series.device), fit.machines.get(series.device, 1.0)
-    costs = [predict(*m.point.parsed(), target, fit.constants) for m in series.measurements]
+    costs = [predict(*m.parsed(), target, fit.constants) for m in series.measurements]
     return factor * np.array([cost.microseconds for cost in costs])
 
 

@@ -40,7 +40,7 @@ def test_files_hold_legal_complete_and_distinct_points(path: Path):
     assert write(series) == path.read_text()
     assert series.device in PEAK_DRAM_BYTES_PER_SECOND
     for measurement in series.measurements:
-        problem, schedule = measurement.point.parsed()
+        problem, schedule = measurement.parsed()
         assert schedule.complete, measurement
         assert is_legal(problem, schedule), measurement
         assert measurement.point.case.dtype in DTYPES

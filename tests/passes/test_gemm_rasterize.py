@@ -20,7 +20,7 @@ def test_bands_for_a_large_square_product():
         "66 at a time in 16 waves",
         "at most 62.9 MB",
         "134.2 MB of operands",
-        "30% of loads",
+        "46% of loads",
     ):
         assert number in decision.because
     assert " us predicted" in decision.because
