@@ -112,9 +112,10 @@ class Agent:
         self.cta.reads.append(access)
 
     def fence(self) -> None:
-        """Each thread orders its own accesses before what TMA and WGMMA do later."""
+        """Each thread orders its own accesses, and those that it knows of, before what TMA and WGMMA do later."""
         for access in self.unsynced:
             access.fenced = True
+        self.cta.reads[:] = [access for access in self.cta.reads if not access.published]
 
     def sync_warp(self) -> None:
         self.unpublished += self.unsynced
@@ -127,7 +128,9 @@ class Agent:
                 self.cta.shared.mark(access.region, VALID if access.fenced else VALID | UNFENCED)
             elif access.fenced:
                 self.cta.reads.remove(access)
-        self.unpublished = [a for a in self.unpublished if not (a.written or a.fenced)]
+            else:
+                access.published = True
+        self.unpublished = []
 
     # Barriers
 

@@ -37,11 +37,16 @@ Steps: TypeAlias = Generator[Wait | None, None, None]
 
 @dataclass(slots=True, eq=False)
 class Access:
-    """Ordinary accesses of a role to shared memory that no signal has published yet."""
+    """
+    Ordinary accesses of a role to shared memory.
+
+    `fenced` by the role itself; `published` by a signal, so that a fence of whoever has waited for it will do.
+    """
 
     region: Region
     written: bool
     fenced: bool = False
+    published: bool = False
 
 
 @dataclass(slots=True)

@@ -101,6 +101,16 @@ class Plan:
         return self.block_n // self.tile.column_step
 
     @property
+    def fence_where_read(self) -> bool:
+        """
+        Whether the warps that read scales fence them against TMA, or the producer warp does so before it loads.
+
+        One warp's fence is cheaper than that of all math warps, but it is about its own CTA's shared memory: in a
+        cluster, peers load into it too.
+        """
+        return self.cluster_m * self.cluster_n > 1
+
+    @property
     def scale_batch(self) -> int:
         """k-blocks whose weight scales the producer fetches at a time."""
         return _chosen(self.schedule.scale_batch)

@@ -90,10 +90,11 @@ class _Chunks:
         """
         Let TMA overwrite the scales that were read, once their slots are released.
 
-        Once for two k-blocks: the fence costs a barrier in memory, and the first one's slot is released after the
+        Once for two k-blocks: a fence costs a barrier in memory, and the first one's slot is released after the
         second one's scales are read.
         """
-        emit.op(hopper.FenceProxyAsyncOp)
+        if self.plan.fence_where_read:
+            emit.op(hopper.FenceProxyAsyncOp)
         emit.op(hopper.SyncWarpOp)
 
     def finish(self, emit: Emitter, block: int, pending: int) -> None:

@@ -60,7 +60,7 @@ class _MathRole:
             emit.op(hopper.PassTurnOp, self.group, groups=plan.groups)
 
     def load_scales(self, emit: Emitter, at: SSAValue, scales: SSAValue) -> None:
-        """Read a slot's scales; the fence lets TMA overwrite the slot once it is released."""
+        """Read a slot's scales; once it is released, TMA may overwrite them (see `Plan.fence_where_read`)."""
         storage, plan = self.storage, self.plan
         assert storage.scale_a is not None and storage.scale_b is not None
         emit.op(
@@ -69,7 +69,8 @@ class _MathRole:
             group_rows=plan.group_rows,
             group_steps=plan.group_columns // plan.tile.column_step,
         )
-        emit.op(hopper.FenceProxyAsyncOp)
+        if plan.fence_where_read:
+            emit.op(hopper.FenceProxyAsyncOp)
         emit.op(hopper.SyncWarpOp)
 
     def finish_wave(self, emit: Emitter, wave: int, release: bool) -> None:

@@ -34,6 +34,8 @@ def _load_stage(
 ) -> None:
     m0, n0, k = where
     emit.op(hopper.AcquireOp, storage.empty, at, [])
+    if plan.problem.promoted and not plan.fence_where_read:
+        emit.op(hopper.FenceProxyAsyncOp)
 
     def load(map_: SSAValue, ring: SSAValue, row: SSAValue, column: SSAValue, step: int, shared: str = "") -> None:
         emit.op(

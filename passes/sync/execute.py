@@ -297,8 +297,8 @@ class Machine:
         return True
 
     def fence_proxy(self, agent: Agent, event: Event) -> bool:
+        node = agent.fence = self.here(agent)
         if agent.role.elected:
-            node = self.here(agent)
             for access in agent.unfenced:
                 access.fenced = node
         else:

@@ -20,7 +20,7 @@ RULES: dict[str, str] = {
     "R4": "named barriers are met by the same number of threads, round after round",
     "R5": "of two accesses to the same bytes, one of them a write, the first is done before the second begins",
     "R5a": "registers of a WGMMA in flight are left alone, and fenced before they are handed to one",
-    "R6": "between an ordinary access and one by TMA or WGMMA to the same bytes, the first thread fences the proxies",
+    "R6": "between an ordinary access and one by TMA or WGMMA to the same bytes, one of the threads fences the proxies",
     "R7": "barriers are initialised before anybody uses them, and share their bytes with nothing",
     "R8": "no CTA ends, nor is one touched by a peer, while it may not be there",
 }

@@ -39,7 +39,7 @@ class SharedMemory:
                 or (write.done_by != access.agent.number and not past >> write.done & 1)
                 or (write.ordinary and not access.ordinary)
             ):
-                self.compare(write, access, past)
+                self.compare(write, access, past, cta)
             part.reads[key] = access
 
     def write(self, cta: int, parts: Iterable[int], access: Access, node: int) -> None:
@@ -47,15 +47,15 @@ class SharedMemory:
         for number in parts:
             part = held[number]
             if part.write is not None:
-                self.compare(part.write, access, past)
+                self.compare(part.write, access, past, cta)
             for read in part.reads.values():
-                self.compare(read, access, past)
+                self.compare(read, access, past, cta)
             part.write = access
             if part.reads:
                 part.reads = {}
 
-    def compare(self, first: Access, second: Access, past: int) -> None:
-        """R5 and R6 for two accesses to the same bytes, one of them a write."""
+    def compare(self, first: Access, second: Access, past: int, cta: int) -> None:
+        """R5 and R6 for two accesses to the same bytes of a CTA, one of them a write."""
         same = first.agent is second.agent
         if same and first.ordinary and second.ordinary:
             return  # each lane in its own order, to its own bytes
@@ -63,16 +63,21 @@ class SharedMemory:
             return self.race(first, second)  # of different warps, which nothing orders
         if first.done == NEVER or (first.done_by != second.agent.number and not past >> first.done & 1):
             self.race(first, second)
-        elif (
-            first.ordinary and not second.ordinary and (first.fenced == NEVER or not (same or past >> first.fenced & 1))
-        ):
+        elif first.ordinary and not second.ordinary and not self.fenced(first, second, past, cta):
             kind = "written" if first.writes else "read"
             self.report(
                 "R6",
                 f"bytes are {kind} by ordinary instructions, then used by TMA or WGMMA with no fence in between",
-                "hopper.fence_proxy_async after the first, before it is published",
+                "hopper.fence_proxy_async after the first, before it is published, or before the second",
                 *self.both(first, second),
             )
+
+    def fenced(self, first: Access, second: Access, past: int, cta: int) -> bool:
+        """Whether a proxy fence lies between the two: the first agent's, or the second's own in the same CTA."""
+        if first.fenced != NEVER and (first.agent is second.agent or past >> first.fenced & 1):
+            return True
+        by_second = second.agent.fence
+        return by_second != NEVER and second.agent.cta == cta and bool(self.before[by_second] >> first.done & 1)
 
     def race(self, first: Access, second: Access) -> None:
         words = {(True, True): "two writes", (True, False): "a write and a read", (False, True): "a read and a write"}

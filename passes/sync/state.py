@@ -69,6 +69,9 @@ class Agent:
     fenced: list[Access] = field(default_factory=list[Access])
     """Fenced since the lanes last met."""
 
+    fence: int = NEVER
+    """Node of its last `fence_proxy_async`."""
+
     open_wgmmas: list[tuple[Access, int]] = field(default_factory=list[tuple[Access, int]])
     wgmma_groups: deque[list[tuple[Access, int]]] = field(default_factory=deque[list[tuple[Access, int]]])
     in_flight: dict[int, int] = field(default_factory=dict[int, int])

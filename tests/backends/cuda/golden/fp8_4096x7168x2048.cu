@@ -53,8 +53,6 @@ gemm_e4m3_e4m3_128x256_cluster1x1_stages4(
         Cursor<1> out;
         mbarrier_wait(full + at.stage * 8, at.parity);
         scales.load(ring_scale_a + at.stage * 512 + (warp % 4 * 16 + lane / 4) * 4, ring_scale_b + at.stage * 16 + group * 4);
-        // Ordinary accesses before this come before TMA's after the next signal.
-        fence_proxy_async();
         __syncwarp();
         wgmma_fence();
         multiply<true>(partial, ring_a + at.stage * 16384, ring_b + at.stage * 32768 + group * 16384);
@@ -74,7 +72,6 @@ gemm_e4m3_e4m3_128x256_cluster1x1_stages4(
                 const auto ahead = at.next();
                 mbarrier_wait(full + ahead.stage * 8, ahead.parity);
                 next_scales.load(ring_scale_a + ahead.stage * 512 + (warp % 4 * 16 + lane / 4) * 4, ring_scale_b + ahead.stage * 16 + group * 4);
-                fence_proxy_async();
                 __syncwarp();
                 wgmma_wait<0>();
                 settled(partial);
@@ -99,6 +96,7 @@ gemm_e4m3_e4m3_128x256_cluster1x1_stages4(
             // Round, and lay the rows out as TMA stores them.
             stage_columns<0, 64, 0, 7>(total0, staging + group * 16384, warp % 4 * 16);
             stage_columns<32, 64, 0, 7>(total0, staging + group * 16384 + 8192, warp % 4 * 16);
+            // Ordinary accesses before this come before TMA's after the next signal.
             fence_proxy_async();
             __syncwarp();
             if (lane == 0) mbarrier_arrive(staged + group * 8);
@@ -107,7 +105,6 @@ gemm_e4m3_e4m3_128x256_cluster1x1_stages4(
             // Nothing follows the very last k-block: what is multiplied after it is dropped.
             if (!tiles.last()) mbarrier_wait(full + ahead.stage * 8, ahead.parity);
             next_scales.load(ring_scale_a + ahead.stage * 512 + (warp % 4 * 16 + lane / 4) * 4, ring_scale_b + ahead.stage * 16 + group * 4);
-            fence_proxy_async();
             __syncwarp();
             wgmma_wait<0>();
             settled(partial);
@@ -143,6 +140,7 @@ gemm_e4m3_e4m3_128x256_cluster1x1_stages4(
                     const float scales = lane < 2 && column < N ? __ldg(scale_b + k * scale_b_stride_k + column / 128 * scale_b_stride_n) : 0.f;
                     // Until every math warp has read what the slot held before.
                     mbarrier_wait(empty + at.stage * 8, at.parity ^ 1);
+                    fence_proxy_async();
                     if (lane == 0) {
                         tma_load(ring_a + at.stage * 16384, map_a, k * 128, m0, full + at.stage * 8);
                         tma_load(ring_b + at.stage * 32768, map_b, k * 128, n0, full + at.stage * 8);
