@@ -15,7 +15,7 @@ from typing import TYPE_CHECKING, Literal, TypeAlias
 
 from gemmir.cache import Cache, digest, sources_digest
 from gemmir.cache_files import Entry, Json
-from gemmir.decisions import collect
+from gemmir.decisions import Terms, collect
 from gemmir.errors import InputError
 from gemmir.kernel import CompiledKernel
 from gemmir.manifest import Manifest
@@ -145,6 +145,15 @@ def lower(
         verify_module(module)
         _print(lowered, target, checked=bool(passes) and passes[-1].name == "hopper-check-sync")
     return lowered
+
+
+def cost_terms(lowered: Lowered) -> tuple[Terms, ...]:
+    """What the cost model makes of what was lowered to level "schedule", and of the best with another tile."""
+    from gemmir.dialects.gemm import problem_of, schedule_of, the_matmul
+    from gemmir.passes.cost_terms import compared
+
+    matmul = the_matmul(lowered.module)
+    return compared(problem_of(matmul), schedule_of(matmul))
 
 
 def module_of(source: Source) -> ModuleOp:

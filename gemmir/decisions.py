@@ -38,6 +38,18 @@ class Decision:
         return f"{self.subject} = {self.choice}: {self.because}{second}"
 
 
+@dataclass(frozen=True, slots=True)
+class Terms:
+    """
+    How a time was predicted for a tile, `block`.
+
+    `lines` has each term's name with its unit, and its value, in the order in which they are put together.
+    """
+
+    block: str
+    lines: tuple[tuple[str, str], ...]
+
+
 _collector: ContextVar[list[Decision] | None] = ContextVar("gemmir_decisions", default=None)
 
 

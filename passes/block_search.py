@@ -1,7 +1,8 @@
 """
 The search for a tile: every legal block, number of warpgroups, split and cluster, ranked by the cost model.
 
-A search has milliseconds. So tiles that cannot come near the best found so far are dropped by a bound, most rules are
+Tile orders are chosen later, but the first few candidates are ranked as if the best one were. A search has
+milliseconds. So tiles that cannot come near the best found so far are dropped by a bound, most rules are
 asked once for a shape and only the rest for each of its clusters, and clusters are tried only where they can matter.
 """
 
@@ -22,7 +23,7 @@ from gemmir.legality import (
     tma_boxes,
     turns,
 )
-from gemmir.passes.cost_model import Cost, cluster_bound, dram_seconds, predict, tile_bound
+from gemmir.passes.cost_model import Cost, best_orders, cluster_bound, dram_seconds, predict, tile_bound
 from gemmir.problem import GemmProblem
 from gemmir.schedule import Schedule, Split
 from gemmir.target import SM_90A, Target
@@ -52,6 +53,12 @@ GROUPS_FIRST = tuple(sorted(MATH_WARPGROUPS, key=lambda groups: abs(groups - 2))
 CLUSTER_RULES = (cluster, tma_boxes)
 SHAPE_RULES = tuple(rule for rule in RULES if rule not in CLUSTER_RULES)
 
+ALIKE = 0.002
+"""Times that differ by less are the same to the model."""
+
+ORDERED = 6
+"""Candidates that are costed again with the best tile order of each."""
+
 NEAR_BEST = 1.1
 """Tiles that take this many times as long as the best are not even runners-up."""
 
@@ -72,13 +79,15 @@ class Candidate:
         """Everything but the cluster."""
         return *self.block, self.schedule.math_warpgroups, self.schedule.split, self.schedule.promote_chunk
 
-    @property
-    def rank(self) -> tuple[int, ...]:
-        """Less is better: time in whole nanoseconds, then no cluster, two warpgroups, less waste along M, no chunks."""
+    def rank(self, best: float) -> tuple[float, ...]:
+        """
+        Less is better: time in steps of `ALIKE` of `best` seconds, then no cluster, two warpgroups, less waste along M,
+        no chunks, time.
+        """
         s = self.schedule
         assert s.cluster_m and s.cluster_n and s.block_m and s.math_warpgroups and s.promote_chunk
-        ctas, nanoseconds = s.cluster_m * s.cluster_n, round(self.cost.seconds * 1e9)
-        return nanoseconds, ctas, abs(s.math_warpgroups - 2), s.block_m, s.promote_chunk
+        ctas, steps = s.cluster_m * s.cluster_n, int((self.cost.seconds / best - 1) / ALIKE)
+        return steps, ctas, abs(s.math_warpgroups - 2), s.block_m, s.promote_chunk, self.cost.seconds
 
 
 @dataclass(frozen=True, slots=True)
@@ -203,7 +212,18 @@ def search(problem: GemmProblem, fixed: Schedule, target: Target = SM_90A) -> Ra
             best = min(best, cost.seconds)
     if not candidates:
         raise _no_candidate(problem, fixed, target)
-    return Ranking(sorted(candidates, key=lambda c: c.rank), len(shapes))
+    return Ranking(_with_orders(problem, _ranked(candidates), target), len(shapes))
+
+
+def _ranked(candidates: list[Candidate]) -> list[Candidate]:
+    best = min(c.cost.seconds for c in candidates)
+    return sorted(candidates, key=lambda c: c.rank(best))
+
+
+def _with_orders(problem: GemmProblem, ranked: list[Candidate], target: Target) -> list[Candidate]:
+    """The first candidates of a ranking anew, each with the tile order that suits it; the others behind them."""
+    first = [Candidate(c.schedule, best_orders(problem, c.schedule, target)[0].cost) for c in ranked[:ORDERED]]
+    return _ranked(first) + ranked[ORDERED:]
 
 
 def _first_broken(problem: GemmProblem, schedule: Schedule, target: Target) -> tuple[int, Violation] | None:

@@ -1,5 +1,5 @@
 """
-`gemm-rasterize`: choose the order in which tiles are visited, by what a wave of them reads.
+`gemm-rasterize`: choose the order in which tiles are visited, by the time that the cost model predicts.
 
     schedule <..., cluster = 2x1>                                   // before
     schedule <..., cluster = 2x1, raster = along_m, group = 8>      // after
@@ -15,18 +15,23 @@ from xdsl.passes import ModulePass
 
 from gemmir.decisions import Decision, record
 from gemmir.errors import ScheduleError
-from gemmir.passes.l2_model import Grid, Traffic, grid_of, tile_orders
+from gemmir.passes.cost_model import Ordered, best_orders
+from gemmir.passes.l2_model import Grid, grid_of
 from gemmir.passes.schedule_pass import bad_option, read_schedule, write_schedule
 from gemmir.schedule import RasterAxis, Schedule
 from gemmir.target import SM_90A
+
+NEEDED = ("block_m", "block_n", "math_warpgroups", "split")
 
 
 @dataclass(frozen=True)
 class GemmRasterizePass(ModulePass):
     """
-    Choose the raster axis and the group width (in cluster tiles) that read the fewest bytes from DRAM.
+    Choose the raster axis and the group width (in cluster tiles).
 
-    `ScheduleError` (GMR-S005) if the blocks are still open.
+    They decide what is read from DRAM, and what CTAs side by side share.
+
+    `ScheduleError` (GMR-S005) if the tile, or who computes it, is still open.
     """
 
     name = "gemm-rasterize"
@@ -40,17 +45,17 @@ class GemmRasterizePass(ModulePass):
         if wanted.raster_axis is not None and wanted.raster_group is not None:
             write_schedule(matmul, problem, wanted)
             return
-        if wanted.block_m is None or wanted.block_n is None:
+        if missing := [name for name in NEEDED if getattr(wanted, name) is None]:
             raise ScheduleError(
                 "GMR-S005",
-                f"{self.name}: block_m and block_n are open",
+                f"{self.name}: {', '.join(missing)} open",
                 rule="a tile order needs tiles",
                 fix="run gemm-select-blocks before",
             )
-        grid = grid_of(problem, wanted)
-        best, *others = tile_orders(grid, wanted.raster_axis, wanted.raster_group)
-        write_schedule(matmul, problem, wanted.filled(raster_axis=best.axis, raster_group=best.group))
-        record(_explain(self.name, grid, best, others))
+        best, *others = best_orders(problem, wanted)
+        order = best.order
+        write_schedule(matmul, problem, wanted.filled(raster_axis=order.axis, raster_group=order.group))
+        record(_explain(self.name, grid_of(problem, wanted), best, others))
 
     def _with_options(self, schedule: Schedule) -> Schedule:
         if self.axis is not None:
@@ -65,11 +70,23 @@ def _mb(size: int) -> str:
     return f"{size / 1e6:.1f} MB"
 
 
-def _explain(name: str, grid: Grid, best: Traffic, others: list[Traffic]) -> Decision:
+def _share(ordered: Ordered) -> str:
+    return f"{ordered.order.distinct_a + ordered.order.distinct_b:.0%}"
+
+
+def _explain(name: str, grid: Grid, best: Ordered, others: list[Ordered]) -> Decision:
+    order = best.order
     because = (
-        f"{grid.rows} x {grid.columns} cluster tiles, {grid.resident} at a time in {grid.waves} waves; a wave reads at "
-        f"most {_mb(best.footprint)} of A and B (L2: {SM_90A.l2_bytes >> 20} MiB), all of them {_mb(best.dram_bytes)} "
-        f"from DRAM for {_mb(grid.operand_bytes)} of operands"
+        f"{grid.rows} x {grid.columns} cluster tiles, {grid.resident} at a time in {grid.waves} waves; a wave reads "
+        f"at most {_mb(order.footprint)} of A and B (L2: {SM_90A.l2_bytes >> 20} MiB), all of them "
+        f"{_mb(order.dram_bytes)} from DRAM for {_mb(order.operand_bytes)} of operands; {_share(best)} of loads are no "
+        f"neighbour's too; {best.cost.microseconds:.1f} us predicted"
     )
-    second = f"{others[0]} reads {_mb(others[0].dram_bytes)}" if others else ""
-    return Decision(name, "raster", str(best), because, second)
+    if not others:
+        return Decision(name, "raster", str(order), because)
+    other = others[0]
+    second = (
+        f"{other.order} reads {_mb(other.order.dram_bytes)}, {_share(other)} of loads no neighbour's too: "
+        f"{other.cost.microseconds:.1f} us"
+    )
+    return Decision(name, "raster", str(order), because, second)

@@ -1,10 +1,10 @@
 """
-What the tile order costs in DRAM traffic.
+What the tile order costs: DRAM traffic, and how much of what is loaded is shared by CTAs that run side by side.
 
 All resident CTAs compute one wave of tiles at a time and walk K together. A wave therefore reads each row of A-tiles
-and each column of B-tiles that it touches once from DRAM; the more square the wave, the fewer distinct bytes. What the
-wave before left in L2 is not read again, but L2 keeps two copies, one in each half, so little is left: on an H200,
-8192 x 8192 x 8192 in groups of 8 read 614 MB for 134 MB of operands, and this model says 612 MB.
+and each column of B-tiles that it touches once from DRAM, unless L2 still has it: from the wave before, or from the
+last time that the order came by. Results go through L2 too. On an H200, 8192 x 8192 x 8192 in groups of 8 read 614 MB
+for 134 MB of operands, and this model, whose constants are fitted to times, says 511 MB.
 """
 
 from __future__ import annotations
@@ -12,15 +12,20 @@ from __future__ import annotations
 from collections.abc import Iterator
 from dataclasses import dataclass
 
+from gemmir.passes.cost_constants import DEFAULT, Constants
 from gemmir.problem import GemmProblem
 from gemmir.schedule import RasterAxis, Schedule
 from gemmir.target import SM_90A, Target
 
-GROUPS = (1, 2, 4, 8, 16, 32)
+GROUPS = (1, 2, 4, 6, 8, 12, 16, 24, 32)
 """Group widths that are worth telling apart."""
 
-L2_COPIES = 2
-"""Both halves of L2 keep a line that SMs of both sides read."""
+NEIGHBOURS_A = 16
+NEIGHBOURS_B = 4
+"""
+Clusters in a row whose loads of the same bytes of A, or of B, are cheaper than loads of other bytes. Of 2 to 64 for
+either, these fit raster sweeps best; the hardware's reason is not known.
+"""
 
 WAVES_LOOKED_AT = 24
 """Waves are alike after a few: beyond this many, the traffic of the first ones is scaled up."""
@@ -31,7 +36,8 @@ class Grid:
     """
     The cluster tiles of a problem: `rows` x `columns`, of which `resident` are computed at a time.
 
-    `row_bytes` is one row of tiles of A over all of K, `column_bytes` one column of tiles of B.
+    `row_bytes` is one row of tiles of A over all of K, `column_bytes` one column of tiles of B, `result_bytes` one tile
+    of D; a tile is of `cluster_m` x `cluster_n` CTAs.
     """
 
     rows: int
@@ -39,6 +45,9 @@ class Grid:
     resident: int
     row_bytes: int
     column_bytes: int
+    result_bytes: int
+    cluster_m: int = 1
+    cluster_n: int = 1
 
     @property
     def waves(self) -> int:
@@ -51,14 +60,25 @@ class Grid:
 
 @dataclass(frozen=True, slots=True)
 class Traffic:
-    """A tile order and what it reads: `footprint` bytes in its largest wave, `dram_bytes` in all."""
+    """
+    A tile order and what it moves: `footprint` bytes of A and B in its largest wave, `operand_bytes` of A and B in all,
+    each once, and `dram_again` bytes that DRAM reads more than once.
+
+    `distinct_a` is the part of all loads which are of A and which no neighbouring CTA does too; `distinct_b` of B.
+    """
 
     axis: RasterAxis
     group: int
     footprint: int
-    dram_bytes: int
-    steady_footprint: int
-    """Footprint in a grid without borders; decides where the borders make orders equal."""
+    operand_bytes: int
+    dram_again: int
+    distinct_a: float
+    distinct_b: float
+
+    @property
+    def dram_bytes(self) -> int:
+        """Of A and B, read."""
+        return self.operand_bytes + self.dram_again
 
     def __str__(self) -> str:
         return f"{self.axis.value} in groups of {self.group}"
@@ -68,13 +88,16 @@ def grid_of(problem: GemmProblem, schedule: Schedule, target: Target = SM_90A) -
     """The grid of a schedule whose blocks and cluster are chosen."""
     assert schedule.block_m is not None and schedule.block_n is not None
     cluster_m, cluster_n = schedule.cluster_m or 1, schedule.cluster_n or 1
-    tile_m, tile_n = schedule.block_m * cluster_m, schedule.block_n * cluster_n
+    tile_m, tile_n = min(schedule.block_m * cluster_m, problem.rows), min(schedule.block_n * cluster_n, problem.n)
     return Grid(
-        rows=-(-problem.rows // tile_m),
-        columns=-(-problem.n // tile_n),
+        rows=-(-problem.rows // (schedule.block_m * cluster_m)),
+        columns=-(-problem.n // (schedule.block_n * cluster_n)),
         resident=target.sms // (cluster_m * cluster_n),
-        row_bytes=min(tile_m, problem.rows) * problem.k * problem.a.bytes,
-        column_bytes=min(tile_n, problem.n) * problem.k * problem.b.bytes,
+        row_bytes=tile_m * problem.k * problem.a.bytes,
+        column_bytes=tile_n * problem.k * problem.b.bytes,
+        result_bytes=tile_m * tile_n * problem.d.bytes,
+        cluster_m=cluster_m,
+        cluster_n=cluster_n,
     )
 
 
@@ -104,11 +127,16 @@ def _union(spans: list[tuple[int, int]]) -> int:
     return total
 
 
+def _along(grid: Grid, axis: RasterAxis) -> tuple[int, int, int, int]:
+    """How many majors and minors there are, and the bytes of each."""
+    if axis is RasterAxis.ALONG_M:
+        return grid.rows, grid.columns, grid.row_bytes, grid.column_bytes
+    return grid.columns, grid.rows, grid.column_bytes, grid.row_bytes
+
+
 def _waves(grid: Grid, axis: RasterAxis, group: int) -> Iterator[tuple[int, int]]:
-    """Bytes that each of the first waves reads, and how many of them the wave before read too."""
-    along_m = axis is RasterAxis.ALONG_M
-    major, minor = (grid.rows, grid.columns) if along_m else (grid.columns, grid.rows)
-    major_bytes, minor_bytes = (grid.row_bytes, grid.column_bytes) if along_m else (grid.column_bytes, grid.row_bytes)
+    """Bytes of A and B that each of the first waves needs, and how many of them the wave before needed too."""
+    major, minor, major_bytes, minor_bytes = _along(grid, axis)
 
     def read(first: int, last: int) -> int:
         majors, minors = touched(first, min(last, major * minor), group, major, minor)
@@ -123,37 +151,61 @@ def _waves(grid: Grid, axis: RasterAxis, group: int) -> Iterator[tuple[int, int]
         before = footprint
 
 
-def _steady_footprint(grid: Grid, axis: RasterAxis, group: int) -> int:
+def _distinct(grid: Grid, axis: RasterAxis, group: int) -> tuple[float, float]:
+    """
+    Of the bytes that a CTA computes with, those of A and those of B that no neighbouring cluster loads too.
+
+    As shares of all, the mean over where the neighbours begin in a band.
+    """
+    a, b = grid.row_bytes / grid.cluster_m, grid.column_bytes / grid.cluster_n
     along_m = axis is RasterAxis.ALONG_M
-    major, minor = (grid.row_bytes, grid.column_bytes) if along_m else (grid.column_bytes, grid.row_bytes)
-    return group * major + -(-grid.resident // group) * minor
+    rows = _side_by_side(grid, axis, group, NEIGHBOURS_A)[0 if along_m else 1]
+    columns = _side_by_side(grid, axis, group, NEIGHBOURS_B)[1 if along_m else 0]
+    return rows * a / (a + b or 1), columns * b / (a + b or 1)
 
 
-def traffic(grid: Grid, axis: RasterAxis, group: int, target: Target = SM_90A) -> Traffic:
+def _side_by_side(grid: Grid, axis: RasterAxis, group: int, neighbours: int) -> tuple[float, float]:
+    """Majors and minors that so many clusters in a row touch, per cluster."""
+    major, minor, _, _ = _along(grid, axis)
+    count = max(1, min(neighbours, major * minor))
+    width = max(1, min(group, major))
+    bands = count / (width * max(1, minor))
+    majors = min(width, count) if bands <= 1 else min(major, width * bands)
+    return majors / count, min(minor, 1 + (count - 1) / width) / count
+
+
+def traffic(grid: Grid, axis: RasterAxis, group: int, constants: Constants = DEFAULT) -> Traffic:
     """
-    Bytes that one tile order reads from DRAM.
+    What one tile order moves.
 
-    Each wave reads its distinct operands. Of those that the wave before read too, the share 1 - footprint / L2 is
-    still there.
+    Each wave reads its distinct operands. What the wave before read too was last used one wave's bytes ago; what comes
+    back later, one band of `group` rows or columns ago. A share that falls with that distance is still in L2.
     """
-    capacity = target.l2_bytes // L2_COPIES
-    total = largest = 0
-    for footprint, common in _waves(grid, axis, group):
-        kept = max(0.0, 1 - footprint / capacity)
-        total += footprint - int(kept * common)
-        largest = max(largest, footprint)
-    looked_at = min(grid.waves, WAVES_LOOKED_AT)
-    total = total * grid.waves // max(1, looked_at)
-    # Operands that fit L2 together are read once, whatever the order.
-    dram = grid.operand_bytes if grid.operand_bytes <= capacity else max(total, grid.operand_bytes)
-    return Traffic(axis, group, largest, dram, _steady_footprint(grid, axis, group))
+    waves = list(_waves(grid, axis, group)) or [(0, 0)]
+    seen = max(1, grid.waves) / len(waves)
+    results = grid.resident * grid.result_bytes
+    total, common = sum(read for read, _ in waves), sum(both for _, both in waves)
+    soon = seen * sum(both * _gone(read + results, constants) for read, both in waves)
+    band_waves = max(1.0, group * _along(grid, axis)[1] / grid.resident)
+    late = max(0.0, seen * (total - common) - grid.operand_bytes)
+    late *= _gone(band_waves * (total / len(waves) + results), constants)
+    largest = max(read for read, _ in waves)
+    return Traffic(axis, group, largest, grid.operand_bytes, int(soon + late), *_distinct(grid, axis, group))
 
 
-def tile_orders(
-    grid: Grid, axis: RasterAxis | None = None, group: int | None = None, target: Target = SM_90A
-) -> list[Traffic]:
-    """All tile orders with the given axis and group width (None: any), the best first."""
-    axes = tuple(RasterAxis) if axis is None else (axis,)
-    groups = GROUPS if group is None else (group,)
-    orders = [traffic(grid, a, g, target) for a in axes for g in groups]
-    return sorted(orders, key=lambda t: (t.dram_bytes, t.footprint, t.steady_footprint))
+def _gone(distance: float, constants: Constants) -> float:
+    """The share of bytes that L2 has lost when they are read again after `distance` bytes."""
+    return 1 - 1 / (1 + (distance / constants.l2_reuse_bytes) ** constants.l2_reuse_order)
+
+
+def orders_of(grid: Grid, axis: RasterAxis | None = None, group: int | None = None) -> list[tuple[RasterAxis, int]]:
+    """
+    The tile orders with the given axis and group width (None: any) that are worth telling apart.
+
+    All rows in one group is the same order as columns one by one, so that wider groups need no look.
+    """
+    if group is not None:
+        return [(along, group) for along in (tuple(RasterAxis) if axis is None else (axis,))]
+    if axis is not None:
+        return [(axis, width) for width in GROUPS]
+    return [(along, w) for along in RasterAxis for w in GROUPS if w == 1 or w < _along(grid, along)[0]]

@@ -155,6 +155,27 @@ def test_explain_says_what_was_chosen_and_why(capsys: pytest.CaptureFixture[str]
     assert "    next best: " in out
 
 
+def test_explain_shows_the_terms_of_the_cost_model(capsys: pytest.CaptureFixture[str]):
+    """Of the schedule and of the best one with another tile: k-block, tile, rounds, clock, DRAM, and what they make."""
+    assert main(["explain", LAYER]) == 0
+    lines = capsys.readouterr().out.splitlines()
+    start = next(n for n, line in enumerate(lines) if line.startswith("predicted"))
+    assert lines[start].split()[1:] == ["128x256x128", "256x128x128"]
+    values = {line[:32].strip(): line[32:].split() for line in lines[start + 1 : -1]}
+    assert values["k-block: tensor cores, clocks"] == ["1024", "1024"]
+    assert values["tiles"] == ["896", "896"]
+    assert values["rounds"] == ["7", "7"]
+    for column in range(2):
+        number = {name: float(cells[column].rstrip("%")) for name, cells in values.items()}
+        k_blocks, tile = 16 * number["k-block, clocks"], number["tile beside k-blocks, clocks"]
+        assert number["all rounds, clocks"] == pytest.approx(7 * (k_blocks + tile), rel=1e-3)
+        rounds = number["all rounds, us"]
+        assert rounds == pytest.approx(number["all rounds, clocks"] / number["clock, GHz"] / 1e3, rel=5e-3)
+        parts = number["launch and first reads, us"]
+        assert rounds + parts <= number["in all, us"] + 0.2 <= rounds + parts + number["DRAM, us"]
+    assert lines[-1].startswith("limited by")
+
+
 def test_explain_leaves_out_what_the_program_fixes(tmp_path: Path, capsys: pytest.CaptureFixture[str]):
     text = Path(LAYER).read_text().replace("128x128)\n", "128x128) schedule <stages = 2>\n")
     (tmp_path / "layer.mlir").write_text(text)

@@ -1,4 +1,4 @@
-"""`gemm-rasterize`: the tile order that reads least, and why."""
+"""`gemm-rasterize`: the tile order that takes least time, and why."""
 
 import pytest
 
@@ -10,19 +10,43 @@ NAME = "gemm-rasterize"
 WIDE = "schedule <block = 128x256x128, warpgroups = 2 along n, turns = false, cluster = 2x1>"
 
 
-def test_groups_of_eight_for_a_large_square_product():
+def test_bands_for_a_large_square_product():
     module, schedule, (decision,) = run(fp8_text(8192, 8192, 8192, WIDE), NAME)
-    assert (schedule.raster_axis, schedule.raster_group) == (RasterAxis.ALONG_M, 8)
-    assert "cluster = 2x1, raster = along_m, group = 8>" in str(module)
-    assert (decision.by, decision.subject, decision.choice) == (NAME, "raster", "along_m in groups of 8")
-    for number in ("32 x 32 cluster tiles", "66 at a time in 16 waves", "52.4 MB", "612.4 MB", "134.2 MB of operands"):
+    assert (schedule.raster_axis, schedule.raster_group) == (RasterAxis.ALONG_M, 12)
+    assert "cluster = 2x1, raster = along_m, group = 12>" in str(module)
+    assert (decision.by, decision.subject, decision.choice) == (NAME, "raster", "along_m in groups of 12")
+    for number in (
+        "32 x 32 cluster tiles",
+        "66 at a time in 16 waves",
+        "at most 62.9 MB",
+        "134.2 MB of operands",
+        "46% of loads",
+    ):
         assert number in decision.because
-    assert decision.runner_up.endswith(" MB")
+    assert " us predicted" in decision.because
+    assert decision.runner_up.startswith("along_m in groups of 8 reads ")
+    assert decision.runner_up.endswith(" us")
+
+
+@pytest.mark.parametrize(
+    ("shape", "block", "order"),
+    [
+        ((4096, 24576, 1536), "128x192x128", (RasterAxis.ALONG_N, 1)),
+        ((4096, 2112, 7168), "128x192x128", (RasterAxis.ALONG_M, 6)),
+        ((8192, 8192, 8192), "128x192x128", (RasterAxis.ALONG_M, 12)),
+    ],
+)
+def test_as_measured(shape: tuple[int, int, int], block: str, order: tuple[RasterAxis, int]):
+    """On an H100 within 1% of the best of 18 orders; tests/calibration has all of them."""
+    given = f"schedule <block = {block}, warpgroups = 2 along m, turns = true, cluster = 1x1>"
+    _, schedule, _ = run(fp8_text(*shape, given), NAME)
+    assert (schedule.raster_axis, schedule.raster_group) == order
 
 
 def test_the_axis_follows_the_shape():
-    assert run(fp8_text(24576, 4096, 1536, WIDE), NAME)[1].raster_axis is RasterAxis.ALONG_N
-    assert run(fp8_text(4096, 24576, 1536, WIDE), NAME)[1].raster_axis is RasterAxis.ALONG_M
+    """All of the short side at once, so that what is long is read once."""
+    assert run(fp8_text(24576, 4096, 1536, WIDE), NAME)[1].raster_axis is RasterAxis.ALONG_M
+    assert run(fp8_text(4096, 24576, 1536, WIDE), NAME)[1].raster_axis is RasterAxis.ALONG_N
 
 
 def test_what_is_fixed_stays():
@@ -50,7 +74,7 @@ def test_runs_twice_with_the_same_result():
 
 
 def test_needs_blocks():
-    with pytest.raises(ScheduleError, match="block_m and block_n are open") as caught:
+    with pytest.raises(ScheduleError, match="block_m, block_n, math_warpgroups, split open") as caught:
         run(fp8_text("?", 7168, 2048), NAME)
     assert caught.value.code == "GMR-S005"
 

@@ -57,7 +57,7 @@ gemm_e4m3_e4m3_128x256_cluster1x1_stages4(
         wgmma_fence();
         multiply<true>(partial, ring_a + at.stage * 16384, ring_b + at.stage * 32768 + group * 16384);
         wgmma_commit();
-        for (Tiles<128, 256, 1, 1, N, 32, true> tiles(m); !tiles.done(); tiles.next()) {
+        for (Tiles<128, 256, 1, 1, N, 1, false> tiles(m); !tiles.done(); tiles.next()) {
             zero(total0);
             zero(total1);
 #pragma unroll 1
@@ -130,7 +130,7 @@ gemm_e4m3_e4m3_128x256_cluster1x1_stages4(
         if (warp == 8) {
             // Producer warp: keeps the ring full, one k-block of A and B in a slot, with its scales if it has any.
             Cursor<4> at;
-            for (Tiles<128, 256, 1, 1, N, 32, true> tiles(m); !tiles.done(); tiles.next()) {
+            for (Tiles<128, 256, 1, 1, N, 1, false> tiles(m); !tiles.done(); tiles.next()) {
                 int m0, n0;
                 tiles.origin(0, m0, n0);
 #pragma unroll 1
@@ -157,7 +157,7 @@ gemm_e4m3_e4m3_128x256_cluster1x1_stages4(
         if (warp == 9 && lane == 0) {
             // Store thread: sends off what is staged, one warpgroup's at a time.
             Cursor<1> at;
-            for (Tiles<128, 256, 1, 1, N, 32, true> tiles(m); !tiles.done(); tiles.next()) {
+            for (Tiles<128, 256, 1, 1, N, 1, false> tiles(m); !tiles.done(); tiles.next()) {
                 int m0, n0;
                 tiles.origin(0, m0, n0);
                 mbarrier_wait(staged, at.parity);

@@ -1,0 +1,197 @@
+"""
+Fits the constants of the cost model to measurements, and says how well it does.
+
+    python -m tests.calibration.fit [FILE ...]
+
+Least squares of log(predicted / measured), by Gauss-Newton with damping from round numbers. A weak pull towards them
+leaves alone what the data say nothing about; where the search begins does not depend on the constants that are there,
+so that the same data give the same constants. Machines differ: DRAM as `gemmir.target` says, the rest by one factor for
+each, fitted too; an H200 is 1. Prints old and new constants, errors, and the regret of each shape.
+"""
+
+from __future__ import annotations
+
+import argparse
+import sys
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, replace
+from pathlib import Path
+
+import numpy as np
+
+from gemmir.bench.cases import Case
+from gemmir.passes.cost_constants import DEFAULT, Constants
+from gemmir.passes.cost_model import predict
+from gemmir.target import PEAK_DRAM_BYTES_PER_SECOND, SM_90A, Target
+from tests.calibration.data import FILES, Measurement, Series, load
+
+REFERENCE = "NVIDIA H200"
+"""The device whose constants these are."""
+
+FITTED = {
+    "wave_latency": 260.0,
+    "in_place_bubble": 1000.0,
+    "operand_order": 6.0,
+    "spread_a": 0.08,
+    "spread_b": 0.16,
+    "l2_efficiency": 1.04,
+    "overlap_order": 20.0,
+    "dram_overlap_order": 4.0,
+    "dram_efficiency": 1.0,
+    "l2_reuse_bytes": 40e6,
+    "l2_reuse_order": 2.5,
+    "l2_dirty_bytes": 15e6,
+    "store_exposed": 0.7,
+    "store_row_clocks": 3.0,
+    "sliced_store_exposed": 0.2,
+    "cold_seconds_per_byte": 6e-14,
+    "launch_seconds": 4e-6,
+    "power_drop_hz": 0.36e9,
+    "dram_drop_hz": 0.05e9,
+    "sustained_drop_hz": 30e6,
+}
+"""Constants that the data can tell, and where the search for them begins; positive, fitted as logarithms."""
+
+PULL = 0.08
+"""Moving a constant by e costs as much as so much error of one point."""
+
+STEP = 1e-3
+"""Of a logarithm, for differences."""
+
+LARGEST_MOVE = 0.5
+"""Of a logarithm in one iteration."""
+
+ENOUGH = 1e-6
+"""A gain of this share of the sum of squares ends the fit."""
+
+Group = tuple[str, Case]
+
+
+@dataclass(frozen=True, slots=True)
+class Fit:
+    """Constants, and by which factor each device takes longer than an H200."""
+
+    constants: Constants
+    machines: dict[str, float]
+
+
+@dataclass(frozen=True, slots=True)
+class Choice:
+    """
+    Of the measured schedules of a shape: the one that the model ranks first, and the fastest. `regret` is by how much
+    the first takes longer.
+    """
+
+    group: Group
+    chosen: Measurement
+    fastest: Measurement
+
+    @property
+    def regret(self) -> float:
+        return self.chosen.us / self.fastest.us - 1
+
+
+def target_of(device: str) -> Target:
+    """`SM_90A` with the DRAM of a device in `gemmir.target`."""
+    share = PEAK_DRAM_BYTES_PER_SECOND[device] / PEAK_DRAM_BYTES_PER_SECOND[REFERENCE]
+    return replace(SM_90A, dram_bytes_per_second=SM_90A.dram_bytes_per_second * share)
+
+
+def predictions(series: Series, fit: Fit) -> np.ndarray:
+    """Microseconds of each measured point."""
+    target, factor = target_of(series.device), fit.machines.get(series.device, 1.0)
+    costs = [predict(*m.parsed(), target, fit.constants) for m in series.measurements]
+    return factor * np.array([cost.microseconds for cost in costs])
+
+
+def errors(data: Sequence[Series], fit: Fit) -> np.ndarray:
+    """log(predicted / measured) of each point of each series."""
+    measured = np.array([m.us for series in data for m in series.measurements])
+    return np.log(np.concatenate([predictions(series, fit) for series in data]) / measured)
+
+
+def choices(data: Sequence[Series], fit: Fit) -> list[Choice]:
+    """One for each shape on each device with more than one schedule."""
+    groups: dict[Group, list[tuple[float, Measurement]]] = {}
+    for series in data:
+        for us, m in zip(predictions(series, fit), series.measurements, strict=True):
+            groups.setdefault((series.device, m.point.case), []).append((float(us), m))
+    return [
+        Choice(group, min(points, key=lambda p: p[0])[1], min((m for _, m in points), key=lambda m: m.us))
+        for group, points in groups.items()
+        if len(points) > 1
+    ]
+
+
+def fitted(
+    data: Sequence[Series], start: Mapping[str, float] = FITTED, constants: Constants = DEFAULT, iterations: int = 40
+) -> Fit:
+    """`constants`, but those in `start`, and a factor for each device but `REFERENCE`, as they meet the data best."""
+    devices = sorted({series.device for series in data} - {REFERENCE})
+    begin = np.array([*(np.log(value) for value in start.values()), *(0.0 for _ in devices)])
+
+    def at(x: np.ndarray) -> Fit:
+        values = {name: float(np.exp(v)) for name, v in zip(start, x, strict=False)}
+        factors = dict(zip(devices, np.exp(x[len(start) :]).tolist(), strict=True))
+        return Fit(replace(constants, **values), factors)
+
+    def residuals(x: np.ndarray) -> np.ndarray:
+        return np.concatenate([errors(data, at(x)), PULL * (x - begin)])
+
+    x, residual, damping = begin, residuals(begin), 1e-2
+    for _ in range(iterations):
+        steps = np.eye(len(x)) * STEP
+        jacobian = np.stack([(residuals(x + step) - residual) / STEP for step in steps], axis=1)
+        normal, gradient = jacobian.T @ jacobian, jacobian.T @ residual
+        before = residual @ residual
+        for _ in range(10):
+            move = np.linalg.solve(normal + damping * np.diag(np.diag(normal)), -gradient)
+            there = x + np.clip(move, -LARGEST_MOVE, LARGEST_MOVE)
+            found = residuals(there)
+            if found @ found < before:
+                x, residual, damping = there, found, damping / 3
+                break
+            damping *= 4
+        if before - residual @ residual < ENOUGH * before:
+            break
+    return at(x)
+
+
+def report(data: Sequence[Series], old: Fit, new: Fit) -> str:
+    """Constants before and after, errors by device, and the regret of each shape with the new ones."""
+    lines = [
+        f"{name:24s} {getattr(old.constants, name):12.4g} -> {getattr(new.constants, name):12.4g}" for name in FITTED
+    ]
+    lines += [f"{device}: times x {factor:.3f}" for device, factor in new.machines.items()]
+    for series in data:
+        for label, fit in (("old", old), ("new", new)):
+            off = np.expm1(errors([series], fit))
+            lines.append(
+                f"{series.device}, {len(off)} points, {label}: mean error {np.mean(np.abs(off)):.2%}, "
+                f"worst {off.min():+.1%} and {off.max():+.1%}"
+            )
+    for choice in choices(data, new):
+        device, case = choice.group
+        lines.append(f"regret {choice.regret:6.2%} {device}, {case}: {choice.chosen.point.schedule}")
+        if choice.regret > 0:
+            lines.append(f"              fastest: {choice.fastest.point.schedule}")
+    regrets = [choice.regret for choice in choices(data, new)]
+    lines.append(f"regret: mean {np.mean(regrets):.2%}, worst {max(regrets):.2%}")
+    return "\n".join(lines) + "\n"
+
+
+def main(arguments: Sequence[str] | None = None) -> int:
+    parser = argparse.ArgumentParser(prog="python -m tests.calibration.fit", description=__doc__)
+    parser.add_argument(
+        "files", nargs="*", type=Path, default=FILES, metavar="FILE", help="default: the committed ones"
+    )
+    parser.add_argument("--keep", action="store_true", help="keep the constants, fit the machines' factors only")
+    args = parser.parse_args(arguments)
+    data = load(tuple(args.files))
+    old = fitted(data, {})
+    sys.stdout.write(report(data, old, old if args.keep else fitted(data)))
+    return 0
+
+
+if __name__ == "__main__":
+    raise SystemExit(main())
