@@ -13,6 +13,7 @@ from gemmir.passes.block_search import FIELDS, clusters_of, legal_shapes, search
 from gemmir.passes.cost_model import predict
 from gemmir.problem import GemmProblem
 from gemmir.schedule import Schedule, Split
+from gemmir.tile import tile_geometry
 from tests.passes.measured import fp8_measurements
 from tests.passes.run_passes import fp8_text, plain_text, run
 from tests.schedules import fp8_problem, half_problem, legal_schedules, placed_schedules, problems
@@ -230,6 +231,23 @@ def test_refuses_what_nothing_completes(options: str, what: str, rule: str):
     assert "nothing completes" in caught.value.what
     assert what in caught.value.what
     assert rule in (caught.value.rule or "")
+
+
+@pytest.mark.parametrize("slices", [1, 2, 3, 4])
+def test_slices_that_are_fixed_choose_the_waves(slices: int):
+    _, s, _ = run(fp8_text("?", 7168, 2048, f"schedule <slices = {slices}>"), NAME)
+    assert s.store_slices == slices
+    assert slices in (1, tile_geometry(s).waves)
+
+
+def test_slices_that_no_tile_has_are_refused_by_name():
+    with pytest.raises(ScheduleError) as caught:
+        run(plain_text("?", 7168, 2048, "schedule <slices = 2>"), NAME)
+    assert caught.value.code == "GMR-S006"
+    assert caught.value.what.startswith("nothing completes store_slices = 2: the nearest, ")
+    assert "has slices = 2 of " in caught.value.what
+    assert caught.value.rule == "GMR-S003: a tile leaves in one slice, or in one a wave where sums are promoted"
+    assert caught.value.fix == "use slices = 1, or leave more of the schedule open"
 
 
 def test_a_complete_choice_that_breaks_a_rule_says_which():
