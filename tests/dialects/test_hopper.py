@@ -90,6 +90,10 @@ REFUSED = {
     "an unknown swizzle": (swap(r"f8E4M3FN, b128>", "f8E4M3FN, b256>"), "none"),
     "an unknown order": (swap(r"row_major", "diagonal"), "row_major"),
     "a use before the definition": (swap(r"hopper.init_barriers %full", "hopper.init_barriers %later"), "later"),
+    "no last tile outside the tiles": (
+        swap(r"hopper.wait %full\[%at\] :", "hopper.wait %full[%at] unless_last :"),
+        "unless_last stands in hopper.tiles",
+    ),
     "no blocks of K": (swap(r"k_blocks 0 to 16", "k_blocks 0 to 0"), "expected integer >= 1"),
     "no arrivals": (swap(r"arrivals 16", "arrivals 0"), "expected integer >= 1"),
 }

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from typing import TypeVar
+
 from xdsl.dialects.builtin import ArrayAttr, IndexType, SymbolNameConstraint, UnitAttr
 from xdsl.ir import Operation
 from xdsl.irdl import irdl_op_definition, opt_prop_def, prop_def, region_def, traits_def
@@ -10,6 +12,8 @@ from xdsl.utils.exceptions import VerifyException
 
 from gemmir.dialects.hopper.base import NATURAL, POSITIVE, HopperOperation
 from gemmir.dialects.hopper.types import BindAttr, PairAttr, RasterAttr, TensorAttr
+
+OpT = TypeVar("OpT", bound=Operation)
 
 
 @irdl_op_definition
@@ -122,6 +126,11 @@ class TilesOp(HopperOperation):
         if [a.type for a in self.body.block.args] != [IndexType(), IndexType()]:
             raise VerifyException("hopper.tiles takes two index arguments: row and column")
 
+    @staticmethod
+    def holds(op: Operation) -> bool:
+        """Whether `op` is in a loop over tiles."""
+        return _around(op, TilesOp) is not None
+
 
 @irdl_op_definition
 class KBlocksOp(HopperOperation):
@@ -141,7 +150,11 @@ class KBlocksOp(HopperOperation):
     @staticmethod
     def around(op: Operation) -> KBlocksOp | None:
         """The loop over k-blocks that `op` is in, if any."""
-        parent = op.parent_op()
-        while parent is not None and not isinstance(parent, KBlocksOp):
-            parent = parent.parent_op()
-        return parent
+        return _around(op, KBlocksOp)
+
+
+def _around(op: Operation, kind: type[OpT]) -> OpT | None:
+    parent = op.parent_op()
+    while parent is not None and not isinstance(parent, kind):
+        parent = parent.parent_op()
+    return parent
