@@ -2,9 +2,10 @@
 
 import re
 from dataclasses import fields, replace
+from random import Random
 
 import pytest
-from hypothesis import given
+from hypothesis import find, given
 from hypothesis import strategies as st
 
 from gemmir.dtypes import BF16
@@ -260,6 +261,15 @@ def test_legal_schedules_keep_the_budgets_of_an_sm(data: st.DataObject):
     assert operands + s.block_m * s.block_n * 2 // s.store_slices < shared_layout(problem, s).total_bytes <= 232_448
     assert s.block_m // s.cluster_n <= 256
     assert s.block_n // s.cluster_m <= 256
+
+
+@pytest.mark.parametrize("whole", [True, False])
+def test_tiles_that_leave_whole_and_wave_by_wave_are_drawn(whole: bool):
+    found = find(
+        legal_schedules(FP8), lambda s: tile_geometry(s).waves > 1 and (s.store_slices == 1) is whole, random=Random(0)
+    )
+    assert found.complete
+    assert is_legal(FP8, found)
 
 
 @given(st.data())
