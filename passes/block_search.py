@@ -252,7 +252,7 @@ def _no_candidate(problem: GemmProblem, fixed: Schedule, target: Target) -> Sche
 
 def fixed_names(schedule: Schedule) -> tuple[str, ...]:
     """Names of the choices that are made, of those that the search looks at."""
-    names = (*FIELDS, "num_stages")
+    names = (*FIELDS, "store_slices", "num_stages")
     return tuple(name for name in names if getattr(schedule, name) is not None)
 
 

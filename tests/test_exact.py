@@ -1,8 +1,8 @@
 """
 More than 2,000 products, simulated and compared in full with the reference, with no tolerance.
 
-Kernels of every shape that is legal: math warpgroups and how they divide the tile, waves, clusters, turns, chunks;
-each with the smallest tile that has the shape, and with as many k-blocks as the ring has slots, one more, one fewer,
+Kernels of every shape that is legal: math warpgroups and how they divide the tile, waves, slices, clusters, turns and
+chunks; each with the smallest tile that has the shape, and with as many k-blocks as the ring has slots, one more, one fewer,
 and one.
 Sizes lie around the edges of tiles and k-blocks. Each product has data, an order of events and a grid of its own.
 """
@@ -11,6 +11,7 @@ from __future__ import annotations
 
 import random
 from collections import Counter
+from collections.abc import Iterator
 from dataclasses import dataclass, replace
 from functools import cached_property
 
@@ -25,7 +26,15 @@ from gemmir.pipeline import parse_pipeline, run_passes
 from gemmir.problem import GemmProblem
 from gemmir.schedule import RasterAxis, Schedule
 from gemmir.testing import check_exact
-from gemmir.testing.strategies import FP8_PAIRS, fp8_problem, half_problem, placed_schedules, program_text
+from gemmir.testing.strategies import (
+    FP8_PAIRS,
+    completed,
+    fp8_problem,
+    half_problem,
+    placed_schedules,
+    program_text,
+    sliced_schedules,
+)
 from gemmir.tile import tile_geometry
 
 ENOUGH = 2000
@@ -60,9 +69,10 @@ class Group:
         s, k_blocks = self.schedule, self.problem.k_blocks
         assert s.split is not None
         turns = "-turns" if s.turns else f"-chunk{s.promote_chunk}" if s.promote_chunk != 1 else ""
+        slices = f"-{s.store_slices}slices" if tile_geometry(s).waves > 1 else ""
         return (
             f"{self.problem.a}-{s.block_m}x{s.block_n}-{s.math_warpgroups}{s.split.value}-"
-            f"{s.cluster_m}x{s.cluster_n}{turns}-{k_blocks}of{s.num_stages}"
+            f"{s.cluster_m}x{s.cluster_n}{turns}{slices}-{k_blocks}of{s.num_stages}"
         )
 
 
@@ -76,13 +86,20 @@ def shape(schedule: Schedule) -> Shape:
         (schedule.cluster_m, schedule.cluster_n),
         schedule.turns,
         schedule.promote_chunk,
+        schedule.store_slices,
     )
+
+
+def variants(problem: GemmProblem) -> Iterator[Schedule]:
+    """Every tile with each number of slices, small ones first."""
+    for placed in sorted(placed_schedules(problem), key=lambda s: (s.block_m or 0) * (s.block_n or 0)):
+        yield from sliced_schedules(problem, placed)
 
 
 def smallest(problem: GemmProblem) -> list[Schedule]:
     """The smallest tile of every shape."""
     found: dict[Shape, Schedule] = {}
-    for schedule in sorted(placed_schedules(problem), key=lambda s: (s.block_m or 0) * (s.block_n or 0)):
+    for schedule in variants(problem):
         found.setdefault(shape(schedule), schedule)
     return list(found.values())
 
@@ -127,12 +144,13 @@ def all_groups() -> list[Group]:
     for base in (fp8_problem(None, 128, 128), half_problem(None, 128, 64)):
         for number, schedule in enumerate(smallest(base)):
             stages = STAGES[number % len(STAGES)]
-            complete = replace(
+            fixed = replace(
                 schedule,
                 raster_axis=chance.choice(list(RasterAxis)),
                 raster_group=chance.choice((1, 2, 8)),
                 num_stages=stages,
             )
+            complete = completed(base, fixed)
             for blocks in sorted({1, stages - 1, stages, stages + 1}):
                 a, b = chance.choice(FP8_PAIRS) if base.a.is_fp8 else (chance.choice((BF16, F16)),) * 2
                 problem = replace(base, k=blocks * base.block_k, a=a, b=b, d=chance.choice((BF16, F16)))
@@ -158,7 +176,7 @@ def test_there_are_enough():
 def test_all_shapes_and_edges_are_there():
     for is_fp8, problem in ((True, fp8_problem(None, 128, 128)), (False, half_problem(None, 128, 64))):
         mine = [group for group in GROUPS if group.problem.a.is_fp8 is is_fp8]
-        assert {shape(group.schedule) for group in mine} == {shape(s) for s in placed_schedules(problem)}
+        assert {shape(group.schedule) for group in mine} == {shape(s) for s in variants(problem)}
     assert {group.schedule.math_warpgroups for group in GROUPS} == {1, 2, 3}
     assert len({(group.problem.a, group.problem.b, group.problem.d) for group in GROUPS}) == 2 * (len(FP8_PAIRS) + 2)
     edges = Counter(

@@ -88,8 +88,22 @@ def test_a_fault_inside_the_epilogue_points_inside():
 def test_a_schedule_that_does_not_fit_shows_the_arithmetic():
     error = failure(TEXT.replace("stages = 3", "stages = 9"), ScheduleError)
     assert (error.code, *place(error)) == ("GMR-S001", 3, 3)
-    assert "9 stages x 49696 + 65568 (outgoing tile, barriers) = 512832 bytes" in error.what
+    assert error.what == "9 stages x 49696 + 32800 (outgoing tile, barriers) = 480064 bytes"
+    assert error.fix == "use num_stages = 4"
+
+
+def test_slices_that_are_fixed_beside_stages_that_do_not_fit_show_the_arithmetic():
+    error = failure(TEXT.replace("stages = 3", "slices = 1, stages = 4"), ScheduleError)
+    assert (error.code, *place(error)) == ("GMR-S001", 3, 3)
+    assert error.what == "4 stages x 49696 + 65568 (outgoing tile, barriers) = 264352 bytes"
     assert error.fix == "use num_stages = 3"
+
+
+def test_slices_that_a_tile_does_not_have_are_refused():
+    error = failure(TEXT.replace("stages = 3", "slices = 4, stages = 3"), ScheduleError)
+    assert (error.code, *place(error)) == ("GMR-S003", 3, 3)
+    assert error.what == "slices = 4 of 2 waves a warpgroup"
+    assert error.fix == "use slices = 1 or 2"
 
 
 def test_a_use_before_the_definition_is_refused():

@@ -2,13 +2,15 @@
 
 import re
 from dataclasses import fields, replace
+from random import Random
 
 import pytest
-from hypothesis import given
+from hypothesis import find, given
 from hypothesis import strategies as st
 
 from gemmir.dtypes import BF16
 from gemmir.errors import ScheduleError
+from gemmir.layouts import Swizzle
 from gemmir.legality import (
     MAX_STAGES,
     MIN_STAGES,
@@ -18,9 +20,10 @@ from gemmir.legality import (
     scale_steps,
     violation,
 )
+from gemmir.problem import GemmProblem
 from gemmir.schedule import Schedule, Split
 from gemmir.target import SM_90A, setmaxnreg_split
-from gemmir.tile import shared_layout, tile_geometry
+from gemmir.tile import TileGeometry, shared_layout, tile_geometry
 from tests.kernels import FP8_SCHEDULE
 from tests.schedules import (
     fp8_problem,
@@ -29,6 +32,7 @@ from tests.schedules import (
     nearly_legal_schedules,
     placed_schedules,
     problems,
+    sliced_schedules,
 )
 
 FP8 = fp8_problem(4096, 7168, 2048)
@@ -87,7 +91,7 @@ def test_one_lane_expands_one_weight_scale():
 
 
 def test_registers_are_counted():
-    too_many = replace(GOOD, split=Split.ALONG_M)
+    too_many = replace(GOOD, split=Split.ALONG_M, num_stages=3)
     found = violation(FP8, too_many)
     assert found is not None
     assert found.code == "GMR-S002"
@@ -102,7 +106,8 @@ def test_promotion_costs_one_more_fragment():
 
 
 def test_shared_memory_is_counted():
-    broken("GMR-S001", "4 stages x 49696 + 65568", "264352 bytes", "232448", num_stages=4)
+    broken("GMR-S001", "5 stages x 49696 + 32800", "281280 bytes", "232448", num_stages=5)
+    broken("GMR-S001", "4 stages x 49696 + 65568", "264352 bytes", "232448", store_slices=1, num_stages=4)
     broken("GMR-S001", "num_stages = 1", num_stages=1)
     broken("GMR-S001", "num_stages = 13", num_stages=13)
 
@@ -168,11 +173,94 @@ def test_a_chunk_costs_a_second_partial_sum():
     assert {groups: max(columns) for groups, columns in widest.items()} == {1: 128, 2: 128, 3: 80}
 
 
-def test_check_raises_what_the_rule_says():
-    with pytest.raises(ScheduleError, match="264352 bytes") as caught:
-        check_schedule(FP8, replace(GOOD, num_stages=4))
+@pytest.mark.parametrize(("slices", "stages", "nbytes", "fitting"), [(2, 5, 281280, 4), (1, 4, 264352, 3)])
+def test_check_raises_what_the_rule_says(slices: int, stages: int, nbytes: int, fitting: int):
+    with pytest.raises(ScheduleError, match=f"{nbytes} bytes") as caught:
+        check_schedule(FP8, replace(GOOD, store_slices=slices, num_stages=stages))
     assert caught.value.code == "GMR-S001"
-    assert "num_stages = 3" in (caught.value.fix or "")
+    assert caught.value.fix == f"use num_stages = {fitting}"
+    assert is_legal(FP8, replace(GOOD, store_slices=slices, num_stages=fitting))
+
+
+WAVES = {
+    1: replace(GOOD, block_n=192, split=Split.ALONG_M),
+    2: GOOD,
+    3: replace(GOOD, block_m=192, block_n=128),
+    4: replace(GOOD, block_m=256, block_n=64),
+}
+"""Tiles by the waves of a warpgroup."""
+
+
+@pytest.mark.parametrize("waves", WAVES)
+def test_a_promoted_tile_leaves_whole_or_wave_by_wave(waves: int):
+    tile = WAVES[waves]
+    assert tile_geometry(tile).waves == waves
+    legal = [n for n in range(1, 7) if is_legal(FP8, replace(tile, store_slices=n, num_stages=2))]
+    assert legal == sorted({1, waves})
+
+
+@pytest.mark.parametrize("waves", WAVES)
+def test_a_tile_that_is_summed_in_place_leaves_whole(waves: int):
+    tile = replace(WAVES[waves], block_k=64, num_stages=2)
+    assert [n for n in range(1, 7) if is_legal(HALF, replace(tile, store_slices=n))] == [1]
+
+
+@pytest.mark.parametrize(
+    ("problem", "tile", "slices", "legal"),
+    [(FP8, GOOD, 3, "1 or 2"), (FP8, WAVES[3], 2, "1 or 3"), (FP8, WAVES[1], 2, "1"), (HALF, GOOD, 2, "1")],
+    ids=["between", "fewer than waves", "one wave", "in place"],
+)
+def test_other_slices_are_refused(problem: GemmProblem, tile: Schedule, slices: int, legal: str):
+    with pytest.raises(ScheduleError) as caught:
+        check_schedule(problem, replace(tile, block_k=problem.block_k, store_slices=slices, num_stages=2))
+    error = caught.value
+    assert error.code == "GMR-S003"
+    assert error.what == f"slices = {slices} of {tile_geometry(tile).waves} waves a warpgroup"
+    assert error.rule == "a tile leaves in one slice, or in one a wave where sums are promoted"
+    assert error.fix == f"use slices = {legal}"
+
+
+def test_slices_of_an_open_tile_break_nothing():
+    assert is_legal(FP8, Schedule(store_slices=2))
+    assert is_legal(HALF, Schedule(store_slices=2, block_m=128, block_n=256))
+
+
+@pytest.mark.parametrize(
+    ("slices", "stages", "staging", "total"),
+    [(1, 3, 32768, 3 * 49696 + 65568), (2, 4, 16384, 4 * 49696 + 32800), (None, 4, 16384, 4 * 49696 + 32800)],
+)
+def test_the_staging_area_holds_one_slice(slices: int | None, stages: int, staging: int, total: int):
+    """Where slices are open, the usual ones are assumed."""
+    layout = shared_layout(FP8, replace(GOOD, store_slices=slices, num_stages=stages))
+    assert layout.staging_bytes == staging
+    assert layout.stage_bytes == 16384 + 32768 + 512 + 16 + 2 * 8 == 49696
+    assert layout.fixed_bytes == 2 * staging + 2 * 2 * 8
+    assert layout.total_bytes == total
+
+
+def test_boxes_are_those_of_a_slice():
+    """256 x 48 a warpgroup: 32 columns at 64 bytes a row and 16 at 32, whole or a quarter of the rows."""
+    tile = TileGeometry(256, 48)
+    assert [(c.first, c.columns, c.swizzle, c.offset) for c in tile.store_chunks()] == [
+        (0, 32, Swizzle.B64, 0),
+        (32, 16, Swizzle.B32, 256 * 64),
+    ]
+    assert [(c.first, c.columns, c.swizzle, c.offset) for c in tile.store_chunks(4)] == [
+        (0, 32, Swizzle.B64, 0),
+        (32, 16, Swizzle.B32, 64 * 64),
+    ]
+
+
+@given(st.data())
+def test_the_most_slices_leave_the_most_stages(data: st.DataObject):
+    problem = data.draw(problems())
+    placed = data.draw(st.sampled_from(placed_schedules(problem)))
+    sliced = sliced_schedules(problem, placed)
+    most = tile_geometry(placed).waves if problem.promoted else 1
+    assert [s.store_slices for s in sliced] in ([1, most], [most])
+    stages = [[n for n in range(2, 13) if is_legal(problem, replace(s, num_stages=n))][-1] for s in sliced]
+    assert stages == sorted(stages)
+    assert is_legal(problem, replace(placed, num_stages=stages[-1])), "slices open"
 
 
 @pytest.mark.parametrize("problem", [FP8, HALF], ids=["fp8", "bf16"])
@@ -198,9 +286,18 @@ def test_legal_schedules_keep_the_budgets_of_an_sm(data: st.DataObject):
     partials = (1 if s.promote_chunk == 1 else 2) if problem.promoted else 0
     assert sums + partials * sums // tile_geometry(s).waves < math
     operands = (s.block_m + s.block_n) * 128 * s.num_stages
-    assert operands + s.block_m * s.block_n * 2 < shared_layout(problem, s).total_bytes <= 232_448
+    assert operands + s.block_m * s.block_n * 2 // s.store_slices < shared_layout(problem, s).total_bytes <= 232_448
     assert s.block_m // s.cluster_n <= 256
     assert s.block_n // s.cluster_m <= 256
+
+
+@pytest.mark.parametrize("whole", [True, False])
+def test_tiles_that_leave_whole_and_wave_by_wave_are_drawn(whole: bool):
+    found = find(
+        legal_schedules(FP8), lambda s: tile_geometry(s).waves > 1 and (s.store_slices == 1) is whole, random=Random(0)
+    )
+    assert found.complete
+    assert is_legal(FP8, found)
 
 
 @given(st.data())
@@ -226,7 +323,7 @@ def test_regions_of_shared_memory_follow_one_another(data: st.DataObject):
         assert offset % alignment == 0
         at += size
     assert at == layout.total_bytes
-    assert layout.staging_bytes >= tile_geometry(s).wg_rows * tile_geometry(s).wg_columns * BF16.bytes
+    assert layout.staging_bytes * s.store_slices >= tile_geometry(s).wg_rows * tile_geometry(s).wg_columns * BF16.bytes
 
 
 @given(st.data())

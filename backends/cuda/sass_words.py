@@ -71,10 +71,14 @@ class Instruction:
         return control_of(self.word)
 
     @property
+    def sources(self) -> tuple[int, ...]:
+        """The registers of its first to third source operand, for an instruction that has three; 255 is RZ."""
+        return tuple(_field(self.word, bit, 8) for bit in REGISTER_BITS)
+
+    @property
     def reused(self) -> tuple[int, ...]:
         """The registers in the operand cache after it, of its first to third source operand; 255 is RZ."""
-        pairs = zip(REGISTER_BITS, self.control.reuse, strict=True)
-        return tuple(_field(self.word, bit, 8) for bit, reuse in pairs if reuse)
+        return tuple(source for source, reuse in zip(self.sources, self.control.reuse, strict=True) if reuse)
 
 
 def control_of(word: int) -> Control:

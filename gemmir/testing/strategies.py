@@ -24,6 +24,7 @@ from gemmir.legality import (
 from gemmir.numerics import NumericsSpec
 from gemmir.problem import SCALE_BLOCK, GemmProblem, Recipe
 from gemmir.schedule import Family, RasterAxis, Schedule, Split
+from gemmir.tile import tile_geometry
 
 CLUSTERS = ((1, 1), (2, 1), (1, 2))
 FP8_PAIRS = ((F8E4M3FN, F8E4M3FN), (F8E5M2, F8E4M3FN), (F8E5M2, F8E5M2), (F8E4M3FN, F8E5M2))
@@ -85,9 +86,24 @@ def _placed(problem: GemmProblem) -> tuple[Schedule, ...]:
 
 
 def placed_schedules(problem: GemmProblem) -> tuple[Schedule, ...]:
-    """All legal choices of blocks, math warpgroups, split, turns, chunk and cluster; raster and stages open."""
+    """All legal choices of blocks, math warpgroups, split, turns, chunk and cluster; everything else open."""
     # Legality depends on neither size nor expectation.
     return _placed(replace(problem, m=None, n=512, k=512, expected_m=4096))
+
+
+def sliced_schedules(problem: GemmProblem, placed: Schedule) -> tuple[Schedule, ...]:
+    """`placed` with each number of slices in which its tile may leave."""
+    slices = range(1, tile_geometry(placed).waves + 1)
+    return tuple(s for n in slices if is_legal(problem, s := replace(placed, store_slices=n)))
+
+
+def completed(problem: GemmProblem, schedule: Schedule) -> Schedule:
+    """`schedule` with all that it leaves open chosen by the passes: what fixes only a part need not name the rest."""
+    from gemmir.compiler import lower
+    from gemmir.dialects.gemm import schedule_of, the_matmul
+
+    found = lower(program_text(problem, schedule), m=problem.expected_m, until="schedule")
+    return schedule_of(the_matmul(found.module))
 
 
 @st.composite
@@ -100,21 +116,25 @@ def legal_schedules(draw: st.DrawFn, problem: GemmProblem) -> Schedule:
     tiles = [s for s in everywhere if s.block_m == block_m and s.math_warpgroups == groups]
     loop = draw(st.sampled_from(sorted({(bool(s.turns), s.promote_chunk or 0) for s in tiles})))
     placed = draw(st.sampled_from([s for s in tiles if (s.turns, s.promote_chunk) == loop]))
-    fitting = [n for n in range(MIN_STAGES, MAX_STAGES + 1) if is_legal(problem, replace(placed, num_stages=n))]
-    return replace(
-        placed,
+    sliced = draw(st.sampled_from(sliced_schedules(problem, placed)))
+    fitting = [n for n in range(MIN_STAGES, MAX_STAGES + 1) if is_legal(problem, replace(sliced, num_stages=n))]
+    drawn = replace(
+        sliced,
         raster_axis=draw(st.sampled_from(RasterAxis)),
         raster_group=draw(st.sampled_from((1, 2, 3, 8, 16, 64))),
         num_stages=draw(st.sampled_from(fitting)),
     )
+    return completed(problem, drawn)
 
 
 @st.composite
 def nearly_legal_schedules(draw: st.DrawFn, problem: GemmProblem) -> Schedule:
     """Legal schedules of which one choice was changed so that a rule is broken."""
     legal = draw(legal_schedules(problem))
-    block_m, block_n, block_k, stages = legal.block_m, legal.block_n, legal.block_k, legal.num_stages
-    assert block_m is not None and block_n is not None and block_k is not None and stages is not None
+    block_m, block_n, block_k = legal.block_m, legal.block_n, legal.block_k
+    slices, stages = legal.store_slices, legal.num_stages
+    assert block_m is not None and block_n is not None and block_k is not None
+    assert slices is not None and stages is not None
     changes: tuple[dict[str, int | bool], ...] = (
         {"block_m": block_m + 32},
         {"block_m": 320},
@@ -129,6 +149,8 @@ def nearly_legal_schedules(draw: st.DrawFn, problem: GemmProblem) -> Schedule:
         {"cluster_m": 4},
         {"raster_group": 0},
         {"raster_group": 65},
+        {"store_slices": slices + 1},
+        {"store_slices": 5},
         {"num_stages": 1},
         {"num_stages": MAX_STAGES + 1},
         {"num_stages": stages + 4},

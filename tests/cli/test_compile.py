@@ -30,7 +30,9 @@ def test_each_kind_is_a_file_of_its_own(everything: dict[str, bytes]):
 
 def test_the_levels_differ_in_what_is_decided(everything: dict[str, bytes]):
     assert b"schedule <" not in everything["down_proj.gemm.mlir"]
-    assert b"schedule <family = tiles, block = " in everything["down_proj.schedule.mlir"]
+    schedule = everything["down_proj.schedule.mlir"]
+    assert b"schedule <family = tiles, block = 128x256x128, warpgroups = 2 along n, turns = false" in schedule
+    assert b", slices = 2, stages = 4>\n" in schedule
     assert b"hopper.kernel" in everything["down_proj.hopper.mlir"]
     assert b"gemm.matmul" not in everything["down_proj.hopper.mlir"]
 

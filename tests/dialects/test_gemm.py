@@ -1,7 +1,10 @@
 """The gemm dialect: text that survives, every clause, every rule that the verifier holds."""
 
 import re
+from dataclasses import fields
 from io import StringIO
+from types import NoneType
+from typing import get_args, get_type_hints
 
 import pytest
 from hypothesis import given
@@ -24,7 +27,8 @@ from gemmir.errors import IRError, ScheduleError, UnsupportedError
 from gemmir.ir_text import parse_module
 from gemmir.numerics import NumericsSpec
 from gemmir.problem import Recipe
-from gemmir.schedule import Family, RasterAxis, Schedule, Split
+from gemmir.schedule import Schedule, Split
+from tests.schedules import completed, fp8_problem
 
 FULL = """\
 builtin.module {
@@ -36,7 +40,7 @@ builtin.module {
         numerics <promote_every = 128>
         expect <m = 64>
         schedule <family = tiles, block = 128x256x128, warpgroups = 2 along n, turns = false, cluster = 2x1, \
-raster = along_m, group = 8, stages = 3>
+raster = along_m, group = 8, slices = 2, stages = 3>
         epilogue (%bias by column) {
         ^bb0(%acc: f32, %b: bf16):
           %wide = arith.extf %b : bf16 to f32
@@ -314,22 +318,18 @@ def test_what_an_epilogue_may_not_hold(case: str):
     assert message in refused(product(A, B, D, f"epilogue {body}") + "func.func private @g()")
 
 
-SCHEDULES = st.builds(
-    Schedule,
-    family=st.none() | st.just(Family.TILES),
-    block_m=st.none() | st.integers(1, 512),
-    block_n=st.none() | st.integers(1, 512),
-    block_k=st.none() | st.integers(1, 512),
-    math_warpgroups=st.none() | st.integers(1, 4),
-    split=st.none() | st.sampled_from(Split),
-    turns=st.none() | st.booleans(),
-    cluster_m=st.none() | st.integers(1, 4),
-    cluster_n=st.none() | st.integers(1, 4),
-    raster_axis=st.none() | st.sampled_from(RasterAxis),
-    raster_group=st.none() | st.integers(1, 64),
-    num_stages=st.none() | st.integers(1, 12),
-    promote_chunk=st.none() | st.integers(1, 4),
-)
+CHOICES = {int: st.integers(1, 512), bool: st.booleans()}
+"""What a field of a type may hold, for the text; enums hold any of their members."""
+
+
+def choices(hint: object) -> st.SearchStrategy[object]:
+    """Values for a field of type `hint`, `None` among them."""
+    (kind,) = set(get_args(hint)) - {NoneType}
+    return st.none() | (CHOICES[kind] if kind in CHOICES else st.sampled_from(kind))
+
+
+SCHEDULES = st.builds(Schedule, **{name: choices(hint) for name, hint in get_type_hints(Schedule).items()})
+"""Any values in any of the fields, those that are to come included."""
 
 
 @given(SCHEDULES)
@@ -338,6 +338,22 @@ def test_every_subset_of_a_schedule_survives_as_text(schedule: Schedule):
     module = parse_module(text)
     assert module.attributes["s"] == ScheduleAttr(schedule)
     assert str(module) == text
+
+
+@pytest.mark.parametrize("field", [f.name for f in fields(Schedule)])
+def test_every_field_of_a_schedule_has_text(field: str):
+    complete = completed(fp8_problem(None, 7168, 2048), Schedule())
+    alone = Schedule(**{field: getattr(complete, field)})
+    module = parse_module(f"builtin.module attributes {{s = {ScheduleAttr(alone)}}} {{\n}}")
+    assert schedule_text(alone) != ""
+    assert module.attributes["s"] == ScheduleAttr(alone)
+
+
+def test_slices_as_text():
+    assert schedule_text(Schedule(store_slices=2, num_stages=4)) == "slices = 2, stages = 4"
+    op = matmul(product(A, B, D, "schedule <stages = 2, slices = 1>"))
+    assert schedule_of(op) == Schedule(store_slices=1, num_stages=2)
+    assert "schedule <slices = 1, stages = 2>" in str(op)
 
 
 def test_open_choices_are_question_marks():
@@ -355,6 +371,9 @@ def test_open_choices_are_question_marks():
         ("schedule <block = 128x128>", "expected 3 sizes joined by 'x', got 2"),
         ("schedule <cluster = 0x1>", "cluster_m = 0; sizes and counts are at least 1"),
         ("schedule <stages = -3>", "Expected integer literal"),
+        ("schedule <slices = 0>", "store_slices = 0; sizes and counts are at least 1"),
+        ("schedule <slices = two>", "Expected integer literal"),
+        ("schedule <slices = 2, slices = 2>", "'slices' is given twice"),
         ("schedule <warpgroups = 2 along k>", "Expected one of 'm', 'n'"),
     ],
 )

@@ -19,7 +19,14 @@ from tests.schedules import fp8_problem, half_problem
 FP8, BF16 = fp8_problem(None, 7168, 2048), half_problem(None, 7168, 2048)
 TURNS = replace(FP8_SCHEDULE, block_n=192, split=Split.ALONG_M, turns=True, num_stages=4)
 CHUNKS = replace(TURNS, block_n=128, turns=False, promote_chunk=4)
-KERNELS = {"fp8": (FP8, FP8_SCHEDULE), "turns": (FP8, TURNS), "chunks": (FP8, CHUNKS), "bf16": (BF16, BF16_SCHEDULE)}
+WHOLE = replace(FP8_SCHEDULE, store_slices=1, num_stages=3)
+KERNELS = {
+    "fp8": (FP8, FP8_SCHEDULE),
+    "whole": (FP8, WHOLE),
+    "turns": (FP8, TURNS),
+    "chunks": (FP8, CHUNKS),
+    "bf16": (BF16, BF16_SCHEDULE),
+}
 
 
 def generic(module: object) -> str:
@@ -42,10 +49,15 @@ def fp8_text(schedule: Schedule = FP8_SCHEDULE) -> str:
 def test_the_text_says_what_the_kernel_does() -> None:
     text = fp8_text()
     for line in (
-        "hopper.kernel @layer cluster <2x1> tile <128x256> columns 7168 depth 2048 threads 384 shared 214656",
-        "%ring_a = hopper.ring at 0 : !hopper.ring<3x128x128xf8E4M3FN, b128>",
-        "%empty = hopper.barriers at 214600 arrivals 16 : !hopper.barriers<3x1>",
+        "hopper.kernel @layer cluster <2x1> tile <128x256> columns 7168 depth 2048 threads 384 shared 231584",
+        "%ring_a = hopper.ring at 0 : !hopper.ring<4x128x128xf8E4M3FN, b128>",
+        "%staging = hopper.staging at 196608 pitch 16384 : !hopper.staging<2x64x128xbf16>",
+        "%empty = hopper.barriers at 231520 arrivals 16 : !hopper.barriers<4x1>",
         "hopper.setmaxnreg 232 grow",
+        "hopper.k_blocks 0 to 15 {",
+        "hopper.wait %full[%ahead] : !hopper.barriers<4x1>",
+        "hopper.wait %full[%ahead_1] unless_last : !hopper.barriers<4x1>",
+        "hopper.stage_fragment %total1 -> %staging for %group row 0 : ",
         "hopper.k_blocks 0 to 16 {",
         "hopper.wgmma_wait 0, %partial : !hopper.fragment<64x128>",
         "hopper.warp 1 elected {",
@@ -62,11 +74,11 @@ def swap(old: str, new: str) -> Callable[[str], str]:
 
 
 REFUSED = {
-    "a ring that the swizzle does not fit": (swap(r"ring at 49152", "ring at 49160"), "multiples of 1024"),
-    "an unaligned barrier": (swap(r"barriers at 214600", "barriers at 214601"), "8-byte aligned"),
+    "a ring that the swizzle does not fit": (swap(r"ring at 65536", "ring at 65544"), "multiples of 1024"),
+    "an unaligned barrier": (swap(r"barriers at 231520", "barriers at 231521"), "8-byte aligned"),
     "setmaxnreg off its grid": (swap(r"setmaxnreg 232", "setmaxnreg 233"), "multiples of 8"),
     "a cursor of another ring": (
-        swap(r"hopper.cursor : !hopper.cursor<3>", "hopper.cursor : !hopper.cursor<4>"),
+        swap(r"hopper.cursor : !hopper.cursor<4>", "hopper.cursor : !hopper.cursor<5>"),
         "cursor",
     ),
     "a box that does not fill a slot": (
@@ -80,11 +92,15 @@ REFUSED = {
         ),
         "fragment",
     ),
-    "too many stages": (swap(r"!hopper.barriers<3x1>", "!hopper.barriers<9999x1>"), "1..4096"),
+    "too many stages": (swap(r"!hopper.barriers<4x1>", "!hopper.barriers<9999x1>"), "1..4096"),
     "parameters without binds": (swap(r", #hopper.bind<rows>", ""), "8 parameters, but 7 binds"),
     "an unknown swizzle": (swap(r"f8E4M3FN, b128>", "f8E4M3FN, b256>"), "none"),
     "an unknown order": (swap(r"row_major", "diagonal"), "row_major"),
     "a use before the definition": (swap(r"hopper.init_barriers %full", "hopper.init_barriers %later"), "later"),
+    "no last tile outside the tiles": (
+        swap(r"hopper.wait %full\[%at\] :", "hopper.wait %full[%at] unless_last :"),
+        "unless_last stands in hopper.tiles",
+    ),
     "no blocks of K": (swap(r"k_blocks 0 to 16", "k_blocks 0 to 0"), "expected integer >= 1"),
     "no arrivals": (swap(r"arrivals 16", "arrivals 0"), "expected integer >= 1"),
 }
@@ -137,9 +153,9 @@ OUT_OF_BOUNDS = {
     "scales past the last lane": ("steps 2 of 128", "steps 99 of 128", "lanes that read a scale: 99 of 32"),
     "scales past the last row": ("k_blocks 0 to 16", "k_blocks 0 to 17", "rows of scales that are read: 17 of 16"),
     "rows past a slot": (r"rows 64 \+ 0", "rows 6400 + 0", "rows of A that a WGMMA reads: 6464 of 128"),
-    "rows past the staging area": (r"for %group row 64", "for %group row 6400", "rows that are staged: 6464 of 128"),
+    "rows past the staging area": (r"for %group row 0", "for %group row 64", "rows that are staged: 128 of 64"),
     "a store past the staging area": (r"%staging at 16384", "%staging at 999999", "bytes of the staging areas"),
-    "a staging area that is too small": (r"pitch \d+", "pitch 16384", "bytes of a staging area: 32768 of 16384"),
+    "a staging area that is too small": (r"pitch \d+", "pitch 8192", "bytes of a staging area: 16384 of 8192"),
     "scales of a wave that is not there": ("wave 1 step", "wave 7 step", "scales of waves: 8 of 2"),
 }
 

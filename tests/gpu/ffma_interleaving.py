@@ -109,7 +109,7 @@ def promotion_of(cubin: bytes) -> list[list[Instruction]]:
 
 
 def statistics_of(cubin: bytes) -> list[dict[str, Any]]:
-    """For each promotion in the order of its wave: FFMAs, their stalls, how many have which bits."""
+    """For each promotion in the order of the code: FFMAs, their stalls, how many have which bits."""
     return [
         {
             "ffmas": len(ffmas),

@@ -3,8 +3,9 @@
 from __future__ import annotations
 
 import re
-from dataclasses import replace
+from dataclasses import fields, replace
 
+import numpy as np
 import pytest
 from xdsl.ir import Block, Operation
 
@@ -15,8 +16,9 @@ from gemmir.ir_text import make_context, parse_module
 from gemmir.passes.gemm_lower_to_hopper import GemmLowerToHopperPass
 from gemmir.schedule import Schedule, Split
 from gemmir.testing.strategies import program_text
+from gemmir.tile import tile_geometry
 from tests.kernels import BF16_SCHEDULE, FP8_SCHEDULE, lowered
-from tests.schedules import fp8_problem, half_problem
+from tests.schedules import completed, fp8_problem, half_problem
 
 FP8, BF16 = fp8_problem(None, 7168, 2048), half_problem(None, 7168, 2048)
 
@@ -48,12 +50,130 @@ def test_the_bytes_that_are_expected_are_those_that_are_loaded() -> None:
     assert expect.bytes.value.data == (128 + 256) * 64 * 2  # type: ignore[attr-defined]
 
 
-def test_every_product_is_promoted_and_every_wave_staged() -> None:
+@pytest.mark.parametrize(("slices", "rows", "times"), [(1, [0, 64], 1), (2, [0, 0], 2)])
+def test_every_product_is_promoted_and_every_wave_staged(slices: int, rows: list[int], times: int) -> None:
     schedule = replace(FP8_SCHEDULE, block_m=256, block_n=128, split=Split.ALONG_M, cluster_m=1)
+    kernel = lowered(FP8, replace(schedule, store_slices=slices, num_stages=3)).kernel
+    assert [op.wave.value.data for op in ops(kernel, hopper.PromoteOp)] == [0, 1] * times  # type: ignore[attr-defined]
+    assert [op.row.value.data for op in ops(kernel, hopper.StageFragmentOp)] == rows  # type: ignore[attr-defined]
+    waves = [op.a_row.value.data for op in ops(kernel, hopper.WgmmaOp)]  # type: ignore[attr-defined]
+    assert waves == [0, *[64, 0] * times], "the first wave ahead of the loop, then two a k-block"
+
+
+SLICED = {
+    "2 waves, along n": FP8_SCHEDULE,
+    "2 waves, along m": replace(FP8_SCHEDULE, block_m=256, block_n=128, split=Split.ALONG_M, num_stages=3),
+    "3 waves, along n": replace(FP8_SCHEDULE, block_m=192, block_n=96, num_stages=2),
+    "1 wave, along m": replace(FP8_SCHEDULE, block_n=112, split=Split.ALONG_M),
+    "2 waves, alone": replace(FP8_SCHEDULE, block_n=48, math_warpgroups=1, cluster_m=1),
+}
+"""Tiles of one to three waves a warpgroup, divided along m and n."""
+
+
+def math_of(kernel: hopper.KernelOp) -> hopper.TilesOp:
+    """The loop over tiles of the math warpgroups."""
+    return next(op for op in ops(kernel, hopper.TilesOp) if any(isinstance(o, hopper.WgmmaOp) for o in op.walk()))  # type: ignore[return-value]
+
+
+def steps(block: Block) -> list[str]:
+    """What a math warpgroup does, in words: waves that are issued, promoted and staged, and loops."""
+    found: list[str] = []
+    for op in block.ops:
+        if isinstance(op, hopper.KBlocksOp):
+            found.append(f"loop {op.first.value.data}..{op.last.value.data}")
+        elif isinstance(op, hopper.WgmmaOp):
+            found.append(f"issue {op.a_row.value.data // 64}")
+        elif isinstance(op, hopper.PromoteOp):
+            found.append(f"promote {op.wave.value.data}")
+        elif isinstance(op, hopper.StageFragmentOp):
+            found.append(f"stage {op.fragment.name_hint} at {op.row.value.data}")
+        elif isinstance(op, hopper.WaitOp):
+            found.append("wait unless last" if op.unless_last is not None else "wait")
+    return found
+
+
+TWO_WAVES = ["promote 0", "issue 1", "wait", "promote 1", "issue 0"]
+TWO_WAVES_SLICED = [
+    *("promote 0", "issue 1", "stage total0 at 0", "wait unless last"),
+    *("promote 1", "issue 0", "stage total1 at 0"),
+]
+
+
+@pytest.mark.parametrize("k_blocks", [1, 2, 3])
+def test_the_last_k_block_is_peeled_and_stages_each_wave_while_the_next_runs(k_blocks: int) -> None:
+    kernel = lowered(fp8_problem(None, 7168, 128 * k_blocks), FP8_SCHEDULE).kernel
+    tile = math_of(kernel)
+    loop = [] if k_blocks == 1 else [f"loop 0..{k_blocks - 1}"]
+    assert steps(tile.body.block) == [*loop, *TWO_WAVES_SLICED]
+    assert [steps(op.body.block) for op in tile.body.block.ops if isinstance(op, hopper.KBlocksOp)] == [
+        TWO_WAVES for _ in loop
+    ]
+    assert len(ops(kernel, hopper.KBlocksOp)) == len(loop) + 1, "and the producer's"
+
+
+@pytest.mark.parametrize("k_blocks", [1, 2, 3])
+def test_a_whole_tile_has_no_peeled_block(k_blocks: int) -> None:
+    whole = replace(FP8_SCHEDULE, store_slices=1, num_stages=3)
+    tile = math_of(lowered(fp8_problem(None, 7168, 128 * k_blocks), whole).kernel)
+    assert steps(tile.body.block) == [f"loop 0..{k_blocks}", "stage total0 at 0", "stage total1 at 64"]
+    (loop,) = (op for op in tile.body.block.ops if isinstance(op, hopper.KBlocksOp))
+    assert steps(loop.body.block) == ["promote 0", "issue 1", "wait unless last", "promote 1", "issue 0"]
+
+
+def test_three_waves_are_staged_one_after_the_other() -> None:
+    tile = math_of(lowered(FP8, SLICED["3 waves, along n"]).kernel)
+    assert steps(tile.body.block) == [
+        "loop 0..15",
+        *("promote 0", "issue 1", "stage total0 at 0", "promote 1", "issue 2", "stage total1 at 0"),
+        *("wait unless last", "promote 2", "issue 0", "stage total2 at 0"),
+    ]
+
+
+@pytest.mark.parametrize("name", SLICED)
+def test_each_slice_is_acquired_and_reported_once_by_every_role(name: str) -> None:
+    kernel = lowered(FP8, SLICED[name]).kernel
+    waves, groups = tile_geometry(SLICED[name]).waves, SLICED[name].math_warpgroups
+    assert groups is not None
+    arrays = {op.result.name_hint: op.result for op in ops(kernel, hopper.BarriersOp)}  # type: ignore[attr-defined]
+
+    def count(kind: type[Operation], barriers: str) -> int:
+        return sum(op.barriers is arrays[barriers] for op in ops(kernel, kind))  # type: ignore[attr-defined]
+
+    assert count(hopper.AcquireOp, "drained") == count(hopper.ArriveOp, "staged") == waves
+    assert count(hopper.WaitOp, "staged") == count(hopper.ArriveOp, "drained") == waves * groups
+    cursors = [op for op in ops(kernel, hopper.AdvanceOp) if op.cursor.type.dims == (1,)]  # type: ignore[attr-defined]
+    assert len(cursors) == 2 * waves, "after each slice: the math warpgroups' and the store warp's"
+
+
+@pytest.mark.parametrize("slices", ["one a wave", "one"])
+@pytest.mark.parametrize("name", SLICED)
+def test_boxes_cover_a_tile_once(name: str, slices: str) -> None:
+    """Rows by columns of the tile, each of them in exactly one box; a box lies in its warpgroup's staging area."""
+    schedule = SLICED[name] if slices == "one a wave" else replace(SLICED[name], store_slices=1, num_stages=2)
     kernel = lowered(FP8, schedule).kernel
-    assert [op.wave.value.data for op in ops(kernel, hopper.PromoteOp)] == [0, 1]  # type: ignore[attr-defined]
-    assert [op.row.value.data for op in ops(kernel, hopper.StageFragmentOp)] == [0, 64]  # type: ignore[attr-defined]
-    assert len(ops(kernel, hopper.WgmmaOp)) == 3, "the first wave ahead of the loop, and two in it"
+    covered = np.zeros((schedule.block_m or 0, schedule.block_n or 0), int)
+    rows_of_a_box = 64 if slices == "one a wave" else tile_geometry(schedule).wg_rows
+    (staging,) = ops(kernel, hopper.StagingOp)
+    groups, rows, columns = staging.result.type.dims  # type: ignore[attr-defined]
+    assert (rows, columns) == (rows_of_a_box, tile_geometry(schedule).wg_columns)
+    for op in ops(kernel, hopper.TmaStoreOp):
+        assert isinstance(op, hopper.TmaStoreOp)
+        height, width = op.map.type.dims
+        assert height == rows_of_a_box
+        row, column = op.row_offset.value.data, op.column_offset.value.data
+        covered[row : row + height, column : column + width] += 1
+        assert op.offset.value.data + height * width * 2 <= groups * staging.pitch.value.data  # type: ignore[attr-defined]
+    assert covered.min() == covered.max() == 1
+
+
+def test_a_slice_takes_every_warpgroup_in_turn() -> None:
+    """Slice by slice, so that no warpgroup waits for two stores of another."""
+    stores = [
+        (op.row_offset.value.data, op.column_offset.value.data, op.offset.value.data)  # type: ignore[attr-defined]
+        for op in ops(lowered(FP8, FP8_SCHEDULE).kernel, hopper.TmaStoreOp)
+    ]
+    areas = (0, 0), (64, 8192), (128, 16384), (192, 24576)
+    assert stores == [(row, *area) for row in (0, 64) for area in areas]
 
 
 def test_bf16_accumulates_in_place() -> None:
@@ -71,7 +191,8 @@ def test_one_k_block_needs_no_loop() -> None:
 
 def test_a_tail_of_k_is_a_block_of_its_own() -> None:
     kernel = lowered(fp8_problem(None, 128, 1040), replace(FP8_SCHEDULE, block_n=128)).kernel
-    assert {op.last.value.data for op in ops(kernel, hopper.KBlocksOp)} == {9}  # type: ignore[attr-defined]
+    loops = [op.last.value.data for op in ops(kernel, hopper.KBlocksOp)]  # type: ignore[attr-defined]
+    assert loops == [8, 9], "the math warpgroups', whose last block is peeled, and the producer's"
 
 
 def test_boxes_of_the_result_cover_its_columns() -> None:
@@ -196,10 +317,11 @@ def test_every_k_block_of_a_chunked_tile_is_done_once(chunk: int, k_blocks: int)
         assert sum(isinstance(op, kind) for op in events) == k_blocks
 
 
-def test_an_open_choice_is_refused() -> None:
+@pytest.mark.parametrize("field", [f.name for f in fields(Schedule)])
+def test_an_open_choice_is_refused(field: str) -> None:
     module = parse_module(program_text(FP8))
-    set_schedule(the_matmul(module), replace(FP8_SCHEDULE, num_stages=None))
-    with pytest.raises(ScheduleError, match="num_stages") as error:
+    set_schedule(the_matmul(module), replace(completed(FP8, FP8_SCHEDULE), **{field: None}))
+    with pytest.raises(ScheduleError, match=f"leaves {field} open") as error:
         GemmLowerToHopperPass().apply(make_context(), module)
     assert error.value.code == "GMR-S005"
 
@@ -214,7 +336,7 @@ def test_it_can_be_run_again() -> None:
 def test_locations_are_kept() -> None:
     module = parse_module(program_text(FP8))
     matmul = the_matmul(module)
-    set_schedule(matmul, FP8_SCHEDULE)
+    set_schedule(matmul, completed(FP8, FP8_SCHEDULE))
     location = matmul.location
     GemmLowerToHopperPass().apply(make_context(), module)
     assert {op.location for op in module.body.block.first_op.walk()} == {location}  # type: ignore[union-attr]

@@ -299,6 +299,23 @@ def test_refuses_what_nothing_completes(options: str, what: str, rule: str):
     assert rule in (caught.value.rule or "")
 
 
+@pytest.mark.parametrize("slices", [1, 2, 3, 4])
+def test_slices_that_are_fixed_choose_the_waves(slices: int):
+    _, s, _ = run(fp8_text("?", 7168, 2048, f"schedule <slices = {slices}>"), NAME)
+    assert s.store_slices == slices
+    assert slices in (1, tile_geometry(s).waves)
+
+
+def test_slices_that_no_tile_has_are_refused_by_name():
+    with pytest.raises(ScheduleError) as caught:
+        run(plain_text("?", 7168, 2048, "schedule <slices = 2>"), NAME)
+    assert caught.value.code == "GMR-S006"
+    assert caught.value.what.startswith("nothing completes store_slices = 2: the nearest, ")
+    assert "has slices = 2 of " in caught.value.what
+    assert caught.value.rule == "GMR-S003: a tile leaves in one slice, or in one a wave where sums are promoted"
+    assert caught.value.fix == "use slices = 1, or leave more of the schedule open"
+
+
 def test_a_complete_choice_that_breaks_a_rule_says_which():
     with pytest.raises(ScheduleError, match="registers a thread") as caught:
         run(fp8_text("?", 256, 256), NAME + "{block=128,256,128 warpgroups=2 split=m cluster=1,1 turns=false chunk=1}")

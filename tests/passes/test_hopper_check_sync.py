@@ -12,7 +12,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from gemmir.dialects import hopper
-from gemmir.dialects.gemm import schedule_of, set_schedule, the_matmul
+from gemmir.dialects.gemm import set_schedule, the_matmul
 from gemmir.errors import SyncError
 from gemmir.ir_text import make_context, parse_module
 from gemmir.passes.gemm_lower_to_hopper import GemmLowerToHopperPass
@@ -24,7 +24,7 @@ from gemmir.passes.sync.traces import default_traces
 from gemmir.pipeline import parse_pipeline, run_passes
 from gemmir.schedule import Family, RasterAxis, Schedule, Split
 from tests.sabotage.kernels import TEXTS, Ir, erase, kernel_in, loop, module_of, one
-from tests.schedules import fp8_problem, half_problem, legal_schedules
+from tests.schedules import completed, fp8_problem, half_problem, legal_schedules
 
 SECONDS = 0.050
 """What a check may take."""
@@ -85,7 +85,9 @@ def test_chunks_of_any_rest_in_any_ring(chunk: int, k_blocks: int):
         check_kernel(kernel_for(True, k_blocks, schedule))
 
 
-@pytest.mark.parametrize("name", ["fp8-turns", "fp8-1x2", "fp8-chunk", "fp8-chunk-2x1", "bf16-2x1", "bf16-1x2"])
+@pytest.mark.parametrize(
+    "name", ["fp8-turns", "fp8-1x2", "fp8-waves-2x1", "fp8-chunk", "fp8-chunk-2x1", "bf16-2x1", "bf16-1x2"]
+)
 def test_no_false_alarm_at_any_seam(name: str):
     """Two neighbouring tiles of any length, begun at any position in the ring."""
     kernel = kernel_in(module_of(name))
@@ -227,12 +229,37 @@ def test_what_a_run_looks_like():
 
 def test_schedule_of_one_k_block():
     problem = half_problem(None, 4096, 64)
-    schedule = replace(_complete(), num_stages=2)
     assert problem.k_blocks == 1
-    check_kernel(kernel_for(False, 1, schedule))
+    check_kernel(kernel_for(False, 1, completed(problem, Schedule(num_stages=2))))
 
 
-def _complete() -> Schedule:
-    module = parse_module(gemm_text(False, 1))
-    run_passes(module, tuple(p for p in parse_pipeline(None) if p.name.startswith("gemm-") and "lower" not in p.name))
-    return schedule_of(the_matmul(module))
+WAVES = {
+    "two waves of two warpgroups": Schedule(block_m=128, block_n=128, math_warpgroups=2, split=Split.ALONG_N),
+    "three waves of one": Schedule(block_m=192, block_n=64, math_warpgroups=1),
+}
+
+
+@pytest.mark.parametrize("cluster", [(1, 1), (2, 1), (1, 2)], ids=["alone", "along m", "along n"])
+@pytest.mark.parametrize("stages", [2, 3, 4, 5])
+@pytest.mark.parametrize("tile", WAVES)
+def test_no_false_alarm_where_a_tile_leaves_wave_by_wave(tile: str, stages: int, cluster: tuple[int, int]):
+    """From no loop over k-blocks to one that is longer than the ring."""
+    waves = 2 if tile.startswith("two") else 3
+    for k_blocks in range(1, 10):
+        fixed = replace(WAVES[tile], cluster_m=cluster[0], cluster_n=cluster[1], store_slices=waves, num_stages=stages)
+        kernel = kernel_for(True, k_blocks, completed(fp8_problem(None, 4096, 128 * k_blocks), fixed))
+        assert len([op for op in kernel.walk() if isinstance(op, hopper.StageFragmentOp)]) == waves
+        assert program(kernel).k_blocks == k_blocks
+        assert program(kernel).stages == stages
+        check_kernel(kernel)
+
+
+def test_waits_of_a_peeled_block_are_those_of_the_last_one():
+    """Two tiles: in the second, the last, the peeled block does not wait for more; the loop always waits."""
+    made = program(kernel_in(module_of("fp8")))
+    for trips in ((1, 1), (3, 2), (7, 7)):
+        role = made.roles(trips)[0][0]
+        assert role.name == "math warpgroup 0"
+        waits = [e for e in role.trace.events if isinstance(e.op, hopper.WaitOp)]
+        assert {e.op.barriers.name_hint for e in waits if isinstance(e.op, hopper.WaitOp)} == {"full"}
+        assert len(waits) == sum(trips), "one a k-block, the very first one ahead of the tiles"

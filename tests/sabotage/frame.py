@@ -17,6 +17,7 @@ from tests.sabotage.kernels import (
     before,
     change,
     erase,
+    first_slice,
     get,
     move_after,
     move_before,
@@ -45,10 +46,10 @@ def staging_area_acquired_with_the_wrong_parity(ir: Ir) -> None:
     turned(one(ir.math, hopper.AcquireOp))
 
 
-@fault("fp8", rule="R5")
+@fault("fp8", "fp8-whole", rule="R5")
 def staging_area_acquired_too_late(ir: Ir) -> None:
     """A tile is staged, then the staging area is waited for."""
-    move_after(one(ir.math, hopper.AcquireOp), all_of(ir.math, hopper.StageFragmentOp)[-1])
+    move_after(one(ir.math, hopper.AcquireOp), first_slice(ir.math)[-1])
 
 
 @fault("fp8", "bf16-2x1", rule="R6")
@@ -126,7 +127,7 @@ def tiles_of_the_way_out_not_counted(ir: Ir) -> None:
     erase(all_of(ir.math, hopper.AdvanceOp)[-1])
 
 
-@fault("fp8", caught_by="simulator")
+@fault("fp8-whole", caught_by="simulator")
 def waves_staged_in_the_wrong_order(ir: Ir) -> None:
     """The two waves of a warpgroup change places."""
     first, second = all_of(ir.math, hopper.StageFragmentOp)
@@ -137,13 +138,15 @@ def waves_staged_in_the_wrong_order(ir: Ir) -> None:
 # The store thread
 
 
-@fault("fp8", "bf16", rule="R0")
+@fault("fp8", rule="R2")
+@fault("fp8-whole", "bf16", rule="R0")
 def tile_not_awaited(ir: Ir) -> None:
     """The store thread sends a tile that may not be staged."""
     erase(one(ir.store, hopper.WaitOp))
 
 
-@fault("fp8", rule="R0")
+@fault("fp8", rule="R2")
+@fault("fp8-whole", rule="R0")
 def tile_awaited_with_the_wrong_parity(ir: Ir) -> None:
     """The store thread waits for the tile before the one that it sends."""
     turned(one(ir.store, hopper.WaitOp))
@@ -152,7 +155,7 @@ def tile_awaited_with_the_wrong_parity(ir: Ir) -> None:
 @fault("fp8", rule="R5")
 def other_warpgroups_tile_awaited(ir: Ir) -> None:
     """The store thread waits for the second warpgroup, then sends the first one's tile."""
-    wait, other = all_of(ir.store, hopper.WaitOp)
+    wait, other = all_of(ir.store, hopper.WaitOp)[:2]
     assert wait.group is not None
     assert other.group is not None
     change(wait, wait.group, other.group)
@@ -165,7 +168,8 @@ def store_not_awaited(ir: Ir) -> None:
     erase(one(ir.store, hopper.StoreWaitReadOp))
 
 
-@fault("fp8", rule="R8")
+@fault("fp8", rule="R5")
+@fault("fp8-whole", rule="R8")
 def store_left_in_flight(ir: Ir) -> None:
     """The staging area is given back when one group of stores may still read it."""
     for op in all_of(ir.store, hopper.StoreWaitReadOp):
@@ -193,7 +197,7 @@ def staging_area_not_given_back(ir: Ir) -> None:
 @fault("fp8", rule="R1")
 def other_staging_area_given_back(ir: Ir) -> None:
     """The second warpgroup's staging area is given back twice, the first one's never."""
-    arrive, other = all_of(ir.store, hopper.ArriveOp)
+    arrive, other = all_of(ir.store, hopper.ArriveOp)[:2]
     assert arrive.group is not None
     assert other.group is not None
     change(arrive, arrive.group, other.group)

@@ -41,7 +41,15 @@ func.func @k(%x: {x}, %w: {w}) -> {d} {{
 
 
 TEXTS: dict[str, str] = {
-    "fp8": _fp8("block = 128x256x128, warpgroups = 2 along n, turns = false, chunk = 1, cluster = 1x1, stages = 3"),
+    "fp8": _fp8(
+        "block = 128x256x128, warpgroups = 2 along n, turns = false, chunk = 1, cluster = 1x1, slices = 2, stages = 3"
+    ),
+    "fp8-whole": _fp8(
+        "block = 128x256x128, warpgroups = 2 along n, turns = false, chunk = 1, cluster = 1x1, slices = 1, stages = 3"
+    ),
+    "fp8-waves-2x1": _fp8(
+        "block = 192x64x128, warpgroups = 1 along m, turns = false, chunk = 1, cluster = 2x1, slices = 3, stages = 2"
+    ),
     "fp8-turns": _fp8(
         "block = 128x128x128, warpgroups = 2 along m, turns = true, chunk = 1, cluster = 1x1, stages = 4"
     ),
@@ -56,7 +64,8 @@ TEXTS: dict[str, str] = {
     "bf16-1x2": _bf16("block = 64x128x64, warpgroups = 1 along m, turns = false, chunk = 1, cluster = 1x2, stages = 2"),
 }
 """
-Promoted with and without turns, and in chunks with k-blocks left over; in place; one and two warpgroups; every cluster.
+Promoted with and without turns, and in chunks with k-blocks left over; in place; one and two warpgroups; every cluster;
+tiles that leave whole and wave by wave.
 """
 
 
@@ -167,6 +176,27 @@ def again(op: Operation) -> None:
 
 def loop(where: Block) -> hopper.KBlocksOp:
     return one(where, hopper.KBlocksOp)
+
+
+def peeled(where: Block) -> list[Operation]:
+    """What stands behind the loop over k-blocks: the last one of a tile that leaves wave by wave."""
+    of_the_loop = loop(where)
+    block = of_the_loop.parent_block()
+    assert block is not None
+    ops = list(block.ops)
+    return ops[ops.index(of_the_loop) + 1 :]
+
+
+def in_peeled(where: Block, kind: type[OpT], number: int = 0) -> OpT:
+    """Op number `number` of a kind there."""
+    return [op for op in peeled(where) if isinstance(op, kind)][number]
+
+
+def first_slice(where: Block) -> list[hopper.StageFragmentOp]:
+    """What is staged before anything is reported as staged."""
+    ops = list(where.walk())
+    reported = next(i for i, op in enumerate(ops) if isinstance(op, hopper.ArriveOp))
+    return [op for op in ops[:reported] if isinstance(op, hopper.StageFragmentOp)]
 
 
 def resized(ir: Ir, name: str, stages: int) -> None:

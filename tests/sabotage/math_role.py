@@ -59,10 +59,10 @@ def scales_loaded_before_the_wait(ir: Ir) -> None:
     move_before(one(body, hopper.LoadScalesOp), one(body, hopper.WaitOp))
 
 
-@fault("fp8", "fp8-1x2", rule="R0")
+@fault("fp8", "fp8-whole", "fp8-1x2", "fp8-waves-2x1", rule="R0")
 def wait_in_the_very_last_block(ir: Ir) -> None:
     """A math warpgroup waits for a k-block after the last one."""
-    del one(loop(ir.math), hopper.WaitOp).properties["unless_last"]
+    del all_of(ir.math, hopper.WaitOp)[-1].properties["unless_last"]
 
 
 @fault("bf16", rule="R2")
@@ -89,7 +89,7 @@ def slot_not_released(ir: Ir) -> None:
     erase(one(loop(ir.math), hopper.ReleaseOp))
 
 
-@fault("bf16", rule="R0")
+@fault("fp8", "fp8-waves-2x1", "bf16", rule="R0")
 def last_slot_of_a_tile_not_released(ir: Ir) -> None:
     """The last slot of a tile is never given back."""
     erase(all_of(ir.math, hopper.ReleaseOp)[-1])
@@ -102,7 +102,8 @@ def slot_released_before_the_wait(ir: Ir) -> None:
     move_before(one(body, hopper.ReleaseOp), all_of(body, hopper.WgmmaWaitOp)[-1])
 
 
-@fault("fp8", rule="R0")
+@fault("fp8", rule="R2")
+@fault("fp8-whole", rule="R0")
 def next_slot_released(ir: Ir) -> None:
     """The slot that comes next is given back instead of the one that is done."""
     body = loop(ir.math)
@@ -237,7 +238,8 @@ def math_skips_slots(ir: Ir) -> None:
     again(one(loop(ir.math), hopper.AdvanceOp))
 
 
-@fault("fp8", "bf16", "bf16-2x1", rule="R8")
+@fault("fp8", rule="R5")
+@fault("fp8-whole", "bf16", "bf16-2x1", rule="R8")
 def math_misses_the_last_block(ir: Ir) -> None:
     """A math warpgroup uses one k-block fewer than the producer loads."""
     put(loop(ir.math), "last", get(loop(ir.math), "last") - 1)

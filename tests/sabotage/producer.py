@@ -157,7 +157,8 @@ def producer_misses_the_first_block(ir: Ir) -> None:
     put(loop(ir.producer), "first", 1)
 
 
-@fault("fp8", rule="R8")
+@fault("fp8", rule="R5")
+@fault("fp8-whole", rule="R8")
 def producer_loads_a_block_too_many(ir: Ir) -> None:
     """The producer loads one k-block more than the math warpgroups use."""
     put(loop(ir.producer), "last", get(loop(ir.producer), "last") + 1)

@@ -63,6 +63,7 @@ FOUND_AS = {
     "totals-not-zeroed": "is staged, but it is garbage",
     "stored-to-the-wrong-columns": "is stored twice",
     "stored-to-the-wrong-rows": "is stored twice",
+    "slices-stored-to-the-same-rows": "is stored twice",
 }
 """How the others show: before there is a result."""
 

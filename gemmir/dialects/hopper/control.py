@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from typing import TypeVar
+
 from xdsl.dialects.builtin import ArrayAttr, IndexType, SymbolNameConstraint, UnitAttr
 from xdsl.ir import Operation
 from xdsl.irdl import irdl_op_definition, opt_prop_def, prop_def, region_def, traits_def
@@ -14,6 +16,8 @@ from gemmir.legality import PROMOTE_CHUNKS
 
 MAX_K_STEP = max(PROMOTE_CHUNKS)
 """Blocks of K that a loop does at a time."""
+
+OpT = TypeVar("OpT", bound=Operation)
 
 
 @irdl_op_definition
@@ -127,6 +131,11 @@ class TilesOp(HopperOperation):
         if [a.type for a in self.body.block.args] != [IndexType(), IndexType()]:
             raise VerifyException("hopper.tiles takes two index arguments: row and column")
 
+    @staticmethod
+    def holds(op: Operation) -> bool:
+        """Whether `op` is in a loop over tiles."""
+        return _around(op, TilesOp) is not None
+
 
 @irdl_op_definition
 class KBlocksOp(HopperOperation):
@@ -162,7 +171,11 @@ class KBlocksOp(HopperOperation):
     @staticmethod
     def around(op: Operation) -> KBlocksOp | None:
         """The loop over k-blocks that `op` is in, if any."""
-        parent = op.parent_op()
-        while parent is not None and not isinstance(parent, KBlocksOp):
-            parent = parent.parent_op()
-        return parent
+        return _around(op, KBlocksOp)
+
+
+def _around(op: Operation, kind: type[OpT]) -> OpT | None:
+    parent = op.parent_op()
+    while parent is not None and not isinstance(parent, kind):
+        parent = parent.parent_op()
+    return parent

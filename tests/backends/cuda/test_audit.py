@@ -105,6 +105,32 @@ def test_a_source_that_was_changed(change: str):
         audit_source(kernel, source.replace(old, new, 1))
 
 
+CHANGES_OF_SLICES = {
+    "a k-block more in the loop": ("k < 6; ++k", "k < 7; ++k"),
+    "a wait in the last block": ("if (!tiles.last()) mbarrier_wait", "mbarrier_wait"),
+    "the condition of a loop that has the last block": (
+        "                mbarrier_wait(full + ahead.stage * 8, ahead.parity);",
+        "                if (k + 1 < 6 || !tiles.last()) mbarrier_wait(full + ahead.stage * 8, ahead.parity);",
+    ),
+    "the condition in the loop": (
+        "                mbarrier_wait(full + ahead.stage * 8, ahead.parity);",
+        "                if (!tiles.last()) mbarrier_wait(full + ahead.stage * 8, ahead.parity);",
+    ),
+    "a slice that is not acquired": ("            mbarrier_wait(drained + group * 8, out.parity ^ 1);\n", ""),
+    "a slice that is not reported": ("            if (lane == 0) mbarrier_arrive(staged + group * 8);\n", ""),
+    "a slice that is not given back": ("                mbarrier_arrive(drained + 8);\n", ""),
+}
+
+
+@pytest.mark.parametrize("change", CHANGES_OF_SLICES)
+def test_a_source_whose_slices_were_changed(change: str):
+    kernel, source = kernel_in(module_of("fp8")), source_of("fp8")
+    old, new = CHANGES_OF_SLICES[change]
+    assert old in source
+    with pytest.raises(SyncError, match="GMR-Y001: @k: the IR asks for"):
+        audit_source(kernel, source.replace(old, new, 1))
+
+
 def test_turns_are_compared():
     kernel, source = kernel_in(module_of("fp8-turns")), source_of("fp8-turns")
     for old, new in (
@@ -146,7 +172,7 @@ def test_the_wrappers_are_read_to_the_ground():
 
 
 @pytest.mark.skipif(not has_nvdisasm(), reason="nvdisasm is not installed")
-@pytest.mark.parametrize("name", ["fp8", "fp8-turns", "fp8-2x1", "fp8-chunk", "bf16-2x1"])
+@pytest.mark.parametrize("name", ["fp8", "fp8-whole", "fp8-waves-2x1", "fp8-turns", "fp8-2x1", "fp8-chunk", "bf16-2x1"])
 def test_machine_code(name: str):
     kernel = kernel_in(module_of(name))
     text = sass.disassemble(compile_cubin(source_of(name)).cubin)

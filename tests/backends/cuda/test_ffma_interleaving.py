@@ -6,7 +6,8 @@ import pytest
 
 from gemmir.backends.cuda.sass import disassemble
 from gemmir.backends.cuda.sass_words import REUSE_BIT, YIELD_BIT, Instruction, instructions
-from tests.backends.cuda.machine_code import NVRTCS, code_of
+from gemmir.dialects import hopper
+from tests.backends.cuda.machine_code import NVRTCS, code_of, registers
 from tests.gpu.ffma_interleaving import (
     MIN_RUN,
     PATTERNS,
@@ -41,9 +42,23 @@ def test_runs_are_those_that_nvdisasm_shows(case: Case, nvrtc: str):
     start, _ = text_section(code.compiled.cubin)
     found = [[offset - start for offset in run] for run in ffma_runs(code.compiled.cubin)]
     assert found == addresses_of_runs(code.instructions)
-    promoted = [len(ffmas) for ffmas in promotion_of(code.compiled.cubin)]
-    assert len(found) == len(promoted), "one run a promotion"
-    assert all(len(run) >= 0.9 * ffmas for run, ffmas in zip(found, promoted, strict=True))
+    promotions = [op for op in code.kernel.walk() if isinstance(op, hopper.PromoteOp)]
+    promoted = promotion_of(code.compiled.cubin)
+    assert [len(ffmas) for ffmas in promoted] == [registers(op.partial.type) for op in promotions]
+    for ffmas, op in zip(promoted, promotions, strict=True):
+        own = [run for run in found if ffmas[0].address <= run[0] <= ffmas[-1].address]
+        found = found[len(own) :]
+        assert {address for run in own for address in run} <= {i.address for i in ffmas}
+        looped = hopper.KBlocksOp.around(op) is not None
+        assert len(own) <= (1 if looped else 3), "in straight-line code other things go in between"
+        assert sum(map(len, own)) >= (0.9 if looped else 0.8) * len(ffmas)
+    assert found == []
+
+
+def test_waves_of_the_loop_and_of_the_peeled_block_are_promotions_of_their_own():
+    """Two waves a k-block, in the loop and behind it; one wave a k-block, all in the loop."""
+    for case, promotions in ((TWO_WAVES, 4), (ONE_WAVE, 1)):
+        assert len(promotion_of(code_of("installed", case).compiled.cubin)) == promotions
 
 
 @pytest.mark.parametrize("case", [TWO_WAVES, ONE_WAVE], ids=str)

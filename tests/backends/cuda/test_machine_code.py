@@ -13,7 +13,7 @@ from gemmir.backends.cuda.compiler_log import check_log
 from gemmir.backends.cuda.nvrtc import compile_cubin
 from gemmir.backends.cuda.printer import print_kernel
 from gemmir.backends.cuda.sass import disassemble
-from gemmir.backends.cuda.sass_words import INSTRUCTION_BYTES, instructions
+from gemmir.backends.cuda.sass_words import INSTRUCTION_BYTES, REGISTER_BITS, Instruction, instructions
 from gemmir.dialects import hopper
 from gemmir.dialects.hopper.base import number
 from gemmir.target import SM_90A
@@ -24,6 +24,9 @@ from tests.backends.cuda.machine_code import (
     code_of,
     expected_events,
     found_events,
+    promotions,
+    registers,
+    staged_beside,
     within_groups,
 )
 from tests.gpu.ffma_interleaving import text_section
@@ -34,6 +37,9 @@ BETWEEN_WGMMAS = {"UMOV", "ULOP3", "UIADD3", "USHF", "USEL", "UISETP", "UIMAD", 
     *("FMUL", "IADD3", "IMAD", "ISETP", "LEA", "LOP3", "MOV", "SEL", "SHF", "NOP")
 }
 """Descriptors, the next slot, and products of scales: nothing that waits, branches or touches memory or a fragment."""
+
+BESIDE_STAGING = {"F2FP", "LDC"}
+"""And where a total is staged beside the group: it is rounded; and, in a tile's last k-block, is there another tile?"""
 
 
 @pytest.fixture(
@@ -73,14 +79,16 @@ def test_wgmmas_waits_and_promotion_come_in_the_order_of_the_ir(code: Code):
 
 def test_the_scales_of_a_wave_are_multiplied_once(code: Code):
     """Two rows a thread and wave, by each column step of the fragment."""
-    promotions = [op for op in code.kernel.walk() if isinstance(op, hopper.PromoteOp)]
-    wanted = sum(2 * op.partial.type.dims[1] // number(op.step) for op in promotions)
+    promoted = [op for op in code.kernel.walk() if isinstance(op, hopper.PromoteOp)]
+    wanted = sum(2 * op.partial.type.dims[1] // number(op.step) for op in promoted)
     assert sum(i.stem == "FMUL" for i in code.instructions) == wanted
 
 
 def test_nothing_holds_up_the_wgmmas_of_a_group(code: Code):
-    for first, *between in within_groups(code.instructions):
-        assert {i.stem for i in between} <= BETWEEN_WGMMAS, f"after {first.address:#x}"
+    staged = [beside for wgmmas, beside in staged_beside(code.kernel) for _ in range(wgmmas - 1)]
+    for (first, *between), beside in zip(within_groups(code.instructions), staged, strict=True):
+        allowed = BETWEEN_WGMMAS | (BESIDE_STAGING if beside else set())
+        assert {i.stem for i in between} <= allowed, f"after {first.address:#x}"
 
 
 def test_wgmmas_are_issued_faster_than_they_run(code: Code):
@@ -90,6 +98,34 @@ def test_wgmmas_are_issued_faster_than_they_run(code: Code):
     distances = [sum(i.control.stall for i in group) for group in within_groups(code.instructions)]
     assert len(distances) > 0
     assert max(distances) < clocks
+
+
+def test_promotions_read_two_register_banks(code: Code):
+    found = list(promotions(code.instructions))
+    wanted = sum(registers(op.partial.type) for op in code.kernel.walk() if isinstance(op, hopper.PromoteOp))
+    assert len(found) == wanted
+    assert [ffma.text for ffma in found if ffma.in_one_bank] == []
+
+
+@pytest.mark.parametrize(("factors", "total", "same"), [((24, 99), 210, True), ((99, 25), 210, False)])
+def test_a_promotion_in_one_bank_is_seen(factors: tuple[int, int], total: int, same: bool):
+    """An FFMA as it was compiled, with other registers; the second one's scales lie where a partial sum was."""
+    word = 0x000FE200000000D3_0000006318D37223
+    for bit, register in zip(REGISTER_BITS, (*factors, total), strict=True):
+        word = word & ~(0xFF << bit) | register << bit
+    ffma = Instruction(0, "FFMA R211, ...", word)
+    wgmma = Instruction(0, "QGMMA.64x192x32.F32.E4M3.E4M3 R24, gdesc[UR12], RZ, !UPT ;", 0)
+    scales = Instruction(0, "FMUL R99, R203, R204 ;", 0)
+    (found,) = promotions([wgmma, scales, ffma])
+    assert (found.partial, found.total, found.in_one_bank) == (min(factors), total, same)
+
+
+def test_what_is_staged_beside_a_group():
+    """Ahead of the loop and in it nothing is; in the last k-block of a tile, each wave while the next one runs."""
+    assert staged_beside(kernel_in(module_of("fp8"))) == [*[(4, False)] * 3, *[(4, True)] * 2]
+    assert staged_beside(kernel_in(module_of("fp8-waves-2x1"))) == [*[(4, False)] * 4, *[(4, True)] * 3]
+    assert staged_beside(kernel_in(module_of("fp8-whole"))) == [(4, False)] * 3
+    assert staged_beside(kernel_in(module_of("bf16"))) == [(4, False)] * 2
 
 
 def test_a_wait_after_each_wgmma_is_seen():

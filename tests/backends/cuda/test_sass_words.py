@@ -80,12 +80,28 @@ def test_every_reuse_that_is_printed_is_decoded(code: Code):
     assert count > 0
 
 
+def test_shared_loads_are_signalled_in_order(code: Code):
+    """They come back in the order of issue: one without a barrier comes before one with, its result is used later."""
+    loads = 0
+    pending: list[str] = []
+    for instruction in code.instructions:
+        if pending:
+            assert not set(pending) & set(re.findall(r"\bR\d+\b", instruction.text)), instruction.text
+            assert instruction.stem not in ("BRA", "EXIT", "WARPSYNC"), instruction.text
+        if instruction.stem == "LDS":
+            loads += 1
+            (target,) = re.findall(r"LDS\S* (R\d+),", instruction.text)
+            pending = [] if instruction.control.write_barrier is not None else [*pending, target]
+    assert pending == []
+    assert (loads > 0) is any(i.stem == "FFMA" for i in code.instructions), "scales, which only promotion reads"
+
+
 def test_barriers_are_signalled_and_waited_for(code: Code):
     """What takes an unknown time signals a barrier, arithmetic of fixed latency none, and none is awaited in vain."""
     for instruction in code.instructions:
         control = instruction.control
         signalled = control.write_barrier is not None or control.read_barrier is not None
-        if instruction.stem in ("LDS", "LDG", "S2R", "SHFL"):
+        if instruction.stem in ("LDG", "S2R", "SHFL"):
             assert control.write_barrier is not None, instruction.text
         if instruction.stem in ("FFMA", "FMUL", "IADD3", "UIADD3", "ULOP3", "ISETP"):
             assert not signalled, instruction.text

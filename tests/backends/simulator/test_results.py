@@ -28,6 +28,8 @@ FP8_SCHEDULES = (
     "block = 128x112x128, warpgroups = 2 along m, chunk = 2, cluster = 2x1, stages = 2",
     "block = 64x64x128, warpgroups = 1, chunk = 4, stages = 3",
     "block = 64x96x128, warpgroups = 3 along n, chunk = 1, stages = 2",
+    "block = 192x32x128, warpgroups = 1, slices = 3, cluster = 2x1, stages = 2",
+    "block = 128x96x128, warpgroups = 2 along n, slices = 1, cluster = 1x2, stages = 3",
 )
 HALF_SCHEDULES = (
     "block = 64x64x64, warpgroups = 1, stages = 2",
@@ -63,6 +65,39 @@ def test_chunks_change_no_bit(stages, k_blocks):
 def test_half_kernels_have_the_bits_of_the_model(schedule, dtype, k):
     text = program(dtype, 200, k, schedule)
     check_bits(simulated(text, seed=k), text, 150)
+
+
+WAVES = {
+    "block = 128x64x128, warpgroups = 2 along n, cluster = 1x1, stages = 3": 2,
+    "block = 256x32x128, warpgroups = 2 along m, cluster = 2x1, stages = 2": 2,
+    "block = 192x48x128, warpgroups = 1, cluster = 1x2, stages = 3": 3,
+    "block = 256x32x128, warpgroups = 1, cluster = 2x1, stages = 2": 4,
+}
+"""Tiles, and how many waves a warpgroup has of each."""
+
+
+@pytest.mark.parametrize("schedule", WAVES)
+@pytest.mark.parametrize("k", [16, 128, 256, 400])
+def test_slices_change_no_bit(schedule: str, k: int) -> None:
+    """
+    Whole or wave by wave, on random data (T1) and on exact data (T0): no k-block in the loop, one, more than stages; K
+    tails; N that ends inside a block; M that ends inside the first slice, at its end, inside the last, inside a tile.
+    """
+    texts = [program("f8E4M3FN", 104, k, f"{schedule}, slices = {slices}") for slices in (1, WAVES[schedule])]
+    for m in (1, 64, 131, 259):
+        for number, text in enumerate(texts):
+            check_exact(simulated(text, seed=m + number, clusters=1), text, m, seed=k)
+    tensors = list(random_inputs(module_of(texts[0]), 259, k).values())
+    whole, sliced = (simulated(text, seed=number, clusters=1)(*tensors) for number, text in enumerate(texts))
+    assert torch.equal(whole.view(torch.int16), sliced.view(torch.int16))
+    check_bits(lambda *_: sliced, texts[1], inputs=tensors)
+
+
+@pytest.mark.parametrize("schedule", WAVES)
+def test_no_seed_changes_a_bit_of_a_sliced_tile(schedule: str) -> None:
+    example = Example.of(program("f8E4M3FN", 72, 400, f"{schedule}, slices = {WAVES[schedule]}"), 131)
+    for seed in range(8):
+        np.testing.assert_array_equal(example.run(seed=seed), example.expected, err_msg=f"seed {seed}")
 
 
 @pytest.mark.parametrize("m", [1, 63, 64, 65, 129])
