@@ -2,8 +2,8 @@
 More than 2,000 products, simulated and compared in full with the reference, with no tolerance.
 
 Kernels of every shape that is legal: math warpgroups and how they divide the tile, waves, slices, clusters, turns and
-chunks; each with the smallest tile that has the shape, and with as many k-blocks as the ring has slots, one more, one fewer,
-and one.
+chunks; each with the smallest tile that has the shape, and with as many k-blocks as the ring has slots, one more, one
+fewer, and one.
 Sizes lie around the edges of tiles and k-blocks. Each product has data, an order of events and a grid of its own.
 """
 
