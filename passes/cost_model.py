@@ -98,7 +98,8 @@ def _math_clocks(problem: GemmProblem, schedule: Schedule, tensor: float, target
     wave_bytes = (target.wgmma_m + tile.wg_columns) * STAGE_ROW_BYTES
     operand_reads = groups * tile.waves * wave_bytes / target.shared_bytes_per_clock
     if not problem.promoted:
-        return max(_norm(tensor, operand_reads, c.operand_order), c.in_place_k_block)
+        busy = _norm(tensor, operand_reads, c.operand_order) * (1 + c.in_place_wave * (tile.waves - 1))
+        return max(busy, c.in_place_k_block)
     # Of a chunk, only the last k-block's promotion has no wave of the same warpgroup to hide behind (estimate).
     chunk = _chunk(problem, schedule)
     after_a_wave = (
@@ -116,6 +117,8 @@ def _load_clocks(problem: GemmProblem, schedule: Schedule, spread: float, target
     assert schedule.block_m is not None and schedule.block_n is not None
     rows = min(schedule.block_m, problem.rows) + min(schedule.block_n, problem.n)
     transfer = rows * STAGE_ROW_BYTES / (c.l2_efficiency * target.l2_bytes_per_clock_per_sm) * (1 + spread)
+    if not problem.promoted:
+        transfer *= c.in_place_loads
     stages = schedule.num_stages or fitting_stages(problem, schedule, target)
     held = 1 if _chunk(problem, schedule) == 1 else 2
     return max(transfer, (c.load_latency + transfer) / max(1, stages - held))
@@ -132,6 +135,11 @@ def _tile_clocks(problem: GemmProblem, schedule: Schedule, target: Target, c: Co
     if problem.promoted:
         bubble = 0.0 if schedule.promote_chunk in (None, 1) else c.chunk_bubble
     return exposed * leaving + bubble
+
+
+def _last_bubble(problem: GemmProblem, schedule: Schedule, c: Constants) -> float:
+    """The bubble behind a CTA's last chunked tile, which costs nothing: no kernel has a tile to go on with there."""
+    return c.chunk_bubble if problem.promoted and schedule.promote_chunk not in (None, 1) else 0.0
 
 
 def operand_bytes(problem: GemmProblem) -> int:
@@ -201,7 +209,7 @@ def predict(
     tile = _tile_clocks(problem, schedule, target, c)
     rows, columns = cluster_tiles(problem, schedule)
     rounds = -(-rows * columns // resident_clusters(schedule, target))
-    cycles = rounds * (problem.k_blocks * k_block + tile)
+    cycles = rounds * (problem.k_blocks * k_block + tile) - _last_bubble(problem, schedule, c)
     working = rows * columns * cluster * problem.k_blocks * tensor
     utilisation = working / (target.sms * cycles) if cycles else 0.0
     dram = dram_seconds(problem, target, c, again)

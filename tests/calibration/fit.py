@@ -31,6 +31,10 @@ REFERENCE = "NVIDIA H200"
 FITTED = {
     "wave_latency": 260.0,
     "in_place_bubble": 1000.0,
+    "in_place_wave": 0.05,
+    "convoy": 1.2,
+    "chunk_bubble": 800.0,
+    "three_warpgroups": 1.2,
     "operand_order": 6.0,
     "spread_a": 0.08,
     "spread_b": 0.16,
@@ -139,6 +143,8 @@ def fitted(
         return np.concatenate([errors(data, at(x)), PULL * (x - begin)])
 
     x, residual, damping = begin, residuals(begin), 1e-2
+    if not x.size:
+        return at(x)
     for _ in range(iterations):
         steps = np.eye(len(x)) * STEP
         jacobian = np.stack([(residuals(x + step) - residual) / STEP for step in steps], axis=1)
