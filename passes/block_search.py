@@ -82,12 +82,12 @@ class Candidate:
     def rank(self, best: float) -> tuple[float, ...]:
         """
         Less is better: time in steps of `ALIKE` of `best` seconds, then no cluster, two warpgroups, less waste along M,
-        no chunks, time.
+        chunks (measured: 512x4096x7168 takes 25.8 us with them and 27.0 without), time.
         """
         s = self.schedule
         assert s.cluster_m and s.cluster_n and s.block_m and s.math_warpgroups and s.promote_chunk
         ctas, steps = s.cluster_m * s.cluster_n, int((self.cost.seconds / best - 1) / ALIKE)
-        return steps, ctas, abs(s.math_warpgroups - 2), s.block_m, s.promote_chunk, self.cost.seconds
+        return steps, ctas, abs(s.math_warpgroups - 2), s.block_m, -s.promote_chunk, self.cost.seconds
 
 
 @dataclass(frozen=True, slots=True)

@@ -14,7 +14,7 @@ from gemmir.problem import GemmProblem
 from gemmir.schedule import Schedule
 
 HERE = Path(__file__).parent
-FILES = (HERE / "h200.json", HERE / "h100-raster.json", HERE / "h200-schedules.json")
+FILES = (HERE / "h200.json", HERE / "h200-gaps.json", HERE / "h100-raster.json")
 """All that the committed constants are fitted to."""
 
 OLDER = {"balanced": False, "scale_batch": 1}
