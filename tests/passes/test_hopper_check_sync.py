@@ -74,6 +74,9 @@ CHUNKED = Schedule(
     cluster_n=1,
     raster_axis=RasterAxis.ALONG_M,
     raster_group=8,
+    balanced=False,
+    scale_batch=1,
+    store_slices=1,
 )
 
 
