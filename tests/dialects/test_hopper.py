@@ -219,7 +219,7 @@ def test_a_batch_goes_on_from_where_it_was_started() -> None:
     assert tile is not None
     stranger = tile.insert_arg(start.result.type, 2)
     start.result.replace_all_uses_with(stranger)
-    with pytest.raises(VerifyException, match="goes on with what hopper.start_scales has started"):
+    with pytest.raises(VerifyException, match=r"goes on with what hopper\.start_scales has started"):
         check_kernel_bounds(the_kernel(module))
 
 
