@@ -23,7 +23,7 @@ from gemmir.passes.sync.memory_map import MemoryMap, overlapping
 from gemmir.passes.sync.traces import default_traces
 from gemmir.pipeline import parse_pipeline, run_passes
 from gemmir.schedule import Family, RasterAxis, Schedule, Split
-from tests.sabotage.kernels import TEXTS, Ir, erase, kernel_in, loop, module_of, one
+from tests.sabotage.kernels import TEXTS, Ir, erase, kernel_in, module_of, one
 from tests.schedules import completed, fp8_problem, half_problem, legal_schedules
 
 SECONDS = 0.050

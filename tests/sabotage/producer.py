@@ -226,7 +226,8 @@ def share_row_scales(ir: Ir) -> None:
     load = all_of(ir.producer, hopper.TmaLoadOp)[-1]
     box = load.map.type
     rows, columns = box.dims
-    Rewriter.replace_value_with_new_type(load.map, hopper.TensorMapType((rows, columns // 2), box.element, box.swizzle_mode))
+    half = hopper.TensorMapType((rows, columns // 2), box.element, box.swizzle_mode)
+    Rewriter.replace_value_with_new_type(load.map, half)
     load.properties["multicast"] = hopper.AxisAttr(AxisName.N)
 
 
