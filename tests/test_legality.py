@@ -20,10 +20,11 @@ from gemmir.legality import (
     scale_steps,
     violation,
 )
+from gemmir.legality import scale_batch as batch_rule
 from gemmir.problem import GemmProblem
 from gemmir.schedule import Schedule, Split
 from gemmir.target import SM_90A, setmaxnreg_split
-from gemmir.tile import TileGeometry, shared_layout, tile_geometry
+from gemmir.tile import TileGeometry, shared_layout, tile_geometry, widest_scale_batch
 from tests.kernels import FP8_SCHEDULE
 from tests.schedules import (
     fp8_problem,
@@ -144,6 +145,42 @@ def test_turns_need_two_promoting_warpgroups_of_one_wave():
     one_wave = replace(GOOD, split=Split.ALONG_M, block_n=192, turns=True)
     assert is_legal(FP8, one_wave)
     assert not is_legal(HALF, replace(one_wave, block_k=64))
+
+
+@pytest.mark.parametrize(
+    ("split", "block_n", "lanes"),
+    [
+        (Split.ALONG_M, 128, 1),
+        (Split.ALONG_N, 128, 2),
+        (Split.ALONG_N, 256, 2),
+        (Split.ALONG_M, 192, 4),
+        (Split.ALONG_M, 160, 8),
+        (Split.ALONG_M, 112, 8),
+        (Split.ALONG_N, 96, 8),
+        (Split.ALONG_M, 144, 16),
+    ],
+)
+def test_a_batch_of_weight_scales_fills_a_warp(split: Split, block_n: int, lanes: int):
+    """A k-block takes as many lanes as the tile has column steps, up to the next power of two."""
+    schedule = replace(GOOD, split=split, block_n=block_n)
+    assert widest_scale_batch(FP8, schedule) == 32 // lanes
+    legal = [n for n in range(1, 66) if is_legal(FP8, replace(schedule, scale_batch=n))]
+    assert legal == [1, 32 // lanes]
+
+
+def test_a_batch_says_what_would_fill_a_warp():
+    broken("GMR-S003", "scale_batch = 32 with block_n = 256", "1, or 16: 32 lanes", scale_batch=32)
+    broken("GMR-S003", "scale_batch = 8", "1, or 16", scale_batch=8)
+    found = violation(FP8, replace(GOOD, scale_batch=15))
+    assert found is not None
+    assert found.fix == "use scale_batch = 16"
+    wide = replace(GOOD, split=Split.ALONG_N, block_n=272, scale_batch=2)
+    assert widest_scale_batch(FP8, wide) == 1
+    for problem, schedule in ((HALF, replace(GOOD, block_k=64, scale_batch=16)), (FP8, wide)):
+        found = batch_rule(problem, schedule, SM_90A)
+        assert found is not None
+        assert (found.rule, found.fix) == ("1: there are no weight scales to fetch, or too many", "use scale_batch = 1")
+    assert is_legal(FP8, Schedule(scale_batch=7)), "the tile is open"
 
 
 CHUNKED = replace(GOOD, split=Split.ALONG_M, block_n=128, promote_chunk=2)
@@ -298,6 +335,16 @@ def test_tiles_that_leave_whole_and_wave_by_wave_are_drawn(whole: bool):
     )
     assert found.complete
     assert is_legal(FP8, found)
+
+
+@pytest.mark.parametrize("batched", [True, False])
+@pytest.mark.parametrize("balanced", [True, False])
+def test_batches_of_scales_and_balanced_grids_are_drawn(batched: bool, balanced: bool):
+    found = find(
+        legal_schedules(FP8), lambda s: (s.scale_batch != 1, s.balanced) == (batched, balanced), random=Random(0)
+    )
+    assert found.complete
+    assert found.scale_batch in (1, widest_scale_batch(FP8, found))
 
 
 @given(st.data())

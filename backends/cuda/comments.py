@@ -42,6 +42,12 @@ def _wait(op: hopper.WaitOp) -> str:
     return "Nothing follows the very last k-block: what is multiplied after it is dropped."
 
 
+def _fence(op: hopper.FenceProxyAsyncOp) -> str:
+    if isinstance(op.next_op, hopper.TmaLoadOp):
+        return "What the math warps read of the slot by ordinary loads comes before TMA's writes."
+    return "Ordinary accesses before this come before TMA's after the next signal."
+
+
 def _wgmma(op: hopper.WgmmaOp) -> str:
     if op.fresh is None or not isinstance(op.cursor.owner, hopper.NextOp):
         return ""
@@ -54,7 +60,7 @@ _COMMENTS: dict[type[Operation], Callable[[Any], str]] = {
     hopper.AcquireOp: _acquire,
     hopper.ExpectOp: lambda op: "The slot is full once all these bytes have arrived.",
     hopper.FetchScalesOp: lambda op: "Before the wait, so that the load's latency hides behind it.",
-    hopper.FenceProxyAsyncOp: lambda op: "Ordinary accesses before this come before TMA's after the next signal.",
+    hopper.FenceProxyAsyncOp: _fence,
     hopper.InitBarriersOp: lambda op: (
         "full: a slot is loaded; empty: it is read; staged: rows may leave; drained: they have left."
     ),
@@ -62,6 +68,7 @@ _COMMENTS: dict[type[Operation], Callable[[Any], str]] = {
     hopper.ReleaseOp: lambda op: "This warp has read the slot.",
     hopper.RingOp: lambda op: "Shared memory: rings of slots for operands and scales, rows on their way out, barriers.",
     hopper.StageFragmentOp: lambda op: "Round, and lay the rows out as TMA stores them.",
+    hopper.StartScalesOp: lambda op: "Many k-blocks in one load, the next ones ahead: none is waited for.",
     hopper.StoreWaitReadOp: lambda op: "TMA has read the rows: others may be staged.",
     hopper.WaitOp: _wait,
     hopper.WarpOp: _warp,

@@ -112,7 +112,11 @@ class Agent:
         self.cta.reads.append(access)
 
     def fence(self) -> None:
-        """Each thread orders its own accesses, and those that it knows of, before what TMA and WGMMA do later."""
+        """
+        Each thread orders its own accesses, and reads that it knows of, before what TMA and WGMMA do later.
+
+        What another thread wrote would be ordered, too; here the one that writes is to fence, as kernels do.
+        """
         for access in self.unsynced:
             access.fenced = True
         self.cta.reads[:] = [access for access in self.cta.reads if not access.published]

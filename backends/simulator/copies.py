@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from dataclasses import dataclass
+
 import numpy as np
 
 from gemmir.backends.simulator.agent import Agent
@@ -57,6 +59,27 @@ def fetch_scales(agent: Agent, op: hopper.FetchScalesOp) -> None:
     agent.values[op.result] = _weight_scales(agent, op, agent[op.k], steps)
 
 
+@dataclass(slots=True)
+class ScaleBatch:
+    """Scales of a batch of k-blocks, (32,), and those of the batch after it: `following` is loaded ahead."""
+
+    now: np.ndarray
+    following: np.ndarray
+
+
+def start_scales(agent: Agent, op: hopper.StartScalesOp) -> None:
+    agent.values[op.result] = ScaleBatch(np.zeros(LANES, np.float32), _batch(agent, op, 0))
+
+
+def _batch(agent: Agent, op: hopper.StartScalesOp, first: int) -> np.ndarray:
+    """The scales of the k-blocks from `first` on that there are, block by block, zeros for the rest, (32,)."""
+    blocks, lanes = op.result.type.dims
+    scales = np.zeros((blocks, lanes), np.float32)
+    for row in range(min(blocks, op.blocks.value.data - first)):
+        scales[row] = _weight_scales(agent, op, first + row, lanes)[:lanes]
+    return scales.reshape(LANES)
+
+
 def _weight_scales(agent: Agent, op: hopper.FetchScalesOp | hopper.StartScalesOp, k: int, steps: int) -> np.ndarray:
     """Scales of k-block `k` for `steps` lanes, zeros for the others and outside the matrix, (32,)."""
     pointer, step = agent[op.pointer], op.step.value.data
@@ -72,13 +95,14 @@ def _weight_scales(agent: Agent, op: hopper.FetchScalesOp | hopper.StartScalesOp
 
 
 def next_scales(agent: Agent, op: hopper.NextScalesOp) -> None:
-    """The scales of one k-block. They are read when they are used: nobody writes them while a kernel runs."""
-    start = op.batch.owner
-    assert isinstance(start, hopper.StartScalesOp)
+    """The scales of one k-block of the batch in hand; where a batch begins, the one that was loaded ahead is it."""
+    start, batch = op.batch.owner, agent[op.batch]
+    assert isinstance(start, hopper.StartScalesOp) and isinstance(batch, ScaleBatch)
     blocks, lanes = start.result.type.dims
     k = agent[op.k]
-    scales = _weight_scales(agent, start, k, lanes) if k < start.blocks.value.data else np.zeros(LANES, np.float32)
-    agent.values[op.result] = np.tile(scales[:lanes], blocks)
+    if k % blocks == 0:
+        batch.now, batch.following = batch.following, _batch(agent, start, k + blocks)
+    agent.values[op.result] = np.tile(batch.now.reshape(blocks, lanes)[k % blocks], blocks)
 
 
 def put_scales(agent: Agent, op: hopper.PutScalesOp) -> None:

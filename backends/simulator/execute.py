@@ -253,7 +253,6 @@ QUIET: dict[type[Operation], Act] = {
     hopper.RingOp: _offset,
     hopper.ScalesOp: _scales,
     hopper.StagingOp: _offset,
-    hopper.StartScalesOp: _nothing,
     hopper.WgmmaFenceOp: compute.wgmma_fence,
     hopper.ZeroOp: compute.zero,
 }
@@ -271,6 +270,7 @@ ACTS: dict[type[Operation], Act] = {
     hopper.PutScalesOp: copies.put_scales,
     hopper.ReleaseOp: _release,
     hopper.StageFragmentOp: compute.stage_fragment,
+    hopper.StartScalesOp: copies.start_scales,
     hopper.StoreCommitOp: copies.store_commit,
     hopper.SyncWarpOp: lambda agent, op: agent.sync_warp(),
     hopper.TmaLoadOp: copies.tma_load,

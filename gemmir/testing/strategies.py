@@ -24,7 +24,7 @@ from gemmir.legality import (
 from gemmir.numerics import NumericsSpec
 from gemmir.problem import SCALE_BLOCK, GemmProblem, Recipe
 from gemmir.schedule import Family, RasterAxis, Schedule, Split
-from gemmir.tile import tile_geometry
+from gemmir.tile import tile_geometry, widest_scale_batch
 
 CLUSTERS = ((1, 1), (2, 1), (1, 2))
 FP8_PAIRS = ((F8E4M3FN, F8E4M3FN), (F8E5M2, F8E4M3FN), (F8E5M2, F8E5M2), (F8E4M3FN, F8E5M2))
@@ -122,6 +122,8 @@ def legal_schedules(draw: st.DrawFn, problem: GemmProblem) -> Schedule:
         sliced,
         raster_axis=draw(st.sampled_from(RasterAxis)),
         raster_group=draw(st.sampled_from((1, 2, 3, 8, 16, 64))),
+        balanced=draw(st.booleans()),
+        scale_batch=draw(st.sampled_from(sorted({1, widest_scale_batch(problem, sliced)}))),
         num_stages=draw(st.sampled_from(fitting)),
     )
     return completed(problem, drawn)
@@ -149,6 +151,8 @@ def nearly_legal_schedules(draw: st.DrawFn, problem: GemmProblem) -> Schedule:
         {"cluster_m": 4},
         {"raster_group": 0},
         {"raster_group": 65},
+        {"scale_batch": 2 * widest_scale_batch(problem, legal)},
+        {"scale_batch": 3},
         {"store_slices": slices + 1},
         {"store_slices": 5},
         {"num_stages": 1},

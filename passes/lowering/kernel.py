@@ -105,8 +105,8 @@ class Plan:
         """
         Whether the warps that read scales fence them against TMA, or the producer warp does so before it loads.
 
-        One warp's fence is cheaper than that of all math warps, but it is about its own CTA's shared memory: in a
-        cluster, peers load into it too.
+        One warp's fence is cheaper than that of all math warps. It orders for the loads of its own warp only: in a
+        cluster, where peers load into this CTA's shared memory, every reader fences, whoever loads.
         """
         return self.cluster_m * self.cluster_n > 1
 

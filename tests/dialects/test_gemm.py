@@ -366,7 +366,7 @@ def test_open_choices_are_question_marks():
 @pytest.mark.parametrize(
     ("clause", "message"),
     [
-        ("schedule <blocks = 1x1x1>", "Expected one of 'block'"),
+        ("schedule <blocks = 1x1x1>", "Expected one of 'balanced', 'block', 'chunk'"),
         ("schedule <stages = 3, stages = 3>", "'stages' is given twice"),
         ("schedule <block = 128x128>", "expected 3 sizes joined by 'x', got 2"),
         ("schedule <cluster = 0x1>", "cluster_m = 0; sizes and counts are at least 1"),

@@ -9,7 +9,11 @@ from dataclasses import replace
 
 import pytest
 from xdsl.printer import Printer
+from xdsl.utils.exceptions import VerifyException
 
+from gemmir.backends.cuda.target import the_kernel
+from gemmir.dialects.hopper import NextScalesOp, StartScalesOp
+from gemmir.dialects.hopper.bounds import check_kernel_bounds
 from gemmir.errors import IRError
 from gemmir.ir_text import parse_module
 from gemmir.schedule import Schedule, Split
@@ -20,11 +24,13 @@ FP8, BF16 = fp8_problem(None, 7168, 2048), half_problem(None, 7168, 2048)
 TURNS = replace(FP8_SCHEDULE, block_n=192, split=Split.ALONG_M, turns=True, num_stages=4)
 CHUNKS = replace(TURNS, block_n=128, turns=False, promote_chunk=4)
 WHOLE = replace(FP8_SCHEDULE, store_slices=1, num_stages=3)
+BATCHES = replace(FP8_SCHEDULE, scale_batch=16)
 KERNELS = {
     "fp8": (FP8, FP8_SCHEDULE),
     "whole": (FP8, WHOLE),
     "turns": (FP8, TURNS),
     "chunks": (FP8, CHUNKS),
+    "batches": (FP8, BATCHES),
     "bf16": (BF16, BF16_SCHEDULE),
 }
 
@@ -170,3 +176,55 @@ def test_nothing_outside_is_touched(name: str) -> None:
     with pytest.raises(IRError, match=re.escape(message)) as error:
         parse_module(changed)
     assert error.value.code == "GMR-R002"
+
+
+START = r"hopper.start_scales %scale_b\[(%n0_?\d*)\] strides %scale_b_stride_k, %scale_b_stride_n of 128 blocks 16"
+NEXT = r"(hopper.next_scales %batch)\[%k_?\d*\]"
+COLUMN = "the tile's first column"
+OUTSIDE_A_BATCH = {
+    "scales past the last row": (r"of 128 blocks 16", "of 128 blocks 17", "rows of scales that are read: 17 of 16"),
+    "k-blocks past the last one": (
+        r"hopper.k_blocks 0 to 16",
+        "hopper.k_blocks 0 to 17",
+        "k-blocks whose scales are used: 17 of 16",
+    ),
+    "strides of another tensor": ("#hopper.bind<stride 3 0>", "#hopper.bind<stride 0 0>", "one tensor"),
+    "columns past the last one": ("columns 7168", "columns 7400", "7400 columns"),
+    "a batch that fills no warp": ("scale_batch<16x2>", "scale_batch<32x2>", "a batch of 32 x 2 scales fills no warp"),
+    "k that is no k-block's": (NEXT, rf"\1[{COLUMN}]", "hopper.next_scales reads the scales of a k-block"),
+    "one thread": (r"hopper.warp 0 \{", "hopper.warp 0 elected {", "takes all lanes of a warp"),
+}
+
+
+@pytest.mark.parametrize("name", OUTSIDE_A_BATCH)
+def test_no_batch_reads_outside_its_tensor(name: str) -> None:
+    old, new, message = OUTSIDE_A_BATCH[name]
+    text = fp8_text(BATCHES)
+    start = re.search(START, text)
+    assert start is not None
+    changed = re.sub(old, new, text).replace(COLUMN, start[1])
+    assert changed != text
+    with pytest.raises(IRError, match=re.escape(message)) as error:
+        parse_module(changed)
+    assert error.value.code in ("GMR-R001", "GMR-R002")
+
+
+def test_a_batch_goes_on_from_where_it_was_started() -> None:
+    """An argument of the loop over tiles is no batch, whatever its type."""
+    module = lowered(FP8, BATCHES).module
+    (follows,) = (op for op in module.walk() if isinstance(op, NextScalesOp))
+    start = follows.batch.owner
+    assert isinstance(start, StartScalesOp)
+    tile = start.parent_block()
+    assert tile is not None
+    stranger = tile.insert_arg(start.result.type, 2)
+    start.result.replace_all_uses_with(stranger)
+    with pytest.raises(VerifyException, match=r"goes on with what hopper\.start_scales has started"):
+        check_kernel_bounds(the_kernel(module))
+
+
+def test_all_scales_of_a_batch_are_outside_where_there_are_none() -> None:
+    """A matrix whose scales have fewer columns than it has blocks of columns."""
+    text = fp8_text(BATCHES).replace("tensor<16x56xf32>", "tensor<16x55xf32>")
+    with pytest.raises(IRError, match="columns of scales that are read: 56 of 55"):
+        parse_module(text)

@@ -8,6 +8,7 @@ from xdsl.passes import PassPipeline
 from gemmir.decisions import Decision, collect
 from gemmir.dialects.gemm import schedule_of, the_matmul
 from gemmir.ir_text import make_context, parse_module
+from gemmir.passes.gemm_balance import GemmBalancePass
 from gemmir.passes.gemm_plan_pipeline import GemmPlanPipelinePass
 from gemmir.passes.gemm_rasterize import GemmRasterizePass
 from gemmir.passes.gemm_select_blocks import GemmSelectBlocksPass
@@ -41,7 +42,7 @@ func.func @layer(%x: {x}, %w: {w}) -> {y} {{
 
 def run(text: str, pipeline: str = ALL) -> tuple[ModuleOp, Schedule, list[Decision]]:
     """The module after `pipeline`, verified, its schedule, and what was decided on the way."""
-    passes = (GemmSelectFamilyPass, GemmSelectBlocksPass, GemmRasterizePass, GemmPlanPipelinePass)
+    passes = (GemmSelectFamilyPass, GemmSelectBlocksPass, GemmRasterizePass, GemmBalancePass, GemmPlanPipelinePass)
     module = parse_module(text)
     with collect() as decisions:
         PassPipeline.parse_spec({p.name: lambda p=p: p for p in passes}, pipeline).apply(make_context(), module)

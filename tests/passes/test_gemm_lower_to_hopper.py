@@ -23,7 +23,7 @@ from tests.schedules import completed, fp8_problem, half_problem
 FP8, BF16 = fp8_problem(None, 7168, 2048), half_problem(None, 7168, 2048)
 
 
-def ops(kernel: hopper.KernelOp, kind: type[Operation]) -> list[Operation]:
+def ops(kernel: Operation, kind: type[Operation]) -> list[Operation]:
     return [op for op in kernel.walk() if isinstance(op, kind)]
 
 
@@ -222,7 +222,6 @@ hopper.wgmma [%ahead] -> %partial1
 hopper.wgmma_commit
 hopper.load_scales [%at] -> %scales0
 hopper.load_scales [%ahead] -> %scales1
-hopper.fence_proxy_async
 hopper.sync_warp
 hopper.wgmma_wait 1, %partial0
 hopper.release %empty[%at]
@@ -239,7 +238,6 @@ hopper.wgmma_fence
 hopper.wgmma [%at] -> %partial0
 hopper.wgmma_commit
 hopper.load_scales [%at] -> %scales0
-hopper.fence_proxy_async
 hopper.sync_warp
 hopper.wgmma_wait 0, %partial0
 hopper.release %empty[%at]
@@ -315,6 +313,76 @@ def test_every_k_block_of_a_chunked_tile_is_done_once(chunk: int, k_blocks: int)
     assert (flying, done) == (0, k_blocks)
     for kind in (hopper.WaitOp, hopper.WgmmaOp, hopper.LoadScalesOp, hopper.ReleaseOp):
         assert sum(isinstance(op, kind) for op in events) == k_blocks
+
+
+def producer_of(kernel: hopper.KernelOp) -> hopper.TilesOp:
+    """The loop over tiles of the producer warp."""
+    return next(op for op in ops(kernel, hopper.TilesOp) if any(isinstance(o, hopper.TmaLoadOp) for o in op.walk()))  # type: ignore[return-value]
+
+
+BATCHED = replace(FP8_SCHEDULE, cluster_m=1, scale_batch=16)
+
+
+def test_a_batch_of_scales_is_started_with_a_tile_and_goes_on_with_each_k_block() -> None:
+    tile = producer_of(lowered(FP8, BATCHED).kernel)
+    start, loop = tile.body.block.ops
+    assert isinstance(start, hopper.StartScalesOp)
+    assert isinstance(loop, hopper.KBlocksOp)
+    assert start.result.type.dims == (16, 2)
+    assert (start.column, start.step.value.data, start.blocks.value.data) == (tile.body.block.args[1], 128, 16)
+    first, *rest = loop.body.block.ops
+    assert isinstance(first, hopper.NextScalesOp)
+    assert (first.batch, first.k) == (start.result, loop.body.block.args[0])
+    (put,) = (op for op in rest if isinstance(op, hopper.PutScalesOp))
+    assert (put.value, put.steps.value.data) == (first.result, 2)
+    assert not ops(lowered(FP8, BATCHED).kernel, hopper.FetchScalesOp)
+
+
+def test_the_scales_of_one_k_block_at_a_time_need_no_batch() -> None:
+    kernel = lowered(FP8, replace(BATCHED, scale_batch=1)).kernel
+    assert len(ops(kernel, hopper.FetchScalesOp)) == 1
+    assert not ops(kernel, hopper.StartScalesOp) + ops(kernel, hopper.NextScalesOp)
+
+
+@pytest.mark.parametrize(
+    ("schedule", "batch"),
+    [
+        (replace(FP8_SCHEDULE, block_n=128, split=Split.ALONG_M, scale_batch=32), (32, 1)),
+        (replace(FP8_SCHEDULE, block_n=192, split=Split.ALONG_M, scale_batch=8), (8, 4)),
+        (replace(FP8_SCHEDULE, block_n=112, split=Split.ALONG_M, scale_batch=4), (4, 8)),
+        (replace(FP8_SCHEDULE, block_n=96, scale_batch=4), (4, 8)),
+    ],
+)
+def test_lanes_of_a_k_block_are_a_power_of_two(schedule: Schedule, batch: tuple[int, int]) -> None:
+    (start,) = ops(lowered(FP8, schedule).kernel, hopper.StartScalesOp)
+    assert start.result.type.dims == batch  # type: ignore[attr-defined]
+    assert start.step.value.data == tile_geometry(schedule).column_step  # type: ignore[attr-defined]
+
+
+@pytest.mark.parametrize("chunk", [1, 2])
+@pytest.mark.parametrize("cluster", [(1, 1), (2, 1), (1, 2)], ids=["alone", "along m", "along n"])
+def test_who_fences_scales_before_they_are_overwritten(cluster: tuple[int, int], chunk: int) -> None:
+    """Alone, the producer warp between its wait and its loads; in a cluster, every math warp after it has read."""
+    schedule = replace(
+        FP8_SCHEDULE, block_n=128, split=Split.ALONG_M, cluster_m=cluster[0], cluster_n=cluster[1], promote_chunk=chunk
+    )
+    kernel = lowered(FP8, schedule).kernel
+    (loop,) = ops(producer_of(kernel), hopper.KBlocksOp)
+    names = [op.name.removeprefix("hopper.") for op in loop.body.block.ops]  # type: ignore[attr-defined]
+    alone = cluster == (1, 1)
+    fence = ["fence_proxy_async"] if alone else []
+    assert names[1 : 3 + alone] == ["acquire", *fence, "tma_load"]
+    assert names.count("fence_proxy_async") == alone
+    after = [op.next_op for op in ops(kernel, hopper.LoadScalesOp)]
+    fenced = [isinstance(op, hopper.FenceProxyAsyncOp) for op in after if not isinstance(op, hopper.LoadScalesOp)]
+    assert len(fenced) == {1: 2, 2: 1}[chunk], "the very first scales, and those of the loop"
+    assert set(fenced) == {not alone}
+
+
+def test_what_is_summed_in_the_tensor_core_has_no_scales_to_fence() -> None:
+    kernel = lowered(BF16, replace(BF16_SCHEDULE, cluster_m=1)).kernel
+    assert not ops(producer_of(kernel), hopper.FenceProxyAsyncOp)
+    assert len(ops(kernel, hopper.FenceProxyAsyncOp)) == 1, "behind what is staged"
 
 
 @pytest.mark.parametrize("field", [f.name for f in fields(Schedule)])

@@ -1,6 +1,7 @@
-"""`gemm-plan-pipeline`: slices of a tile, then the most stages that fit and are of use, with the arithmetic."""
+"""`gemm-plan-pipeline`: batches of scales, slices of a tile, the most stages that fit and are of use, and why."""
 
 from dataclasses import replace
+from types import SimpleNamespace
 
 import pytest
 from hypothesis import given
@@ -8,8 +9,10 @@ from hypothesis import strategies as st
 
 from gemmir.errors import ScheduleError
 from gemmir.legality import MAX_STAGES, MIN_STAGES, is_legal
-from gemmir.passes.cost_model import fitting_stages
-from gemmir.passes.gemm_plan_pipeline import useful_stages
+from gemmir.passes import gemm_plan_pipeline
+from gemmir.passes.cost_model import fitting_stages, predict
+from gemmir.passes.gemm_plan_pipeline import SCALE_LOAD_CLOCKS, useful_stages
+from gemmir.tile import widest_scale_batch
 from tests.passes.run_passes import ALL, fp8_text, plain_text, run
 from tests.schedules import fp8_problem, legal_schedules, problems
 
@@ -44,22 +47,71 @@ def test_a_tile_that_is_summed_in_place_leaves_whole():
     assert [d.subject for d in decisions] == ["stages"]
 
 
+@pytest.mark.parametrize(
+    ("block", "groups", "widest", "chosen"),
+    [
+        ("64x64x128", "1 along m", 32, 32),
+        ("64x128x128", "1 along m", 32, 32),
+        ("64x96x128", "2 along n", 4, 4),
+        ("128x256x128", "2 along n", 16, 1),
+        ("128x192x128", "2 along n", 4, 1),
+        ("128x160x128", "2 along m", 4, 1),
+    ],
+)
+def test_scales_of_short_k_blocks_are_fetched_in_batches(block: str, groups: str, widest: int, chosen: int):
+    """As many k-blocks as the lanes of a warp hold the scales of, where a k-block is over before a load would be."""
+    text = f"schedule <block = {block}, warpgroups = {groups}, turns = false, cluster = 1x1>"
+    module, schedule, (decision, *_) = run(fp8_text("?", 7168, 2048, text), NAME)
+    assert (schedule.scale_batch, widest_scale_batch(fp8_problem(None, 7168, 2048), schedule)) == (chosen, widest)
+    clocks = predict(fp8_problem(None, 7168, 2048), replace(schedule, scale_batch=None, num_stages=None)).k_block
+    assert (clocks < SCALE_LOAD_CLOCKS) is (chosen > 1)
+    assert f"scale_batch = {chosen}, " in str(module)
+    assert (decision.by, decision.subject, decision.choice) == (NAME, "scale_batch", str(chosen))
+    less = "less" if chosen > 1 else "not less"
+    assert decision.because == f"a k-block takes {clocks:.0f} cycles, {less} than the 800 of a load of its scales"
+    assert decision.runner_up == ("1" if chosen > 1 else str(widest))
+
+
+@pytest.mark.parametrize(("clocks", "chosen"), [(800.0, 1), (799.9, 16)])
+def test_a_batch_needs_k_blocks_shorter_than_a_load(clocks: float, chosen: int, monkeypatch: pytest.MonkeyPatch):
+    monkeypatch.setattr(gemm_plan_pipeline, "predict", lambda *_: SimpleNamespace(k_block=clocks))
+    assert run(fp8_text("?", 7168, 2048, tile("128x128x128")), NAME)[1].scale_batch == chosen
+
+
+def test_without_weight_scales_there_is_nothing_to_say_of_batches():
+    text = "schedule <block = 64x64x64, warpgroups = 1 along m, turns = false, cluster = 1x1>"
+    _, schedule, decisions = run(plain_text("?", 7168, 2048, text), NAME)
+    assert schedule.scale_batch == 1
+    assert "scale_batch" not in [d.subject for d in decisions]
+
+
+@pytest.mark.parametrize(
+    ("block", "batch", "fix"), [("128x256x128", 32, 16), ("128x192x128", 16, 4), ("64x64x128", 8, 16)]
+)
+def test_refuses_a_batch_that_does_not_fill_a_warp(block: str, batch: int, fix: int):
+    with pytest.raises(ScheduleError) as caught:
+        run(fp8_text("?", 7168, 2048, tile(block)), f"{NAME}{{scale-batch={batch}}}")
+    assert caught.value.code == "GMR-S003"
+    assert caught.value.what == f"scale_batch = {batch} with block_n = {block.split('x')[1]}"
+    assert caught.value.fix == f"use scale_batch = {fix}"
+
+
 def test_explains_the_slices():
-    _, _, (decision, _) = run(fp8_text("?", 7168, 2048, tile("128x256x128")), NAME)
+    _, _, (_, decision, _) = run(fp8_text("?", 7168, 2048, tile("128x256x128")), NAME)
     assert (decision.by, decision.subject, decision.choice) == (NAME, "slices", "2")
     assert decision.because == "each of 2 waves leaves while the next one is computed; 4 stages fit"
     assert decision.runner_up == "1, with which 3 stages fit"
 
 
 def test_explains_the_byte_budget():
-    _, _, (_, decision) = run(fp8_text("?", 7168, 2048, tile("128x256x128")), NAME)
+    _, _, (_, _, decision) = run(fp8_text("?", 7168, 2048, tile("128x256x128")), NAME)
     assert (decision.by, decision.subject, decision.choice) == (NAME, "stages", "4")
     assert "4 x 49696 (A 16384, B 32768, scales 528, barriers) + 32800" in decision.because
     assert "= 231584 of 232448 bytes; one more would need 281280" in decision.because
 
 
 def test_explains_the_byte_budget_beside_a_whole_tile():
-    _, _, (decision,) = run(fp8_text("?", 7168, 2048, tile("128x256x128", ", slices = 1")), NAME)
+    _, _, (_, decision) = run(fp8_text("?", 7168, 2048, tile("128x256x128", ", slices = 1")), NAME)
     assert (decision.by, decision.subject, decision.choice) == (NAME, "stages", "3")
     assert "3 x 49696 (A 16384, B 32768, scales 528, barriers) + 65568" in decision.because
     assert "= 214656 of 232448 bytes; one more would need 264352" in decision.because
@@ -75,14 +127,14 @@ def test_the_budget_adds_up():
 
 
 def test_no_more_than_are_ever_loaded():
-    _, schedule, (decision,) = run(fp8_text(128, 256, 256, tile("64x64x128")), NAME)
+    _, schedule, (_, decision) = run(fp8_text(128, 256, 256, tile("64x64x128")), NAME)
     assert schedule.num_stages == 3  # 2 k-blocks of one tile a CTA, and one
     assert "a CTA loads 2 stages in all" in decision.because
     assert useful_stages(fp8_problem(None, 256, 256), schedule) == MAX_STAGES
 
 
 def test_twelve_are_the_most():
-    _, _, (decision,) = run(fp8_text("?", 7168, 2048, tile("64x64x128")), NAME)
+    _, _, (_, decision) = run(fp8_text("?", 7168, 2048, tile("64x64x128")), NAME)
     assert decision.choice == "12"
     assert "12 are the most" in decision.because
 
@@ -92,27 +144,30 @@ def test_k_of_zero_has_two_stages():
 
 
 def test_what_is_fixed_stays():
-    text = fp8_text("?", 7168, 2048, tile("128x128x128", ", slices = 1, stages = 4"))
-    for pipeline in (NAME, NAME + "{slices=2 stages=3}"):
+    text = fp8_text("?", 7168, 2048, tile("128x128x128", ", scale_batch = 1, slices = 1, stages = 4"))
+    for pipeline in (NAME, NAME + "{scale-batch=16 slices=2 stages=3}"):
         _, schedule, decisions = run(text, pipeline)
-        assert (schedule.store_slices, schedule.num_stages) == (1, 4)
+        assert (schedule.scale_batch, schedule.store_slices, schedule.num_stages) == (1, 1, 4)
         assert decisions == []
 
 
 @pytest.mark.parametrize(
     ("fixed", "options", "chosen", "subjects"),
     [
-        (", stages = 4", "", (2, 4), ["slices"]),
-        ("", "{stages=3}", (2, 3), ["slices"]),
-        (", slices = 1", "", (1, 5), ["stages"]),
-        ("", "{slices=1}", (1, 5), ["stages"]),
-        (", stages = 4", "{slices=1}", (1, 4), []),
-        (", slices = 2", "{stages=3}", (2, 3), []),
+        (", stages = 4", "", (1, 2, 4), ["scale_batch", "slices"]),
+        ("", "{stages=3}", (1, 2, 3), ["scale_batch", "slices"]),
+        (", slices = 1", "", (1, 1, 5), ["scale_batch", "stages"]),
+        ("", "{slices=1}", (1, 1, 5), ["scale_batch", "stages"]),
+        (", stages = 4", "{slices=1}", (1, 1, 4), ["scale_batch"]),
+        (", slices = 2", "{stages=3}", (1, 2, 3), ["scale_batch"]),
+        (", scale_batch = 16", "", (16, 2, 6), ["slices", "stages"]),
+        ("", "{scale-batch=16}", (16, 2, 6), ["slices", "stages"]),
+        (", scale_batch = 1, slices = 2", "{stages=3}", (1, 2, 3), []),
     ],
 )
-def test_what_is_open_is_chosen(fixed: str, options: str, chosen: tuple[int, int], subjects: list[str]):
+def test_what_is_open_is_chosen(fixed: str, options: str, chosen: tuple[int, int, int], subjects: list[str]):
     _, schedule, decisions = run(fp8_text("?", 7168, 2048, tile("128x128x128", fixed)), NAME + options)
-    assert (schedule.store_slices, schedule.num_stages) == chosen
+    assert (schedule.scale_batch, schedule.store_slices, schedule.num_stages) == chosen
     assert [d.subject for d in decisions] == subjects
 
 
@@ -153,16 +208,18 @@ def test_what_fits_is_what_is_legal(data: st.DataObject):
 
 
 @pytest.mark.parametrize(
-    ("text", "waves"),
-    [(fp8_text("?", 7168, 2048), 2), (plain_text("?", 4096, 7168), 1), (fp8_text(1, 8, 16), 1)],
+    ("text", "waves", "batch"),
+    [(fp8_text("?", 7168, 2048), 2, 1), (plain_text("?", 4096, 7168), 1, 1), (fp8_text(1, 8, 16), 1, 16)],
     ids=["two waves", "in place", "one wave"],
 )
-def test_the_four_passes_complete_a_schedule_and_then_rest(text: str, waves: int):
+def test_the_five_passes_complete_a_schedule_and_then_rest(text: str, waves: int, batch: int):
     module, schedule, decisions = run(text, ALL)
     assert schedule.complete
-    sliced = ["slices"] if waves > 1 else []
-    assert [d.subject for d in decisions] == ["family", "block", "warpgroups", "cluster", "raster", *sliced, "stages"]
-    assert schedule.store_slices == waves
+    scaled = ["scale_batch"] if "xf8" in text else []
+    pipeline = [*scaled, *(["slices"] if waves > 1 else []), "stages"]
+    subjects = [d.subject for d in decisions]
+    assert subjects == ["family", "block", "warpgroups", "cluster", "raster", "balanced", *pipeline]
+    assert (schedule.scale_batch, schedule.store_slices) == (batch, waves)
     again, _, nothing = run(str(module), ALL)
     assert str(again) == str(module)
     assert nothing == []

@@ -66,7 +66,7 @@ def staged_tile_fenced_after_the_lanes_met(ir: Ir) -> None:
 
 @fault("bf16", rule="R6")
 def staged_tile_fenced_by_the_reader(ir: Ir) -> None:
-    """The store thread fences instead of the threads that wrote."""
+    """The store thread fences instead of the threads that wrote, for the first warpgroup's tile only."""
     fence = one(ir.math, hopper.FenceProxyAsyncOp)
     fence.detach()
     before(one(ir.store, hopper.TmaStoreOp), fence)
@@ -377,7 +377,7 @@ def shared_memory_too_small(ir: Ir) -> None:
     put(ir.kernel, "shared", get(ir.kernel, "shared") - 16)
 
 
-@fault("fp8-turns", rule="R6")
+@fault("fp8-turns", rule="R5")
 def ring_smaller_than_its_cursor(ir: Ir) -> None:
     """The ring of row scales has a slot too few: the last one lies in the ring of column scales."""
     resized(ir, "ring_scale_a", 3)

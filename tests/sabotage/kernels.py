@@ -57,6 +57,10 @@ TEXTS: dict[str, str] = {
     "fp8-1x2": _fp8("block = 64x128x128, warpgroups = 1 along m, turns = false, chunk = 1, cluster = 1x2, stages = 2"),
     "fp8-chunk": _fp8("block = 128x128x128, warpgroups = 2 along m, chunk = 2, cluster = 1x1, stages = 3"),
     "fp8-chunk-2x1": _fp8("block = 64x128x128, warpgroups = 1 along m, chunk = 4, cluster = 2x1, stages = 2"),
+    "fp8-batch": _fp8(
+        "block = 64x112x128, warpgroups = 1 along m, turns = false, chunk = 1, scale_batch = 4, cluster = 1x1, "
+        "stages = 2"
+    ),
     "bf16": _bf16("block = 128x256x64, warpgroups = 2 along m, turns = false, chunk = 1, cluster = 1x1, stages = 3"),
     "bf16-2x1": _bf16(
         "block = 128x128x64, warpgroups = 2 along n, turns = false, chunk = 1, cluster = 2x1, stages = 4"
@@ -65,7 +69,7 @@ TEXTS: dict[str, str] = {
 }
 """
 Promoted with and without turns, and in chunks with k-blocks left over; in place; one and two warpgroups; every cluster;
-tiles that leave whole and wave by wave.
+tiles that leave whole and wave by wave; weight scales k-block by k-block, and in batches that begin inside a tile.
 """
 
 

@@ -102,7 +102,7 @@ def second_slot_not_released(ir: Ir) -> None:
     erase(one(loop(ir.math), hopper.ReleaseOp, 1))
 
 
-@fault("fp8-chunk", rule="R6")
+@fault("fp8-chunk-2x1", rule="R6")
 def one_fence_too_early(ir: Ir) -> None:
     """The scales of a chunk's second slot are read after the fence that is to order them before TMA."""
     body = loop(ir.math)

@@ -71,9 +71,9 @@ def no_wait_in_the_very_last_block(ir: Ir) -> None:
     one(loop(ir.math), hopper.WaitOp).properties["unless_last"] = UnitAttr()
 
 
-@fault("fp8", "fp8-turns", rule="R6")
+@fault("fp8-2x1", "fp8-1x2", "fp8-waves-2x1", rule="R6")
 def fence_after_scales_missing(ir: Ir) -> None:
-    """TMA may overwrite scales that are being read: no fence."""
+    """TMA may overwrite scales that are being read: no math warp of a cluster fences, nor does the producer."""
     erase(one(loop(ir.math), hopper.FenceProxyAsyncOp))
 
 

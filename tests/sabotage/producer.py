@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from xdsl.dialects.arith import ConstantOp
+from xdsl.dialects.builtin import IndexType, IntegerAttr
 from xdsl.rewriter import Rewriter
 
 from gemmir.dialects import hopper
@@ -188,6 +190,58 @@ def scales_after_the_lanes_meet(ir: Ir) -> None:
     move_after(one(ir.producer, hopper.PutScalesOp), one(ir.producer, hopper.SyncWarpOp))
 
 
+@fault("fp8", "fp8-turns", "fp8-chunk", "fp8-batch", rule="R6")
+def producer_does_not_fence(ir: Ir) -> None:
+    """TMA may overwrite scales that are being read: the producer waits and loads with no fence in between."""
+    erase(one(ir.producer, hopper.FenceProxyAsyncOp))
+
+
+@fault("fp8", "fp8-chunk", rule="R6")
+def producer_fences_before_the_acquire(ir: Ir) -> None:
+    """The producer fences, then waits for the slot to be read."""
+    move_before(one(ir.producer, hopper.FenceProxyAsyncOp), one(ir.producer, hopper.AcquireOp))
+
+
+@fault("fp8", "fp8-batch", rule="R6")
+def producer_fences_after_the_loads(ir: Ir) -> None:
+    """The producer loads, then fences."""
+    move_after(one(ir.producer, hopper.FenceProxyAsyncOp), all_of(ir.producer, hopper.TmaLoadOp)[-1])
+
+
+@fault("fp8-turns", rule="R6")
+def producer_fences_once_a_tile(ir: Ir) -> None:
+    """The producer fences before the k-blocks of a tile, not in each."""
+    move_before(one(ir.producer, hopper.FenceProxyAsyncOp), loop(ir.producer))
+
+
+@fault("fp8", rule="R6")
+def another_thread_fences(ir: Ir) -> None:
+    """The store thread fences instead of the producer, and no wait of the producer's knows of it."""
+    fence = one(ir.producer, hopper.FenceProxyAsyncOp)
+    move_after(fence, one(ir.store, hopper.WaitOp))
+
+
+def share_row_scales(ir: Ir) -> None:
+    """In a cluster along N each CTA loads half of the row scales, for both: no fault, if every reader fences."""
+    load = all_of(ir.producer, hopper.TmaLoadOp)[-1]
+    box = load.map.type
+    rows, columns = box.dims
+    half = hopper.TensorMapType((rows, columns // 2), box.element, box.swizzle_mode)
+    Rewriter.replace_value_with_new_type(load.map, half)
+    load.properties["multicast"] = hopper.AxisAttr(AxisName.N)
+
+
+@fault("fp8-1x2", rule="R6")
+def producer_fences_for_its_peer(ir: Ir) -> None:
+    """Row scales are shared in a cluster, and each producer fences, for its own CTA's shared memory only."""
+    share_row_scales(ir)
+    for load in all_of(ir.math, hopper.LoadScalesOp):
+        fence = load.next_op
+        assert isinstance(fence, hopper.FenceProxyAsyncOp)
+        erase(fence)
+    after(one(ir.producer, hopper.AcquireOp), hopper.FenceProxyAsyncOp.build())
+
+
 @fault("fp8-2x1", "bf16-2x1", rule="R0")
 def multicast_missing(ir: Ir) -> None:
     """B's halves are not sent to the peer."""
@@ -244,6 +298,57 @@ def every_role_misses_the_last_block(ir: Ir) -> None:
 def scales_of_the_wrong_columns(ir: Ir) -> None:
     """The producer fetches one weight scale for 64 columns where it is one for 128."""
     put(one(ir.producer, hopper.FetchScalesOp), "step", 64)
+
+
+@fault("fp8-batch", caught_by="simulator")
+def batch_started_once_for_all_tiles(ir: Ir) -> None:
+    """Weight scales are started once, before the tiles, with the first column."""
+    start, zero = one(ir.producer, hopper.StartScalesOp), ConstantOp(IntegerAttr(0, IndexType()))
+    move_before(start, one(ir.producer, hopper.TilesOp))
+    before(start, zero)
+    change(start, start.column, zero.result)
+
+
+@fault("fp8-batch", caught_by="simulator")
+def batch_started_in_each_k_block(ir: Ir) -> None:
+    """Weight scales are started anew in each k-block, so that only the first one of a batch has any."""
+    move_before(one(ir.producer, hopper.StartScalesOp), one(ir.producer, hopper.NextScalesOp))
+
+
+@fault("fp8-batch", caught_by="simulator")
+def batch_moves_on_twice(ir: Ir) -> None:
+    """The first k-block of a batch takes two batches, the second one too early."""
+    follows = one(ir.producer, hopper.NextScalesOp)
+    before(follows, follows.clone())
+
+
+@fault("fp8-batch", caught_by="simulator")
+def batch_of_the_wrong_columns(ir: Ir) -> None:
+    """Lanes fetch scales of column steps that are twice as far apart."""
+    start = one(ir.producer, hopper.StartScalesOp)
+    put(start, "step", 2 * get(start, "step"))
+
+
+@fault("fp8-batch", caught_by="simulator")
+def half_the_lanes_for_a_k_block(ir: Ir) -> None:
+    """A k-block of a batch has half the lanes that it needs: its last column steps get the first ones' scales."""
+    start = one(ir.producer, hopper.StartScalesOp)
+    blocks, lanes = start.result.type.dims
+    Rewriter.replace_value_with_new_type(start.result, hopper.ScaleBatchType(2 * blocks, lanes // 2))
+
+
+@fault("fp8-batch", caught_by="verifier")
+def batch_of_too_few_k_blocks(ir: Ir) -> None:
+    """The scales of the last k-block are never fetched, but used."""
+    start = one(ir.producer, hopper.StartScalesOp)
+    put(start, "blocks", get(start, "blocks") - 1)
+
+
+@fault("fp8-batch", caught_by="verifier")
+def batch_of_more_k_blocks_than_there_are(ir: Ir) -> None:
+    """Scales are fetched behind the end of their tensor."""
+    start = one(ir.producer, hopper.StartScalesOp)
+    put(start, "blocks", get(start, "blocks") + 1)
 
 
 @fault("bf16-2x1", rule="", caught_by="verifier")

@@ -18,7 +18,8 @@ from gemmir.passes.sync.rules import check_end
 from gemmir.passes.sync.traces import default_traces
 from tests.sabotage.fault import Fault
 from tests.sabotage.faults import FAULTS, FOR_THE_SIMULATOR, table
-from tests.sabotage.kernels import TEXTS, Ir, erase, kernel_in, module_of
+from tests.sabotage.kernels import TEXTS, Ir, after, all_of, erase, kernel_in, module_of
+from tests.sabotage.producer import share_row_scales
 
 PROOF = Path(__file__).parents[2] / "docs" / "proof.md"
 
@@ -51,14 +52,16 @@ WHAT_SYNCHRONISES = (
     hopper.WgmmaWaitOp,
 )
 
-FIRST_SCALES = ["hopper.fence_proxy_async in hopper.warpgroups", "hopper.sync_warp in hopper.warpgroups"]
-NEXT_TILE = ["hopper.fence_proxy_async in hopper.tiles", "hopper.sync_warp in hopper.tiles"]
+FIRST_MEETING, NEXT_MEETING = "hopper.sync_warp in hopper.warpgroups", "hopper.sync_warp in hopper.tiles"
+FIRST_SCALES = ["hopper.fence_proxy_async in hopper.warpgroups", FIRST_MEETING]
+NEXT_TILE = ["hopper.fence_proxy_async in hopper.tiles", NEXT_MEETING]
 
 NOT_NEEDED = {
-    "fp8": [*FIRST_SCALES, *NEXT_TILE],
-    "fp8-whole": FIRST_SCALES,
+    "fp8": [FIRST_MEETING, NEXT_MEETING],
+    "fp8-whole": [FIRST_MEETING],
     "fp8-waves-2x1": [*FIRST_SCALES, *NEXT_TILE],
-    "fp8-turns": FIRST_SCALES,
+    "fp8-turns": [FIRST_MEETING],
+    "fp8-batch": [FIRST_MEETING],
     "fp8-2x1": FIRST_SCALES,
     "fp8-1x2": FIRST_SCALES,
     "fp8-chunk": ["hopper.wgmma_fence in hopper.k_blocks"],
@@ -68,7 +71,8 @@ NOT_NEEDED = {
     "bf16-1x2": ["hopper.wgmma_fence in hopper.k_blocks"],
 }
 """
-What could go: fence and meeting after the very first scales, and after those of the next tile's first k-block, since
+What could go: meeting, and fence in a cluster, after the very first scales, and after those of the next tile's first
+k-block, since
 the ones in the k-block after come before the slot is released; the fence between the first two waves of a chunk, since
 the one before serves both partial sums; and the fence between WGMMAs that add to the same registers.
 """
@@ -127,6 +131,24 @@ def test_what_is_no_fault_of_synchronisation(fault: Fault):
 def test_the_verifier_finds_it(fault: Fault):
     with pytest.raises(VerifyException):
         broken(fault).verify()
+
+
+def test_a_peer_may_load_what_every_reader_fences() -> None:
+    """What `producer_fences_for_its_peer` breaks: with the fences of the math warps there is no fault."""
+    ir = Ir(kernel_in(module_of("fp8-1x2")))
+    share_row_scales(ir)
+    check_kernel(ir.kernel)
+    check_kernel(ir.kernel, split_warps=True)
+
+
+def test_a_fence_by_the_second_thread_is_as_good() -> None:
+    """For what was read, and for what was written: the store thread fences each tile that it waited for."""
+    for name in ("fp8-turns", "bf16"):
+        ir = Ir(kernel_in(module_of(name)))
+        erase(all_of(ir.math, hopper.FenceProxyAsyncOp)[-1])
+        for wait in all_of(ir.store, hopper.WaitOp):
+            after(wait, hopper.FenceProxyAsyncOp.build())
+        check_kernel(ir.kernel)
 
 
 @pytest.mark.parametrize("name", TEXTS)

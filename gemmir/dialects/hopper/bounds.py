@@ -16,7 +16,7 @@ from xdsl.utils.exceptions import VerifyException
 
 from gemmir.dialects.hopper.arithmetic import LoadScalesOp, PromoteOp, WgmmaOp
 from gemmir.dialects.hopper.base import number
-from gemmir.dialects.hopper.control import KBlocksOp, KernelOp, RolesOp, WarpgroupsOp
+from gemmir.dialects.hopper.control import KBlocksOp, KernelOp, RolesOp, WarpgroupsOp, WarpOp
 from gemmir.dialects.hopper.loads import FetchScalesOp, NextScalesOp, PutScalesOp, StartScalesOp, TmaLoadOp
 from gemmir.dialects.hopper.storage import StagingOp
 from gemmir.dialects.hopper.stores import StageFragmentOp, TmaStoreOp
@@ -168,17 +168,21 @@ def _bind_of(kernel: KernelOp, value: SSAValue) -> BindAttr:
     return kernel.binds.data[value.index]
 
 
-def _last_block(op: FetchScalesOp) -> int:
+def _last_block(op: FetchScalesOp | NextScalesOp) -> int:
     """One past the number of the last k-block for which `op` runs."""
     loop = op.k.owner.parent_op() if isinstance(op.k, BlockArgument) else None
     if not isinstance(loop, KBlocksOp):
-        raise VerifyException("hopper.fetch_scales reads the scales of a k-block")
+        raise VerifyException(f"{op.name} reads the scales of a k-block")
     return number(loop.last)
 
 
 def _next_scales(op: NextScalesOp) -> None:
     if not isinstance(op.batch.owner, StartScalesOp):
         raise VerifyException("hopper.next_scales goes on with what hopper.start_scales has started")
+    _fits("k-blocks whose scales are used", _last_block(op), number(op.batch.owner.blocks))
+    warp = WarpOp.around(op)
+    if warp is None or warp.elected is not None:
+        raise VerifyException("hopper.next_scales takes all lanes of a warp: each gets its scale from another one")
 
 
 def _tma_load(op: TmaLoadOp) -> None:

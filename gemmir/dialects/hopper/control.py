@@ -95,6 +95,11 @@ class WarpOp(HopperOperation):
     traits = traits_def(NoTerminator())
     assembly_format = "$index (`elected` $elected^)? $body attr-dict"
 
+    @staticmethod
+    def around(op: Operation) -> WarpOp | None:
+        """The warp that does `op`, if it is not a whole warpgroup."""
+        return _around(op, WarpOp)
+
 
 @irdl_op_definition
 class SetMaxRegistersOp(HopperOperation):

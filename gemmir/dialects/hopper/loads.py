@@ -115,7 +115,8 @@ class NextScalesOp(HopperOperation):
     """
     The weight scales of k-block `k`, for lane j those of column step j modulo the lanes of a k-block.
 
-    k-blocks come in order. At the first one of a batch, the load of the batch after it is started.
+    k-blocks come in order, all lanes of the warp at once. At the first one of a batch, the batch that was on its way is
+    taken, and the load of the one after it is started.
     """
 
     name = "hopper.next_scales"

@@ -37,6 +37,7 @@ def test_every_section_is_used_by_some_kernel() -> None:
     fp8, bf16 = fp8_problem(None, 7168, 2048), half_problem(None, 7168, 2048)
     sources = [
         lowered(fp8, FP8_SCHEDULE).source,
+        lowered(fp8, replace(FP8_SCHEDULE, scale_batch=16)).source,
         lowered(fp8, replace(FP8_SCHEDULE, block_n=192, split=Split.ALONG_M, turns=True, cluster_m=1)).source,
         lowered(bf16, BF16_SCHEDULE).source,
         lowered(replace(bf16, a=half_problem(None, 8, 8).a, d=fp8.d), BF16_SCHEDULE).source,

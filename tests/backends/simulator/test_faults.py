@@ -154,10 +154,20 @@ FAULTS: dict[str, tuple[str, Change, str]] = {
     "scales are not carried over": ("promoted", drop(hopper.MoveScalesOp, Loop), "wrong bits"),
     "a k-block is left out": ("in place", put(hopper.KBlocksOp, Tiles, "last", 2), ""),
     # Ordinary accesses and the asynchronous proxy.
-    "scales are not fenced after reading": (
+    "the producer does not fence scales that were read": (
         "promoted",
         drop(hopper.FenceProxyAsyncOp, Loop),
         "CTA 0: TMA overwrites shared bytes",
+    ),
+    "the producer fences before it waits": (
+        "promoted",
+        move_up(hopper.FenceProxyAsyncOp, Loop, hopper.AcquireOp),
+        "CTA 0: TMA overwrites shared bytes",
+    ),
+    "nobody in a cluster fences scales that were read": (
+        "cluster",
+        drop(hopper.FenceProxyAsyncOp, Loop),
+        ": TMA overwrites shared bytes",
     ),
     "lanes do not meet after reading scales": (
         "promoted",

@@ -60,6 +60,46 @@ def test_chunks_change_no_bit(stages, k_blocks):
         np.testing.assert_array_equal(chunked.run(seed=k_blocks), result)
 
 
+BATCHED = {
+    "block = 64x16x128, warpgroups = 1": (40, 32),
+    "block = 64x192x128, warpgroups = 2 along n": (200, 4),
+    "block = 64x96x128, warpgroups = 1": (200, 8),
+    "block = 64x112x128, warpgroups = 1": (232, 4),
+    "block = 64x128x128, warpgroups = 2 along n, cluster = 2x1": (136, 16),
+}
+"""Tiles, N that ends inside a tile, and k-blocks of a batch. From the second on tiles straddle blocks of scales."""
+
+AROUND_BATCHES = [
+    (schedule, k_blocks)
+    for schedule, (_, batch) in BATCHED.items()
+    for k_blocks in sorted({1, batch - 1, batch, batch + 1, 2 * batch, 2 * batch + 1, 70})
+]
+
+
+@pytest.mark.parametrize(("schedule", "k_blocks"), AROUND_BATCHES)
+def test_batches_of_scales_change_no_bit(schedule: str, k_blocks: int) -> None:
+    """
+    Less than a batch, whole batches and every kind of rest; tiles that follow one another in one CTA.
+
+    Every scale is another one, so that none can stand for its neighbour.
+    """
+    columns, batch = BATCHED[schedule]
+    k = 128 * k_blocks - 48 * (k_blocks % 2)
+    one, many = (program("f8E4M3FN", columns, k, f"{schedule}, scale_batch = {n}") for n in (1, batch))
+    tensors = list(random_inputs(module_of(one), 70, k_blocks).values())
+    tensors[3] = torch.linspace(0.5, 2, tensors[3].numel()).reshape(tensors[3].shape)
+    expected, result = (simulated(text, seed=k_blocks, clusters=1)(*tensors) for text in (one, many))
+    assert torch.equal(result.view(torch.int16), expected.view(torch.int16))
+    if k_blocks == batch + 1:
+        check_bits(lambda *_: result, many, inputs=tensors)
+
+
+def test_no_seed_changes_a_bit_of_batches() -> None:
+    example = Example.of(program("f8E4M3FN", 232, 128 * 9, "block = 64x112x128, warpgroups = 1, scale_batch = 4"), 70)
+    for seed in range(8):
+        np.testing.assert_array_equal(example.run(seed=seed), example.expected, err_msg=f"seed {seed}")
+
+
 @pytest.mark.parametrize("schedule", HALF_SCHEDULES)
 @pytest.mark.parametrize(("dtype", "k"), [("bf16", 8), ("bf16", 64), ("f16", 128), ("bf16", 192), ("bf16", 200)])
 def test_half_kernels_have_the_bits_of_the_model(schedule, dtype, k):

@@ -140,6 +140,7 @@ gemm_e4m3_e4m3_128x256_cluster1x1_stages4(
                     const float scales = lane < 2 && column < N ? __ldg(scale_b + k * scale_b_stride_k + column / 128 * scale_b_stride_n) : 0.f;
                     // Until every math warp has read what the slot held before.
                     mbarrier_wait(empty + at.stage * 8, at.parity ^ 1);
+                    // What the math warps read of the slot by ordinary loads comes before TMA's writes.
                     fence_proxy_async();
                     if (lane == 0) {
                         tma_load(ring_a + at.stage * 16384, map_a, k * 128, m0, full + at.stage * 8);
