@@ -13,8 +13,8 @@ from tests.calibration.data import Measurement, Series, load
 from tests.calibration.fit import FITTED, REFERENCE, Choice, Fit, choices, errors, fitted, main, report, target_of
 
 DATA = load()
-H200, H100 = DATA
-OTHERS = {"NVIDIA H100 80GB HBM3": 1.05}
+H200, GAPS, H100 = DATA
+OTHERS = {"NVIDIA H100 80GB HBM3": 1.058}
 COMMITTED = Fit(DEFAULT, OTHERS)
 """The factor by which the H100's kernels take longer than its DRAM explains, to three digits."""
 
@@ -54,9 +54,10 @@ def test_noise_moves_constants_by_little():
 
 
 def test_what_the_data_cannot_tell_stays_where_it_was():
-    """Nothing with three promoting warpgroups was measured."""
-    found = fitted(DATA, {"three_warpgroups": 1.3, "wave_latency": 260.0})
-    assert found.constants.three_warpgroups == pytest.approx(1.3)
+    """No k-block that was measured is as short as the least that one in place takes."""
+    found = fitted([GAPS], {"in_place_k_block": 130.0, "wave_latency": 260.0})
+    assert found.constants.in_place_k_block == pytest.approx(130.0)
+    assert found.constants.wave_latency != pytest.approx(260.0, rel=0.005)
 
 
 def test_the_committed_constants_are_what_the_fit_finds():
@@ -76,27 +77,35 @@ def test_regret_is_of_what_the_model_ranks_first():
 
 
 def test_errors_on_the_h200():
+    """Schedules of all kinds, far from the best ones too: tiles of 128x112 for large products are 20% off."""
     off = np.expm1(errors([H200], COMMITTED))
-    assert np.mean(np.abs(off)) < 0.025
-    assert off.min() > -0.095
-    assert off.max() < 0.08
+    assert np.mean(np.abs(off)) < 0.041
+    assert off.min() > -0.125
+    assert off.max() < 0.215
+
+
+def test_errors_on_tiles_that_fill_the_gaps():
+    off = np.expm1(errors([GAPS], COMMITTED))
+    assert np.mean(np.abs(off)) < 0.038
+    assert off.min() > -0.115
+    assert off.max() < 0.1
 
 
 def test_errors_on_the_h100():
     """Orders of all kinds, the worst ones too: those take up to half as long again as the best."""
     off = np.expm1(errors([H100], COMMITTED))
-    assert np.mean(np.abs(off)) < 0.028
-    assert off.min() > -0.115
-    assert off.max() < 0.095
+    assert np.mean(np.abs(off)) < 0.031
+    assert off.min() > -0.16
+    assert off.max() < 0.09
 
 
 @pytest.mark.parametrize("choice", choices(DATA, COMMITTED), ids=lambda c: f"{c.group[0].split()[1]}-{c.group[1]}")
-def test_of_what_was_measured_the_first_choice_is_within_three_percent(choice: Choice):
-    assert choice.regret < 0.026
+def test_of_what_was_measured_the_first_choice_is_within_five_percent(choice: Choice):
+    assert choice.regret < 0.05
 
 
-def test_of_what_was_measured_the_first_choice_is_the_fastest_but_for_less_than_a_percent():
-    assert np.mean([choice.regret for choice in choices(DATA, COMMITTED)]) < 0.007
+def test_of_what_was_measured_the_first_choice_is_the_fastest_but_for_half_a_percent():
+    assert np.mean([choice.regret for choice in choices(DATA, COMMITTED)]) < 0.005
 
 
 def sweeps() -> dict[tuple[object, ...], list[Measurement]]:
@@ -135,6 +144,6 @@ def test_the_order_that_is_chosen_is_within_two_percent_of_the_best(sweep: list[
 def test_the_report_names_constants_errors_and_regrets(capsys: pytest.CaptureFixture[str]):
     assert main(["--keep"]) == 0
     text = capsys.readouterr().out
-    for words in ("wave_latency", "NVIDIA H200, 149 points, new: mean error", "regret: mean", "fastest:"):
+    for words in ("wave_latency", "NVIDIA H200, 418 points, new: mean error", "regret: mean", "fastest:"):
         assert words in text
     assert "times x 1.0" in report(DATA, COMMITTED, COMMITTED)

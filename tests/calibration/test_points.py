@@ -34,7 +34,8 @@ def test_drawn_shapes_have_what_the_search_ranks_first_in_distinct_tiles():
     drawn = [p for p in POINTS if p.case.shape not in DENSE]
     taken = Counter(p.case for p in drawn)
     assert len(taken) == FP8_DRAWN + BF16_DRAWN
-    assert set(taken.values()) == {FIRST}
+    assert max(taken.values()) == FIRST
+    assert min(taken.values()) >= 3, "fewer only where the search has no more within its reach of the best"
     first = drawn[0]
     problem, schedule = first.parsed()
     chosen = search(problem, Schedule()).best.schedule
