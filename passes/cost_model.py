@@ -124,8 +124,13 @@ def _load_clocks(problem: GemmProblem, schedule: Schedule, spread: float, target
     return max(transfer, (c.load_latency + transfer) / max(1, stages - held))
 
 
-def _tile_clocks(problem: GemmProblem, schedule: Schedule, target: Target, c: Constants) -> float:
-    """Clocks of a tile beside its k-blocks: what of its store nothing hides, and an idle start."""
+def _tile_clocks(problem: GemmProblem, schedule: Schedule, rounds: int, target: Target, c: Constants) -> float:
+    """
+    Clocks of a tile beside its k-blocks: what of its store nothing hides, and an idle start.
+
+    Between chunked tiles nothing is in flight. Behind a CTA's last tile that costs nothing: there is no tile to go on
+    with, so that of `rounds` tiles all but one have the bubble.
+    """
     assert schedule.block_m is not None and schedule.block_n is not None
     rows, columns = min(schedule.block_m, problem.rows), min(schedule.block_n, problem.n)
     leaving = rows * (columns * problem.d.bytes / target.store_bytes_per_clock_per_sm + c.store_row_clocks)
@@ -133,13 +138,8 @@ def _tile_clocks(problem: GemmProblem, schedule: Schedule, target: Target, c: Co
     exposed = c.store_exposed if slices == 1 else c.sliced_store_exposed
     bubble = c.in_place_bubble
     if problem.promoted:
-        bubble = 0.0 if schedule.promote_chunk in (None, 1) else c.chunk_bubble
+        bubble = 0.0 if schedule.promote_chunk in (None, 1) else c.chunk_bubble * (1 - 1 / max(1, rounds))
     return exposed * leaving + bubble
-
-
-def _last_bubble(problem: GemmProblem, schedule: Schedule, c: Constants) -> float:
-    """The bubble behind a CTA's last chunked tile, which costs nothing: no kernel has a tile to go on with there."""
-    return c.chunk_bubble if problem.promoted and schedule.promote_chunk not in (None, 1) else 0.0
 
 
 def operand_bytes(problem: GemmProblem) -> int:
@@ -206,10 +206,10 @@ def predict(
     loads = _load_clocks(problem, schedule, spread, target, c)
     cluster = (schedule.cluster_m or 1) * (schedule.cluster_n or 1)
     k_block = _norm(math, loads, c.overlap_order) * (c.cluster_coupling if cluster > 1 else 1.0)
-    tile = _tile_clocks(problem, schedule, target, c)
     rows, columns = cluster_tiles(problem, schedule)
     rounds = -(-rows * columns // resident_clusters(schedule, target))
-    cycles = rounds * (problem.k_blocks * k_block + tile) - _last_bubble(problem, schedule, c)
+    tile = _tile_clocks(problem, schedule, rounds, target, c)
+    cycles = rounds * (problem.k_blocks * k_block + tile)
     working = rows * columns * cluster * problem.k_blocks * tensor
     utilisation = working / (target.sms * cycles) if cycles else 0.0
     dram = dram_seconds(problem, target, c, again)

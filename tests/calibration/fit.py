@@ -32,7 +32,6 @@ FITTED = {
     "wave_latency": 260.0,
     "in_place_bubble": 1000.0,
     "in_place_wave": 0.05,
-    "convoy": 1.2,
     "chunk_bubble": 800.0,
     "three_warpgroups": 1.2,
     "operand_order": 6.0,
@@ -41,7 +40,6 @@ FITTED = {
     "l2_efficiency": 1.04,
     "overlap_order": 20.0,
     "dram_overlap_order": 4.0,
-    "dram_efficiency": 1.0,
     "l2_reuse_bytes": 40e6,
     "l2_reuse_order": 2.5,
     "l2_dirty_bytes": 15e6,
@@ -50,7 +48,6 @@ FITTED = {
     "sliced_store_exposed": 0.2,
     "cold_seconds_per_byte": 6e-14,
     "launch_seconds": 4e-6,
-    "power_drop_hz": 0.36e9,
     "dram_drop_hz": 0.05e9,
     "sustained_drop_hz": 30e6,
 }

@@ -53,8 +53,9 @@ TURNS = (128, 192, 2, Split.ALONG_M, True, (1, 1))
         ((4096, 24576, 1536), WIDE),
         ((4096, 32768, 512), WIDE),
         ((4096, 2112, 7168), TURNS),
-        ((8192, 8192, 8192), TURNS),
-        ((512, 4096, 7168), (128, 128, 2, Split.ALONG_M, True, (1, 1))),
+        ((8192, 8192, 8192), WIDE),
+        ((512, 4096, 7168), (128, 128, 2, Split.ALONG_M, False, (1, 1))),
+        ((2048, 2112, 7168), (192, 192, 2, Split.ALONG_N, False, (1, 1))),
     ],
 )
 def test_measured_products_take_a_fast_measured_loop(shape: tuple[int, int, int], loop: tuple[object, ...]):
@@ -108,12 +109,12 @@ def test_bf16_accumulates_wide_tiles_in_place():
         ((4096, 4096, 7168), (128, 256)),
         ((4096, 7168, 16384), (128, 256)),
         ((4096, 2112, 7168), (192, 176)),
-        ((4096, 24576, 1536), (256, 144)),
-        ((4096, 32768, 512), (256, 144)),
+        ((4096, 24576, 1536), (128, 208)),
+        ((4096, 32768, 512), (128, 256)),
     ],
 )
 def test_bf16_takes_tiles_that_were_measured(shape: tuple[int, int, int], block: tuple[int, int]):
-    """Of four tiles that were measured for 4096 x 7168 x 2048 the fastest; for the others only the one was."""
+    """The fastest that was measured, or one within 3% of it."""
     assert search(half_problem(*shape), Schedule()).best.block == block
 
 
@@ -226,7 +227,7 @@ def test_a_chunk_is_chosen_like_the_rest():
     _, few, (_, warpgroups, _) = run(fp8_text(64, 4096, 7168), NAME)
     assert (few.block_m, few.block_n, few.promote_chunk, few.turns) == (64, 32, 2, False)
     assert warpgroups.choice == "2 along n, chunks of 2"
-    assert warpgroups.runner_up == "1, chunks of 2 at 16.0 us"
+    assert warpgroups.runner_up == "1, chunks of 2 at 14.2 us"
     _, many, _ = run(fp8_text(4096, 7168, 16384), NAME)
     assert many.promote_chunk == 1
     for chunk in (1, 2, 4):
@@ -266,12 +267,12 @@ def test_prints_the_choice():
 def test_explains_with_numbers_and_runners_up():
     _, _, (block, warpgroups, cluster) = run(fp8_text(4096, 7168, 2048), NAME)
     assert (block.choice, warpgroups.choice, cluster.choice) == ("128x256x128", "2 along n", "1x1")
-    for number in ("84.0 us", "896 tiles on 132 clusters", "7 rounds of 16 k-blocks x 1144 + 266 cycles at 1.68"):
+    for number in ("83.7 us", "896 tiles on 132 clusters", "7 rounds of 16 k-blocks x 1127 + 1038 cycles at 1.70"):
         assert number in block.because
-    assert block.runner_up == "256x128x128 at 84.1 us"
+    assert block.runner_up == "256x128x128 at 85.1 us"
     assert "2 x 64 rows x 128 columns" in warpgroups.because
     assert "nothing is shared" in cluster.because
-    assert cluster.runner_up == "2x1 at 85.0 us"
+    assert cluster.runner_up == "2x1 at 84.6 us"
 
 
 @pytest.mark.parametrize(
