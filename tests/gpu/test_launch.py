@@ -294,7 +294,7 @@ source = 'extern "C" __global__ void __launch_bounds__(128, 1) k(int* x) { x[1ll
 manifest = Manifest(
     name="faulty", entry="k", target="sm_90a", inputs=(TensorSpec("x", "bf16", (None, 8), (0, 1)),),
     output=TensorSpec("out", "bf16", (None, 8), (0, 1)), params=(PointerParam(0),), n=8, k=8, block_m=64, block_n=64,
-    cluster_m=1, cluster_n=1, threads=128, shared_bytes=1024, schedule="",
+    cluster_m=1, cluster_n=1, threads=128, shared_bytes=1024, balanced=False, schedule="",
 )
 launcher = Launcher(manifest, compile_cubin(source).cubin)
 x = torch.zeros(4, 8, dtype=torch.bfloat16, device="cuda")
