@@ -44,6 +44,7 @@ MANIFEST = Manifest(
     cluster_n=1,
     threads=384,
     shared_bytes=200_000,
+    balanced=False,
     schedule="block = 128x256x128",
 )
 """A kernel with every kind of parameter."""

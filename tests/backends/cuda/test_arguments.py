@@ -46,6 +46,7 @@ MANIFEST = Manifest(
     cluster_n=1,
     threads=384,
     shared_bytes=200_000,
+    balanced=False,
     schedule="",
 )
 

@@ -87,6 +87,13 @@ def test_the_tensor_maps_of_a_launch(gpu: RecordingDriver):
     ]
 
 
+def test_a_balanced_grid_is_no_larger_than_its_rounds_need():
+    """448 cluster tiles are 8 rounds of 60 clusters, the last one of 28; 56 clusters make 8 full ones."""
+    assert grid_size(MANIFEST, 4096, 60) == 60 * 2
+    assert grid_size(replace(MANIFEST, balanced=True), 4096, 60) == 56 * 2
+    assert grid_size(replace(MANIFEST, balanced=True), 1, 60) == 28 * 2
+
+
 def test_persistent_clusters(gpu: RecordingDriver):
     launcher()(tensors(4096))
     assert gpu.launches[0].grid == 60 * 2
