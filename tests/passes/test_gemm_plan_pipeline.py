@@ -154,11 +154,11 @@ def test_what_is_fixed_stays():
 @pytest.mark.parametrize(
     ("fixed", "options", "chosen", "subjects"),
     [
-        (", stages = 4", "", (1, 2, 4), ["scale_batch", "slices"]),
+        (", stages = 4", "", (16, 2, 4), ["scale_batch", "slices"]),
         ("", "{stages=3}", (1, 2, 3), ["scale_batch", "slices"]),
-        (", slices = 1", "", (1, 1, 5), ["scale_batch", "stages"]),
-        ("", "{slices=1}", (1, 1, 5), ["scale_batch", "stages"]),
-        (", stages = 4", "{slices=1}", (1, 1, 4), ["scale_batch"]),
+        (", slices = 1", "", (16, 1, 5), ["scale_batch", "stages"]),
+        ("", "{slices=1}", (16, 1, 5), ["scale_batch", "stages"]),
+        (", stages = 4", "{slices=1}", (16, 1, 4), ["scale_batch"]),
         (", slices = 2", "{stages=3}", (1, 2, 3), ["scale_batch"]),
         (", scale_batch = 16", "", (16, 2, 6), ["slices", "stages"]),
         ("", "{scale-batch=16}", (16, 2, 6), ["slices", "stages"]),
