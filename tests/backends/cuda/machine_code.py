@@ -206,14 +206,14 @@ class Promoted:
 
 def promotions(code: Iterable[Instruction]) -> Iterator[Promoted]:
     """
-    Every FFMA behind a WGMMA. The partial sum is the factor that the WGMMA left; the other is a product of scales, for
-    which a partial sum that has been used may make room.
+    Every FFMA behind a WGMMA. The partial sum is the factor that a WGMMA left, of two in flight any; the other is
+    a product of scales, for which a partial sum that has been used may make room.
     """
     partials: set[int] = set()
     for instruction in code:
         if (wgmma := _FP8_WGMMA.search(instruction.text)) is not None:
             first, columns = int(wgmma["first"]), int(wgmma["columns"])
-            partials = set(range(first, first + SM_90A.wgmma_m * columns // SM_90A.warpgroup_threads))
+            partials |= set(range(first, first + SM_90A.wgmma_m * columns // SM_90A.warpgroup_threads))
         elif (product := re.search(r"\bFMUL R(\d+),", instruction.text)) is not None:
             partials.discard(int(product[1]))
         elif instruction.stem == "FFMA":
