@@ -87,7 +87,7 @@ def test_errors_on_the_h200():
 def test_errors_on_tiles_that_fill_the_gaps():
     off = np.expm1(errors([GAPS], COMMITTED))
     assert np.mean(np.abs(off)) < 0.039
-    assert off.min() > -0.115
+    assert off.min() > -0.12
     assert off.max() < 0.1
 
 
