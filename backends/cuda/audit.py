@@ -19,6 +19,7 @@ from gemmir.backends.cuda.sass import count_opcodes
 from gemmir.dialects import hopper
 from gemmir.dialects.hopper.barriers import TURN_THREADS
 from gemmir.dialects.hopper.base import number
+from gemmir.dialects.hopper.control import enclosing
 from gemmir.dtypes import DTYPES
 from gemmir.errors import SyncError
 from gemmir.layouts import store_chunks
@@ -174,7 +175,7 @@ class _Expected:
         return self.on_barrier(op, "mbarrier.try_wait.parity.shared::cta.b64", guard, parity + _ahead(op.cursor))
 
     def plain_wait(self, op: hopper.WaitOp) -> list[Found]:
-        guard, loop = "", hopper.KBlocksOp.around(op)
+        guard, loop = "", enclosing(op, hopper.KBlocksOp)
         if op.unless_last is not None:
             inside = "" if loop is None else f" {loop.blocks} of {number(loop.last)}"
             guard = f"not the last{inside}"

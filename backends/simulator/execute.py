@@ -17,6 +17,7 @@ from gemmir.backends.simulator.registers import Fragment, ScaleRegisters
 from gemmir.backends.simulator.schedule import tile_origin, tile_rows_and_columns
 from gemmir.dialects import hopper
 from gemmir.dialects.hopper.barriers import TURN_THREADS
+from gemmir.dialects.hopper.control import enclosing
 from gemmir.errors import UnsupportedError
 
 
@@ -148,7 +149,7 @@ def _init_barriers(agent: Agent, op: hopper.InitBarriersOp) -> None:
 
 def _wait(agent: Agent, op: hopper.WaitOp) -> Wait:
     if op.unless_last is not None:
-        loop = hopper.KBlocksOp.around(op)
+        loop = enclosing(op, hopper.KBlocksOp)
         if agent.last_tile and (loop is None or agent[loop.body.block.args[0]] + loop.blocks >= loop.last.value.data):
             return Wait(lambda: True, lambda: op.name)
     return _wait_parity(agent, op, agent[op.cursor].parity)

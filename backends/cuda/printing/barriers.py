@@ -6,6 +6,7 @@ from gemmir.backends.cuda.printing.base import Printing
 from gemmir.dialects import hopper
 from gemmir.dialects.hopper.barriers import TURN_THREADS
 from gemmir.dialects.hopper.base import number
+from gemmir.dialects.hopper.control import enclosing
 from gemmir.errors import UnsupportedError
 
 
@@ -27,7 +28,7 @@ class PrintsBarriers(Printing):
         wait = f"{self.need('mbarrier_wait')}({self.barrier(op)}, {self.out[op.cursor]}.parity);"
         if op.unless_last is None:
             return self.out.line(wait)
-        loop = hopper.KBlocksOp.around(op)
+        loop = enclosing(op, hopper.KBlocksOp)
         inside = ""
         if loop is not None:
             inside = f"{self.out[loop.body.block.args[0]]} + {loop.blocks} < {number(loop.last)} || "

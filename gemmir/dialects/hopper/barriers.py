@@ -9,7 +9,7 @@ from xdsl.irdl import irdl_op_definition, operand_def, opt_operand_def, opt_prop
 from xdsl.utils.exceptions import VerifyException
 
 from gemmir.dialects.hopper.base import NATURAL, POSITIVE, HopperOperation
-from gemmir.dialects.hopper.control import TilesOp
+from gemmir.dialects.hopper.control import TilesOp, enclosing
 from gemmir.dialects.hopper.types import BarriersType, CursorType
 from gemmir.target import SM_90A
 
@@ -81,7 +81,7 @@ class WaitOp(_OnBarrier):
 
     def verify_(self) -> None:
         super().verify_()
-        if self.unless_last is not None and not TilesOp.holds(self):
+        if self.unless_last is not None and enclosing(self, TilesOp) is None:
             raise VerifyException("hopper.wait unless_last stands in hopper.tiles: elsewhere there is no last tile")
 
 

@@ -16,7 +16,7 @@ from xdsl.utils.exceptions import VerifyException
 
 from gemmir.dialects.hopper.arithmetic import LoadScalesOp, PromoteOp, WgmmaOp
 from gemmir.dialects.hopper.base import number
-from gemmir.dialects.hopper.control import KBlocksOp, KernelOp, RolesOp, WarpgroupsOp, WarpOp
+from gemmir.dialects.hopper.control import KBlocksOp, KernelOp, RolesOp, WarpgroupsOp, WarpOp, enclosing
 from gemmir.dialects.hopper.loads import FetchScalesOp, NextScalesOp, PutScalesOp, StartScalesOp, TmaLoadOp
 from gemmir.dialects.hopper.storage import StagingOp
 from gemmir.dialects.hopper.stores import StageFragmentOp, TmaStoreOp
@@ -110,12 +110,10 @@ def _check_box(box: TensorMapType) -> None:
 
 def _last_group(op: Operation) -> int:
     """The highest number that the warpgroup around `op` can have among its like."""
-    parent = op.parent_op()
-    while parent is not None and not isinstance(parent, WarpgroupsOp):
-        parent = parent.parent_op()
-    if parent is None:
+    warpgroups = enclosing(op, WarpgroupsOp)
+    if warpgroups is None:
         raise VerifyException(f"{op.name} outside hopper.warpgroups")
-    return number(parent.number) - 1
+    return number(warpgroups.number) - 1
 
 
 def _wgmma(op: WgmmaOp) -> None:
@@ -180,7 +178,7 @@ def _next_scales(op: NextScalesOp) -> None:
     if not isinstance(op.batch.owner, StartScalesOp):
         raise VerifyException("hopper.next_scales goes on with what hopper.start_scales has started")
     _fits("k-blocks whose scales are used", _last_block(op), number(op.batch.owner.blocks))
-    warp = WarpOp.around(op)
+    warp = enclosing(op, WarpOp)
     if warp is None or warp.elected is not None:
         raise VerifyException("hopper.next_scales takes all lanes of a warp: each gets its scale from another one")
 

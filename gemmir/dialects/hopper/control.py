@@ -95,11 +95,6 @@ class WarpOp(HopperOperation):
     traits = traits_def(NoTerminator())
     assembly_format = "$index (`elected` $elected^)? $body attr-dict"
 
-    @staticmethod
-    def around(op: Operation) -> WarpOp | None:
-        """The warp that does `op`, if it is not a whole warpgroup."""
-        return _around(op, WarpOp)
-
 
 @irdl_op_definition
 class SetMaxRegistersOp(HopperOperation):
@@ -136,11 +131,6 @@ class TilesOp(HopperOperation):
         if [a.type for a in self.body.block.args] != [IndexType(), IndexType()]:
             raise VerifyException("hopper.tiles takes two index arguments: row and column")
 
-    @staticmethod
-    def holds(op: Operation) -> bool:
-        """Whether `op` is in a loop over tiles."""
-        return _around(op, TilesOp) is not None
-
 
 @irdl_op_definition
 class KBlocksOp(HopperOperation):
@@ -173,13 +163,9 @@ class KBlocksOp(HopperOperation):
         if self.blocks > 1 and (first >= last or (last - first) % self.blocks):
             raise VerifyException(f"blocks {first} to {last} of K do not go {self.blocks} at a time")
 
-    @staticmethod
-    def around(op: Operation) -> KBlocksOp | None:
-        """The loop over k-blocks that `op` is in, if any."""
-        return _around(op, KBlocksOp)
 
-
-def _around(op: Operation, kind: type[OpT]) -> OpT | None:
+def enclosing(op: Operation, kind: type[OpT]) -> OpT | None:
+    """The innermost op of `kind` that `op` is in, if any."""
     parent = op.parent_op()
     while parent is not None and not isinstance(parent, kind):
         parent = parent.parent_op()

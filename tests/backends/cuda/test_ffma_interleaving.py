@@ -7,6 +7,7 @@ import pytest
 from gemmir.backends.cuda.sass import disassemble
 from gemmir.backends.cuda.sass_words import REUSE_BIT, YIELD_BIT, Instruction, instructions
 from gemmir.dialects import hopper
+from gemmir.dialects.hopper.control import enclosing
 from tests.backends.cuda.machine_code import NVRTCS, code_of, registers
 from tests.gpu.ffma_interleaving import (
     MIN_RUN,
@@ -53,7 +54,7 @@ def test_runs_are_those_that_nvdisasm_shows(case: Case, nvrtc: str):
         own = [run for run in found if ffmas[0].address <= run[0] <= ffmas[-1].address]
         found = found[len(own) :]
         assert {address for run in own for address in run} <= {i.address for i in ffmas}
-        looped = hopper.KBlocksOp.around(op) is not None
+        looped = enclosing(op, hopper.KBlocksOp) is not None
         assert len(own) <= (3 if looped else 4), "in straight-line code more things go in between"
         assert sum(map(len, own)) >= (0.9 if looped else 0.65) * len(ffmas)
     assert found == []
