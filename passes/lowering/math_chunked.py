@@ -16,6 +16,7 @@ from xdsl.ir import SSAValue
 from gemmir.dialects import hopper
 from gemmir.passes.lowering.emitter import Emitter
 from gemmir.passes.lowering.kernel import Plan, Storage
+from gemmir.passes.lowering.math_slots import let_go_of_scales, multiply, read_scales
 from gemmir.passes.lowering.math_staging import stage_slice
 from gemmir.target import SM_90A
 
@@ -53,12 +54,14 @@ class _Chunks:
             if block == 1:
                 self.load_scales(emit, 0, at)
             self.load_scales(emit, block, ahead)
+            # Once for two k-blocks: a fence costs a barrier in memory, and the first one's slot is released after the
+            # second one's scales are read.
             if block % 2 or block == last:
-                self.let_go(emit)
+                let_go_of_scales(emit, self.plan)
             self.finish(emit, block - 1, pending=1)
         if last == 0:
             self.load_scales(emit, 0, at)
-            self.let_go(emit)
+            let_go_of_scales(emit, self.plan)
         self.finish(emit, last, pending=0)
 
     def start(self, emit: Emitter, block: int, at: SSAValue) -> None:
@@ -66,36 +69,11 @@ class _Chunks:
         plan, storage = self.plan, self.storage
         emit.op(hopper.WaitOp, storage.full, at, [])
         emit.op(hopper.WgmmaFenceOp)
-        emit.op(
-            hopper.WgmmaOp,
-            *(storage.a, storage.b, at, self.registers.partials[block % IN_FLIGHT], self.group),
-            a_row=0,
-            a_group_rows=plan.group_rows,
-            b_group_rows=plan.group_columns,
-            fresh=True,
-        )
+        multiply(emit, plan, storage, self.group, at, self.registers.partials[block % IN_FLIGHT], wave=0, fresh=True)
         emit.op(hopper.WgmmaCommitOp)
 
     def load_scales(self, emit: Emitter, block: int, at: SSAValue) -> None:
-        plan, storage = self.plan, self.storage
-        assert storage.scale_a is not None and storage.scale_b is not None
-        emit.op(
-            hopper.LoadScalesOp,
-            *(storage.scale_a, storage.scale_b, at, self.registers.scales[block % IN_FLIGHT], self.group),
-            group_rows=plan.group_rows,
-            group_steps=plan.group_columns // plan.tile.column_step,
-        )
-
-    def let_go(self, emit: Emitter) -> None:
-        """
-        Let TMA overwrite the scales that were read, once their slots are released.
-
-        Once for two k-blocks: a fence costs a barrier in memory, and the first one's slot is released after the
-        second one's scales are read.
-        """
-        if self.plan.fence_where_read:
-            emit.op(hopper.FenceProxyAsyncOp)
-        emit.op(hopper.SyncWarpOp)
+        read_scales(emit, self.plan, self.storage, self.group, at, self.registers.scales[block % IN_FLIGHT])
 
     def finish(self, emit: Emitter, block: int, pending: int) -> None:
         """Wait for the oldest wave, give its slot back and promote its sum."""

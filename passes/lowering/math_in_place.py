@@ -14,6 +14,7 @@ from xdsl.ir import SSAValue
 from gemmir.dialects import hopper
 from gemmir.passes.lowering.emitter import Emitter
 from gemmir.passes.lowering.kernel import Plan, Storage
+from gemmir.passes.lowering.math_slots import multiply
 from gemmir.passes.lowering.math_staging import stage_slice
 from gemmir.target import SM_90A
 
@@ -53,12 +54,5 @@ def _issue(
 ) -> None:
     emit.op(hopper.WgmmaFenceOp)
     for wave, total in enumerate(totals):
-        emit.op(
-            hopper.WgmmaOp,
-            *(storage.a, storage.b, at, total, group),
-            a_row=wave * SM_90A.wgmma_m,
-            a_group_rows=plan.group_rows,
-            b_group_rows=plan.group_columns,
-            fresh=fresh,
-        )
+        multiply(emit, plan, storage, group, at, total, wave, fresh)
     emit.op(hopper.WgmmaCommitOp)

@@ -16,6 +16,7 @@ from xdsl.ir import SSAValue
 from gemmir.dialects import hopper
 from gemmir.passes.lowering.emitter import Emitter
 from gemmir.passes.lowering.kernel import Plan, Storage
+from gemmir.passes.lowering.math_slots import let_go_of_scales, multiply, read_scales
 from gemmir.passes.lowering.math_staging import stage_slice
 from gemmir.target import SM_90A
 
@@ -47,31 +48,14 @@ class _MathRole:
         if turns:
             emit.op(hopper.TakeTurnOp, self.group, groups=plan.groups)
         emit.op(hopper.WgmmaFenceOp)
-        emit.op(
-            hopper.WgmmaOp,
-            *(self.storage.a, self.storage.b, at, self.registers.partial, self.group),
-            a_row=wave * SM_90A.wgmma_m,
-            a_group_rows=plan.group_rows,
-            b_group_rows=plan.group_columns,
-            fresh=True,
-        )
+        multiply(emit, plan, self.storage, self.group, at, self.registers.partial, wave, fresh=True)
         emit.op(hopper.WgmmaCommitOp)
         if turns:
             emit.op(hopper.PassTurnOp, self.group, groups=plan.groups)
 
     def load_scales(self, emit: Emitter, at: SSAValue, scales: SSAValue) -> None:
-        """Read a slot's scales; once it is released, TMA may overwrite them (see `Plan.fence_where_read`)."""
-        storage, plan = self.storage, self.plan
-        assert storage.scale_a is not None and storage.scale_b is not None
-        emit.op(
-            hopper.LoadScalesOp,
-            *(storage.scale_a, storage.scale_b, at, scales, self.group),
-            group_rows=plan.group_rows,
-            group_steps=plan.group_columns // plan.tile.column_step,
-        )
-        if plan.fence_where_read:
-            emit.op(hopper.FenceProxyAsyncOp)
-        emit.op(hopper.SyncWarpOp)
+        read_scales(emit, self.plan, self.storage, self.group, at, scales)
+        let_go_of_scales(emit, self.plan)
 
     def finish_wave(self, emit: Emitter, wave: int, release: bool) -> None:
         registers = self.registers

@@ -1,0 +1,49 @@
+"""What math warpgroups do with a slot of the ring: multiply its rows, read its scales, let TMA overwrite those."""
+
+from __future__ import annotations
+
+from xdsl.ir import SSAValue
+
+from gemmir.dialects import hopper
+from gemmir.passes.lowering.emitter import Emitter
+from gemmir.passes.lowering.kernel import Plan, Storage
+from gemmir.target import SM_90A
+
+
+def multiply(
+    emit: Emitter,
+    plan: Plan,
+    storage: Storage,
+    group: SSAValue,
+    at: SSAValue,
+    sums: SSAValue,
+    wave: int,
+    fresh: bool,
+) -> None:
+    """Issue one wave into `sums`: 64 rows x the warpgroup's columns x one k-block."""
+    emit.op(
+        hopper.WgmmaOp,
+        *(storage.a, storage.b, at, sums, group),
+        a_row=wave * SM_90A.wgmma_m,
+        a_group_rows=plan.group_rows,
+        b_group_rows=plan.group_columns,
+        fresh=fresh,
+    )
+
+
+def read_scales(emit: Emitter, plan: Plan, storage: Storage, group: SSAValue, at: SSAValue, scales: SSAValue) -> None:
+    """Read the scales of a slot; before it is released they are let go of."""
+    assert storage.scale_a is not None and storage.scale_b is not None
+    emit.op(
+        hopper.LoadScalesOp,
+        *(storage.scale_a, storage.scale_b, at, scales, group),
+        group_rows=plan.group_rows,
+        group_steps=plan.group_columns // plan.tile.column_step,
+    )
+
+
+def let_go_of_scales(emit: Emitter, plan: Plan) -> None:
+    """Once their slots are released, TMA may overwrite the scales that were read (see `Plan.fence_where_read`)."""
+    if plan.fence_where_read:
+        emit.op(hopper.FenceProxyAsyncOp)
+    emit.op(hopper.SyncWarpOp)
