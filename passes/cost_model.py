@@ -15,7 +15,7 @@ from dataclasses import dataclass, replace
 from math import log1p
 
 from gemmir.passes.cost_constants import DEFAULT, Constants
-from gemmir.passes.l2_model import Traffic, grid_of, orders_of, traffic
+from gemmir.passes.l2_model import Traffic, cluster_tiles, grid_of, orders_of, resident_clusters, traffic
 from gemmir.problem import GemmProblem
 from gemmir.schedule import Schedule
 from gemmir.target import SM_90A, Target
@@ -58,18 +58,6 @@ class Cost:
         if self.loads >= self.math:
             return "L2"
         return "tensor cores" if self.math <= 1.05 * self.tensor else "the warpgroups' chain"
-
-
-def resident_clusters(schedule: Schedule, target: Target = SM_90A) -> int:
-    """Clusters that run at once, one CTA an SM."""
-    return target.sms // ((schedule.cluster_m or 1) * (schedule.cluster_n or 1))
-
-
-def cluster_tiles(problem: GemmProblem, schedule: Schedule) -> tuple[int, int]:
-    """Rows and columns of the grid of cluster tiles."""
-    assert schedule.block_m is not None and schedule.block_n is not None
-    rows = -(-problem.rows // (schedule.block_m * (schedule.cluster_m or 1)))
-    return rows, -(-problem.n // (schedule.block_n * (schedule.cluster_n or 1)))
 
 
 def fitting_stages(problem: GemmProblem, schedule: Schedule, target: Target = SM_90A) -> int:
@@ -145,11 +133,6 @@ def _tile_clocks(problem: GemmProblem, schedule: Schedule, rounds: int, target: 
 def operand_bytes(problem: GemmProblem) -> int:
     """Bytes of A and B, each once. Scales are below 4% of A and are left out."""
     return (problem.rows * problem.a.bytes + problem.n * problem.b.bytes) * problem.k
-
-
-def unique_bytes(problem: GemmProblem) -> int:
-    """Bytes of A, B and D, each once."""
-    return operand_bytes(problem) + problem.rows * problem.n * problem.d.bytes
 
 
 def dram_seconds(

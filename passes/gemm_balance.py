@@ -19,7 +19,8 @@ from xdsl.passes import ModulePass
 
 from gemmir.decisions import Decision, record
 from gemmir.errors import ScheduleError
-from gemmir.passes.cost_model import cluster_tiles, predict, resident_clusters
+from gemmir.passes.cost_model import predict
+from gemmir.passes.l2_model import cluster_tiles, resident_clusters
 from gemmir.passes.schedule_pass import read_schedule, write_schedule
 from gemmir.target import balanced_clusters
 

@@ -19,10 +19,10 @@ from xdsl.dialects.builtin import ModuleOp
 from xdsl.passes import ModulePass
 
 from gemmir.decisions import Decision, record
-from gemmir.errors import ScheduleError
 from gemmir.legality import MAX_STAGES, MIN_STAGES
-from gemmir.passes.cost_model import cluster_tiles, fitting_stages, predict, resident_clusters
-from gemmir.passes.schedule_pass import read_schedule, write_schedule
+from gemmir.passes.cost_model import fitting_stages, predict
+from gemmir.passes.l2_model import cluster_tiles, resident_clusters
+from gemmir.passes.schedule_pass import need_tile, read_schedule, write_schedule
 from gemmir.problem import GemmProblem
 from gemmir.schedule import Schedule
 from gemmir.target import SM_90A
@@ -33,8 +33,6 @@ SCALE_LOAD_CLOCKS = 800
 Clocks of a global load that the producer waits for once a k-block (measured: with shorter k-blocks batches are faster,
 512 x 4096 x 7168 by 17%, 64 x 4096 x 7168 by 40%; with longer ones slower by 1 to 2%).
 """
-
-NEEDED = ("block_m", "block_n", "math_warpgroups", "split")
 
 
 def useful_stages(problem: GemmProblem, schedule: Schedule) -> int:
@@ -70,13 +68,7 @@ class GemmPlanPipelinePass(ModulePass):
         if None not in (wanted.scale_batch, wanted.store_slices, wanted.num_stages):
             write_schedule(matmul, problem, wanted)
             return
-        if missing := [name for name in NEEDED if getattr(wanted, name) is None]:
-            raise ScheduleError(
-                "GMR-S005",
-                f"{self.name}: {', '.join(missing)} open",
-                rule="the byte budget needs the tile and who computes it",
-                fix="run gemm-select-blocks before",
-            )
+        need_tile(self.name, wanted, rule="the byte budget needs the tile and who computes it")
         wanted = self._slices(problem, self._scales(problem, wanted))
         if wanted.num_stages is not None:
             write_schedule(matmul, problem, wanted)

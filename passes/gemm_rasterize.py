@@ -14,14 +14,11 @@ from xdsl.dialects.builtin import ModuleOp
 from xdsl.passes import ModulePass
 
 from gemmir.decisions import Decision, record
-from gemmir.errors import ScheduleError
 from gemmir.passes.cost_model import Ordered, best_orders
 from gemmir.passes.l2_model import Grid, grid_of
-from gemmir.passes.schedule_pass import bad_option, read_schedule, write_schedule
+from gemmir.passes.schedule_pass import bad_option, need_tile, read_schedule, write_schedule
 from gemmir.schedule import RasterAxis, Schedule
 from gemmir.target import SM_90A
-
-NEEDED = ("block_m", "block_n", "math_warpgroups", "split")
 
 
 @dataclass(frozen=True)
@@ -45,13 +42,7 @@ class GemmRasterizePass(ModulePass):
         if wanted.raster_axis is not None and wanted.raster_group is not None:
             write_schedule(matmul, problem, wanted)
             return
-        if missing := [name for name in NEEDED if getattr(wanted, name) is None]:
-            raise ScheduleError(
-                "GMR-S005",
-                f"{self.name}: {', '.join(missing)} open",
-                rule="a tile order needs tiles",
-                fix="run gemm-select-blocks before",
-            )
+        need_tile(self.name, wanted, rule="a tile order needs tiles")
         best, *others = best_orders(problem, wanted)
         order = best.order
         write_schedule(matmul, problem, wanted.filled(raster_axis=order.axis, raster_group=order.group))

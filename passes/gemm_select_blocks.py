@@ -19,7 +19,7 @@ from xdsl.passes import ModulePass
 
 from gemmir.decisions import Decision, record
 from gemmir.passes.block_search import FIELDS, Candidate, Ranking, fixed_names, search
-from gemmir.passes.cost_model import resident_clusters
+from gemmir.passes.l2_model import resident_clusters
 from gemmir.passes.schedule_pass import bad_option, read_schedule, write_schedule
 from gemmir.problem import GemmProblem
 from gemmir.schedule import Schedule, Split

@@ -84,15 +84,28 @@ class Traffic:
         return f"{self.axis.value} in groups of {self.group}"
 
 
+def resident_clusters(schedule: Schedule, target: Target = SM_90A) -> int:
+    """Clusters that run at once, one CTA an SM."""
+    return target.sms // ((schedule.cluster_m or 1) * (schedule.cluster_n or 1))
+
+
+def cluster_tiles(problem: GemmProblem, schedule: Schedule) -> tuple[int, int]:
+    """Rows and columns of the grid of cluster tiles."""
+    assert schedule.block_m is not None and schedule.block_n is not None
+    rows = -(-problem.rows // (schedule.block_m * (schedule.cluster_m or 1)))
+    return rows, -(-problem.n // (schedule.block_n * (schedule.cluster_n or 1)))
+
+
 def grid_of(problem: GemmProblem, schedule: Schedule, target: Target = SM_90A) -> Grid:
     """The grid of a schedule whose blocks and cluster are chosen."""
     assert schedule.block_m is not None and schedule.block_n is not None
     cluster_m, cluster_n = schedule.cluster_m or 1, schedule.cluster_n or 1
     tile_m, tile_n = min(schedule.block_m * cluster_m, problem.rows), min(schedule.block_n * cluster_n, problem.n)
+    rows, columns = cluster_tiles(problem, schedule)
     return Grid(
-        rows=-(-problem.rows // (schedule.block_m * cluster_m)),
-        columns=-(-problem.n // (schedule.block_n * cluster_n)),
-        resident=target.sms // (cluster_m * cluster_n),
+        rows=rows,
+        columns=columns,
+        resident=resident_clusters(schedule, target),
         row_bytes=tile_m * problem.k * problem.a.bytes,
         column_bytes=tile_n * problem.k * problem.b.bytes,
         result_bytes=tile_m * tile_n * problem.d.bytes,

@@ -9,10 +9,13 @@ from typing import NoReturn
 from xdsl.dialects.builtin import ModuleOp
 
 from gemmir.dialects.gemm import MatmulOp, problem_of, schedule_of, set_schedule, the_matmul
-from gemmir.errors import InputError
+from gemmir.errors import InputError, ScheduleError
 from gemmir.legality import check_schedule
 from gemmir.problem import GemmProblem
 from gemmir.schedule import Schedule
+
+TILE = ("block_m", "block_n", "math_warpgroups", "split")
+"""The choices that say what a tile is and who computes it."""
 
 
 def read_schedule(module: ModuleOp) -> tuple[MatmulOp, GemmProblem, Schedule]:
@@ -26,6 +29,17 @@ def write_schedule(matmul: MatmulOp, problem: GemmProblem, schedule: Schedule) -
     check_schedule(problem, schedule)
     if schedule != schedule_of(matmul):
         set_schedule(matmul, schedule)
+
+
+def need_tile(pass_name: str, schedule: Schedule, rule: str) -> None:
+    """`ScheduleError` (GMR-S005) if the tile, or who computes it, is still open, which `rule` says is needed."""
+    if missing := [name for name in TILE if getattr(schedule, name) is None]:
+        raise ScheduleError(
+            "GMR-S005",
+            f"{pass_name}: {', '.join(missing)} open",
+            rule=rule,
+            fix="run gemm-select-blocks before",
+        )
 
 
 def bad_option(pass_name: str, option: str, value: object, rule: str) -> NoReturn:

@@ -16,9 +16,9 @@ from gemmir.passes.cost_model import (
     fitting_stages,
     operand_bytes,
     predict,
-    resident_clusters,
     tile_bound,
 )
+from gemmir.passes.l2_model import resident_clusters
 from gemmir.problem import GemmProblem
 from gemmir.schedule import RasterAxis, Schedule, Split
 from gemmir.target import SM_90A
