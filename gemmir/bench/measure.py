@@ -15,6 +15,7 @@ from gemmir.bench.floor import floor_us
 from gemmir.bench.peers import Peer, Refusal, prepared
 from gemmir.bench.report import PeerResult, Row
 from gemmir.bench.timing import LAUNCHES, REST_SECONDS, Launch, Timing, hot_us, kernel_us
+from gemmir.dtypes import DTYPES
 from gemmir.errors import DeviceError, InputError
 
 if TYPE_CHECKING:
@@ -101,12 +102,13 @@ def _measure(case: Case, kernel: CompiledKernel, peers: Sequence[Peer], options:
     import torch
 
     from gemmir.backends.reference import random_inputs
+    from gemmir.backends.reference.checks import torch_dtype
     from gemmir.dialects.gemm import problem_of, the_matmul
     from gemmir.ir_text import parse_module
 
     module = parse_module(case.text)
     inputs = random_inputs(module, case.m, SEED, "cuda")
-    dtype = {"bf16": torch.bfloat16, "f16": torch.float16}[kernel.manifest.output.dtype]
+    dtype = torch_dtype(DTYPES[kernel.manifest.output.dtype])
     out = torch.full((case.m, case.n), torch.nan, dtype=dtype, device="cuda")
     tensors = tuple(inputs.values())
     kernel(*tensors, out=out)

@@ -105,7 +105,3 @@ def worst_first(rows: Sequence[Row]) -> list[Row]:
         return (row.timing is not None, ratio, -(row.times_floor or 0.0))
 
     return sorted(rows, key=key)
-
-
-def geometric_mean(values: Sequence[float]) -> float:
-    return math.exp(math.fsum(map(math.log, values)) / len(values))

@@ -4,8 +4,9 @@ from __future__ import annotations
 
 from collections import Counter
 from collections.abc import Callable, Sequence
+from statistics import geometric_mean
 
-from gemmir.bench.report import Report, Row, geometric_mean, worst_first
+from gemmir.bench.report import Report, Row, worst_first
 from gemmir.bench.timing import Timing
 
 NOTHING = "-"

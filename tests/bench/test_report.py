@@ -5,7 +5,7 @@ import json
 import pytest
 
 from gemmir.bench.cases import Case
-from gemmir.bench.report import PeerResult, Report, Row, geometric_mean, worst_first
+from gemmir.bench.report import PeerResult, Report, Row, worst_first
 from gemmir.bench.table import table
 from gemmir.bench.timing import Timing
 
@@ -71,8 +71,11 @@ def test_rate_and_distance_from_the_floor():
 
 
 def test_the_geometric_mean_of_inverse_ratios_is_one():
-    assert geometric_mean([2.0, 0.5]) == pytest.approx(1.0)
-    assert geometric_mean([1.0, 8.0, 27.0]) == pytest.approx(6.0)
+    def summed_up(*ratios: float) -> str:
+        return table(report(*(row(128, timing(1.0), cublas=PeerResult(timing(ratio))) for ratio in ratios)))
+
+    assert "cublas: worst 0.500 at 64x128x128, geometric mean 1.000 of 2" in summed_up(2.0, 0.5)
+    assert "cublas: worst 1.000 at 64x128x128, geometric mean 6.000 of 3" in summed_up(1.0, 8.0, 27.0)
 
 
 def test_the_table_is_sorted_and_summed_up():

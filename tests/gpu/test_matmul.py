@@ -17,10 +17,12 @@ import torch
 
 import gemmir
 from gemmir.backends.reference.bound import exact_and_bound
+from gemmir.backends.reference.checks import torch_dtype
 from gemmir.backends.reference.data import exact_inputs, random_inputs
 from gemmir.backends.reference.interpreter import run
 from gemmir.backends.reference.worst import WorstElement, worst_element
 from gemmir.dialects.gemm import problem_of, the_matmul
+from gemmir.dtypes import DTYPES
 from gemmir.ir_text import parse_module
 from tests.gpu.problems import Case, drawn_cases, layer_cases
 
@@ -49,7 +51,7 @@ def compile_ahead(request: pytest.FixtureRequest) -> None:
 
 def launch(kernel: gemmir.CompiledKernel, inputs: dict[str, torch.Tensor], rows: int) -> torch.Tensor:
     columns = kernel.manifest.n
-    dtype = {"bf16": torch.bfloat16, "f16": torch.float16}[kernel.manifest.output.dtype]
+    dtype = torch_dtype(DTYPES[kernel.manifest.output.dtype])
     out = torch.full((rows, columns), float("nan"), dtype=dtype, device="cuda")
     return kernel(*inputs.values(), out=out)
 
