@@ -22,7 +22,8 @@ from gemmir.passes.sync.extract import program
 from gemmir.passes.sync.memory_map import MemoryMap, overlapping
 from gemmir.passes.sync.traces import default_traces
 from gemmir.pipeline import parse_pipeline, run_passes
-from gemmir.schedule import Family, RasterAxis, Schedule, Split
+from gemmir.schedule import Schedule, Split
+from tests.kernels import FP8_SCHEDULE
 from tests.sabotage.kernels import TEXTS, Ir, erase, kernel_in, module_of, one
 from tests.schedules import completed, fp8_problem, half_problem, legal_schedules
 
@@ -62,21 +63,8 @@ def test_no_false_alarm(data: st.DataObject, fp8: bool, k_blocks: int):
     check_kernel(kernel_for(fp8, k_blocks, data.draw(legal_schedules(problem))))
 
 
-CHUNKED = Schedule(
-    family=Family.TILES,
-    block_m=128,
-    block_n=64,
-    block_k=128,
-    math_warpgroups=2,
-    split=Split.ALONG_M,
-    turns=False,
-    cluster_m=1,
-    cluster_n=1,
-    raster_axis=RasterAxis.ALONG_M,
-    raster_group=8,
-    balanced=False,
-    scale_batch=1,
-    store_slices=1,
+CHUNKED = replace(
+    FP8_SCHEDULE, block_n=64, split=Split.ALONG_M, balanced=False, scale_batch=1, store_slices=1, num_stages=None
 )
 
 
