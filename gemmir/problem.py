@@ -33,6 +33,39 @@ class Recipe(Enum):
         return {"none": "none", "tensor": "tensor_wise", "row": "row_wise"}.get(self.value, f"block_wise_{self.value}")
 
 
+class Grouping(Enum):
+    """
+    How a product of several groups lays them out. The value is the IR spelling.
+
+    With G groups, and an index operand of int32 on the device that a kernel is not made for:
+
+    - none: one product, D (M x N) = A (M x K) @ B (K x N).
+    - offs: rows of A and D belong to groups one after another; A is M x K, B G x K x N, D M x N. `offs` (G) holds where
+      each group ends. Groups need no alignment, and may be empty.
+    - group_ids: as before, but `group_ids` (M) holds the group of each row, -1 for padding. The rows of a group start
+      at a multiple of 128, and padding follows them.
+    - counts: A is G x M x K, D G x M x N; `counts` (G) holds how many rows of each group count; others are not written.
+    - batch: A is G x M x K, B G x K x N, D G x M x N; no index operand.
+    - k_offs: columns of A and rows of B belong to groups; A is M x K, B K x N, D G x M x N. `offs` (G) holds where each
+      group ends along K.
+    """
+
+    NONE = "none"
+    OFFS = "offs"
+    GROUP_IDS = "group_ids"
+    COUNTS = "counts"
+    BATCH = "batch"
+    K_OFFS = "k_offs"
+
+    @property
+    def contiguous(self) -> bool:
+        """Whether the rows of all groups lie in one matrix."""
+        return self in (Grouping.OFFS, Grouping.GROUP_IDS)
+
+
+GROUP_ALIGNMENT = 128
+"""Rows at whose multiples a group starts where rows carry their group's number."""
+
 RECIPES: dict[str, Recipe] = {r.torch_name: r for r in Recipe}
 SCALE_BLOCK = 128
 """Elements of K (and, for weights, of N) that one block-wise scale covers."""
@@ -45,6 +78,9 @@ class GemmProblem:
 
     `m` is None where it is known only at run time; `expected_m` is then what a schedule is chosen for. `a_major` is
     "k" or "m", `b_major` "k" or "n": the dimension whose elements are neighbours in memory.
+
+    With a `grouping`, `m` counts all rows where the groups' rows are contiguous, else those of one group, and `k` is
+    all of K with `k_offs`. `expected_m` is, with `counts`, how many rows of a group are expected to count.
     """
 
     m: int | None
@@ -61,11 +97,20 @@ class GemmProblem:
     has_c: bool = False
     has_epilogue: bool = False
     expected_m: int = 4096
+    grouping: Grouping = Grouping.NONE
+    groups: int = 1
 
     @property
     def rows(self) -> int:
         """M, or what is expected of it."""
         return self.expected_m if self.m is None else self.m
+
+    @property
+    def group_rows(self) -> int:
+        """Rows of one group that a schedule is chosen for: the average, or what is expected of it."""
+        if self.grouping.contiguous:
+            return max(1, -(-self.rows // self.groups))
+        return min(self.rows, self.expected_m) if self.grouping is Grouping.COUNTS else self.rows
 
     @property
     def block_k(self) -> int:
