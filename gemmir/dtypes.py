@@ -39,8 +39,10 @@ F8E5M2 = DType("f8E5M2", 8, "float8_e5m2", "e5m2", "u8", "UINT8")
 BF16 = DType("bf16", 16, "bfloat16", "bf16", "u16", "BFLOAT16")
 F16 = DType("f16", 16, "float16", "f16", "u16", "FLOAT16")
 F32 = DType("f32", 32, "float32", "f32", "float", "FLOAT32")
+I32 = DType("i32", 32, "int32", "s32", "int", "INT32")
+"""Of what says which rows belong to which group; never a value that is multiplied."""
 
-DTYPES: dict[str, DType] = {t.name: t for t in (F8E4M3FN, F8E5M2, BF16, F16, F32)}
+DTYPES: dict[str, DType] = {t.name: t for t in (F8E4M3FN, F8E5M2, BF16, F16, F32, I32)}
 """By MLIR name."""
 
 BY_TORCH_NAME: dict[str, DType] = {t.torch_name: t for t in DTYPES.values()}

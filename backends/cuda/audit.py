@@ -14,7 +14,7 @@ from typing import Any
 from xdsl.dialects.builtin import IntegerAttr
 from xdsl.ir import Operation, SSAValue
 
-from gemmir.backends.cuda.audit_source import Call, calls_of
+from gemmir.backends.cuda.audit_source import EXIT, Call, calls_of
 from gemmir.backends.cuda.sass import count_opcodes
 from gemmir.dialects import hopper
 from gemmir.dialects.hopper.barriers import TURN_THREADS
@@ -28,9 +28,8 @@ from gemmir.target import BARRIER_BYTES, WARPS_PER_GROUP
 WGMMAS_PER_SLOT = 4
 """Instructions for the 128 bytes of K in a slot."""
 
-_TMA = "cp.async.bulk.tensor.2d"
-_LOAD = f"{_TMA}.shared::cluster.global.mbarrier::complete_tx::bytes"
-_STORE = f"{_TMA}.global.shared::cta.bulk_group"
+_LOAD = "shared::cluster.global.mbarrier::complete_tx::bytes"
+_STORE = "global.shared::cta.bulk_group"
 
 Found = tuple[str, tuple[str, ...], str]
 """An instruction, its details, its guard (see `Call`)."""
@@ -57,7 +56,7 @@ def audit_sass(kernel: hopper.KernelOp, sass: str) -> None:
     ops = list(kernel.walk())
     wanted = {
         "UTMALDG": _number_of(ops, hopper.TmaLoadOp),
-        "UTMASTG": _number_of(ops, hopper.TmaStoreOp),
+        "UTMASTG": _number_of(ops, hopper.TmaStoreOp, hopper.StoreRowsOp),
         "USETMAXREG": _number_of(ops, hopper.SetMaxRegistersOp),
         "UTMACMDFLUSH": _number_of(ops, hopper.StoreCommitOp),
     }
@@ -96,6 +95,7 @@ class _Expected:
             hopper.AcquireOp: lambda op: self.wait(op, "parity^1", ""),
             hopper.ArriveOp: lambda op: self.on_barrier(op, "mbarrier.arrive.shared::cta.b64", self.lane_0()),
             hopper.ClusterSyncOp: self.cluster_sync,
+            hopper.CountTilesOp: lambda op: [(EXIT, (), "")],
             hopper.CtaSyncOp: lambda op: [("bar.sync 0", (), "")],
             hopper.ExpectOp: self.expect,
             hopper.FenceProxyAsyncOp: lambda op: [("fence.proxy.async.shared::cta", (), "")],
@@ -105,6 +105,7 @@ class _Expected:
             hopper.SetMaxRegistersOp: self.set_max_registers,
             hopper.StageFragmentOp: self.stage_fragment,
             hopper.StoreCommitOp: lambda op: [("cp.async.bulk.commit_group", (), "")],
+            hopper.StoreRowsOp: self.store_rows,
             hopper.StoreWaitReadOp: lambda op: [("cp.async.bulk.wait_group.read", (f"<{number(op.pending)}>",), "")],
             hopper.SyncWarpOp: lambda op: [("warp.sync", (), "")],
             hopper.TakeTurnOp: lambda op: self.turn(op, "bar.sync"),
@@ -213,7 +214,11 @@ class _Expected:
         multicast = "" if op.multicast is None else ".multicast::cluster"
         mask = () if op.multicast is None else (str(self.mask(op)),)
         return [
-            (_LOAD + multicast, (self.at(op.ring, 0, op.cursor), self.at(op.full, 0, op.cursor), *mask), self.lane_0())
+            (
+                _tma(_LOAD, op.group) + multicast,
+                (self.at(op.ring, 0, op.cursor), self.at(op.full, 0, op.cursor), *mask),
+                self.lane_0(),
+            )
         ]
 
     def mask(self, op: hopper.TmaLoadOp) -> int:
@@ -221,7 +226,15 @@ class _Expected:
         return (1 << self.kernel.cluster.m.data * self.kernel.cluster.n.data) - 1
 
     def tma_store(self, op: hopper.TmaStoreOp) -> list[Found]:
-        return [(_STORE, (self.at(op.staging, number(op.offset)),), "")]
+        return [(_tma(_STORE, None), (self.at(op.staging, number(op.offset)),), "")]
+
+    def store_rows(self, op: hopper.StoreRowsOp) -> list[Found]:
+        box = op.map.type
+        assert isinstance(box, hopper.TensorMapType)
+        rows, columns = box.dims
+        swizzle = f"{box.swizzle_mode.row_shift}, {box.swizzle_mode.row_mask}"
+        shape = f"<{rows}, {columns * box.element_bytes}, {swizzle}>"
+        return [(_tma(_STORE, op.group), (shape, self.at(op.staging, number(op.offset))), "")]
 
     def wgmma(self, op: hopper.WgmmaOp) -> list[Found]:
         a, b, fragment = op.a.type, op.b.type, op.fragment.type
@@ -249,6 +262,11 @@ class _Expected:
             shape = f"<{chunk.first // 2}, {chunk.columns}, {swizzle}>"
             details = (shape, self.at(op.staging, chunk.offset))
             yield "stmatrix.sync.aligned.m8n8.x4.shared.b16", details, ""
+
+
+def _tma(what: str, group: SSAValue | None) -> str:
+    """A copy by TMA, of a matrix or of one group's."""
+    return f"cp.async.bulk.tensor.{2 if group is None else 3}d.{what}"
 
 
 def _loop(op: hopper.KBlocksOp) -> str:

@@ -35,7 +35,8 @@ _BASE = re.compile(r"const u32 (\w+) = smem(?: \+ (\d+))?;")
 _STATEMENT = re.compile(
     r"(?:if \((?P<guard>.*)\) )?(?:for \((?P<loop>[^)]*)\) )?(?P<name>\w+)(?:<(?P<types>[^>]*)>)?\((?P<arguments>.*)\);"
 )
-_TILES = re.compile(r"for \(Tiles<")
+_TILES = re.compile(r"for \((?:Group)?Tiles<")
+_EXIT = re.compile(r"if \(int\(blockIdx\.x\) >= \w+\) return;")
 _K_BLOCKS = re.compile(r"for \(int (\w+) = (\d+); \1 < (\d+); (?:\+\+\1|\1 \+= (\d+))\)")
 _BLOCK = re.compile(r"(?:\} )?(?:else )?if \((.*)\)")
 _NEXT = re.compile(r"const auto (\w+) = \w+\.next\(\);")
@@ -44,6 +45,7 @@ _COUNT = re.compile(r"int \w+ = 0; \w+ < (\d+)")
 _NUMBER = re.compile(r"\d+")
 _LAST = re.compile(r"(?:\w+ \+ (\d+) < (\d+) \|\| )?!tiles\.last\(\)")
 _ONLY = re.compile(r"\w+ == (\d+)")
+EXIT = "exit without a tile"
 _PLAIN = {"__syncthreads": ("bar.sync 0",), "__syncwarp": ("warp.sync",)}
 
 
@@ -99,6 +101,8 @@ class _Reader:
             self.blocks.pop()
         if line.endswith("{"):
             self.blocks.append(self.opened(line.removesuffix("{").strip()))
+        elif _EXIT.fullmatch(line) is not None:
+            self.calls.append(Call((), "", EXIT, ()))
         elif (base := _BASE.fullmatch(line)) is not None:
             self.bases[base[1]] = int(base[2] or 0)
         elif (following := _NEXT.fullmatch(line)) is not None:

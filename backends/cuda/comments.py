@@ -27,6 +27,8 @@ def _warpgroups(op: hopper.WarpgroupsOp) -> str:
 def _warp(op: hopper.WarpOp) -> str:
     if _holds(op, hopper.TmaLoadOp):
         return "Producer warp: keeps the ring full, one k-block of A and B in a slot, with its scales if it has any."
+    if _holds(op, hopper.StoreRowsOp):
+        return "Store warp: sends off what is staged, one warpgroup's at a time; no row that is another group's."
     return "Store thread: sends off what is staged, one warpgroup's at a time." if _holds(op, hopper.TmaStoreOp) else ""
 
 
@@ -58,6 +60,7 @@ def _wgmma(op: hopper.WgmmaOp) -> str:
 
 _COMMENTS: dict[type[Operation], Callable[[Any], str]] = {
     hopper.AcquireOp: _acquire,
+    hopper.CountTilesOp: lambda op: "Only the device knows which rows are whose. A CTA without a tile ends here.",
     hopper.ExpectOp: lambda op: "The slot is full once all these bytes have arrived.",
     hopper.FetchScalesOp: lambda op: "Before the wait, so that the load's latency hides behind it.",
     hopper.FenceProxyAsyncOp: _fence,

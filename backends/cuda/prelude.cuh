@@ -102,6 +102,13 @@ DEVICE void tma_load(u32 dst, const TensorMap& map, int column, int row, u32 bar
         "r"(dst), "l"(&map), "r"(column), "r"(row), "r"(bar) : "memory");
 }
 
+//@ tma_load_of_group: TensorMap
+DEVICE void tma_load_of_group(u32 dst, const TensorMap& map, int column, int row, int group, u32 bar) {
+    asm volatile(
+        "cp.async.bulk.tensor.3d.shared::cluster.global.mbarrier::complete_tx::bytes [%0], [%1, {%2, %3, %4}], [%5];" ::
+        "r"(dst), "l"(&map), "r"(column), "r"(row), "r"(group), "r"(bar) : "memory");
+}
+
 //@ tma_load_multicast: TensorMap
 // The box lands at the same offset in every CTA of `ctas`, and each one's own barrier counts it.
 DEVICE void tma_load_multicast(u32 dst, const TensorMap& map, int column, int row, u32 bar, u16 ctas) {
@@ -117,6 +124,45 @@ DEVICE void tma_store_if(bool inside, const TensorMap& map, int column, int row,
         "{\n.reg .pred inside;\nsetp.ne.b32 inside, %4, 0;\n"
         "@inside cp.async.bulk.tensor.2d.global.shared::cta.bulk_group [%0, {%1, %2}], [%3];\n}" ::
         "l"(&map), "r"(column), "r"(row), "r"(src), "r"(int(inside)) : "memory");
+}
+
+//@ tma_store_of_group_if: TensorMap
+DEVICE void tma_store_of_group_if(bool inside, const TensorMap& map, int column, int row, int group, u32 src) {
+    asm volatile(
+        "{\n.reg .pred inside;\nsetp.ne.b32 inside, %5, 0;\n"
+        "@inside cp.async.bulk.tensor.3d.global.shared::cta.bulk_group [%0, {%1, %2, %3}], [%4];\n}" ::
+        "l"(&map), "r"(column), "r"(row), "r"(group), "r"(src), "r"(int(inside)) : "memory");
+}
+
+//@ copy_rows: types
+// The lanes of a warp store ROW_BYTES of each of `rows` staged rows, 16 bytes at a time, to rows `stride` elements apart.
+template <int ROW_BYTES, int SHIFT, int MASK, class T>
+DEVICE void copy_rows(int rows, u32 box, T* d, i64 stride, int column, int columns) {
+    constexpr int CHUNKS = ROW_BYTES / 16, WIDTH = 16 / sizeof(T);
+    for (int i = threadIdx.x % 32; i < rows * CHUNKS; i += 32) {
+        const int row = i / CHUNKS, chunk = i % CHUNKS;
+        u32 a, b, c, e;
+        asm volatile("ld.shared.v4.b32 {%0, %1, %2, %3}, [%4];" : "=r"(a), "=r"(b), "=r"(c), "=r"(e)
+                     : "r"(box + row * ROW_BYTES + (chunk ^ (row >> SHIFT & MASK)) * 16) : "memory");
+        if (column + chunk * WIDTH < columns)
+            asm volatile("st.global.v4.b32 [%0], {%1, %2, %3, %4};" ::"l"(d + row * stride + column + chunk * WIDTH),
+                         "r"(a), "r"(b), "r"(c), "r"(e) : "memory");
+    }
+}
+
+//@ store_rows: tma_store_if copy_rows
+// Stores a staged box of ROWS rows, of which only `rows` may be written: all of them by TMA, fewer by the lanes.
+template <int ROWS, int ROW_BYTES, int SHIFT, int MASK, class T>
+DEVICE void store_rows(int rows, const TensorMap& map, int column, int row, u32 box, T* d, i64 stride, int columns) {
+    tma_store_if(threadIdx.x % 32 == 0 && rows >= ROWS && column < columns, map, column, row, box);
+    if (rows < ROWS) copy_rows<ROW_BYTES, SHIFT, MASK>(rows, box, d + row * stride, stride, column, columns);
+}
+
+//@ store_rows_of_group: tma_store_of_group_if copy_rows
+template <int ROWS, int ROW_BYTES, int SHIFT, int MASK, class T>
+DEVICE void store_rows_of_group(int rows, const TensorMap& map, int column, int row, int group, u32 box, T* d, i64 stride, int columns) {
+    tma_store_of_group_if(threadIdx.x % 32 == 0 && rows >= ROWS && column < columns, map, column, row, group, box);
+    if (rows < ROWS) copy_rows<ROW_BYTES, SHIFT, MASK>(rows, box, d + row * stride, stride, column, columns);
 }
 
 //@ tma_store_commit: types
@@ -248,9 +294,20 @@ DEVICE void stage_columns(const float (&f)[COUNT], u32 box, u32 first_row) {
     }
 }
 
-//@ Tiles: types
-// The tiles of this CTA. Cluster tiles are visited in groups of GROUP rows (or columns), the group's short side first, so
-// that tiles in flight share operands in L2.
+//@ tile_place: types
+// Where tile `index` of rows x columns tiles is: tiles are visited in groups of GROUP rows (or columns), the group's short
+// side first, so that tiles in flight share operands in L2.
+template <int GROUP, bool ALONG_M> DEVICE void tile_place(u32 index, u32 rows, u32 columns, int& row, int& column) {
+    const u32 grouped = ALONG_M ? rows : columns, other = ALONG_M ? columns : rows;
+    const u32 group = index / (GROUP * other), within = index - group * GROUP * other;
+    const u32 size = min(u32(GROUP), grouped - group * GROUP);
+    const u32 along = group * GROUP + within % size, across = within / size;
+    row = ALONG_M ? along : across;
+    column = ALONG_M ? across : along;
+}
+
+//@ Tiles: tile_place
+// The tiles of this CTA; those of a cluster are neighbours.
 template <int BLOCK_M, int BLOCK_N, int CLUSTER_M, int CLUSTER_N, int N, int GROUP, bool ALONG_M> struct Tiles {
     static constexpr int COLUMNS = (N + BLOCK_N * CLUSTER_N - 1) / (BLOCK_N * CLUSTER_N), CLUSTER = CLUSTER_M * CLUSTER_N;
     int rows, index, step;
@@ -260,13 +317,131 @@ template <int BLOCK_M, int BLOCK_N, int CLUSTER_M, int CLUSTER_N, int N, int GRO
     DEVICE bool last() const { return index + step >= rows * COLUMNS; }
     DEVICE void next() { index += step; }
     DEVICE void origin(int rank, int& m0, int& n0) const {
-        const u32 grouped = ALONG_M ? rows : COLUMNS, other = ALONG_M ? COLUMNS : rows;
-        const u32 group = u32(index) / (GROUP * other), within = index - group * GROUP * other;
-        const u32 size = min(u32(GROUP), grouped - group * GROUP);
-        const u32 along = group * GROUP + within % size, across = within / size;
-        m0 = ((ALONG_M ? along : across) * CLUSTER_M + rank / CLUSTER_N) * BLOCK_M;
-        n0 = ((ALONG_M ? across : along) * CLUSTER_N + rank % CLUSTER_N) * BLOCK_N;
+        int row, column;
+        tile_place<GROUP, ALONG_M>(index, rows, COLUMNS, row, column);
+        m0 = (row * CLUSTER_M + rank / CLUSTER_N) * BLOCK_M;
+        n0 = (column * CLUSTER_N + rank % CLUSTER_N) * BLOCK_N;
     }
+};
+
+//@ Segment: types
+// Rows of one group: the first, how many, and whose.
+struct Segment { int first, rows, group; };
+
+//@ Offs: Segment
+// Groups lie one after another; ends[g] is where group g ends. It begins where those before it end, and has no rows if it
+// ends before that, or outside: no row belongs to two groups, whatever `ends` holds.
+template <int GROUPS> struct Offs {
+    const int* ends;
+    int m;
+    DEVICE int segments() const { return GROUPS; }
+    DEVICE Segment segment(int first, int& taken) const {
+        const int lane = threadIdx.x % 32, group = first + lane, end = group < GROUPS ? __ldg(ends + group) : 0;
+        int most = max(taken, end);
+#pragma unroll
+        for (int d = 1; d < 32; d *= 2) most = max(most, lane >= d ? __shfl_up_sync(0xffffffffu, most, d) : most);
+        const int before = __shfl_up_sync(0xffffffffu, most, 1), begin = lane == 0 ? taken : before;
+        taken = __shfl_sync(0xffffffffu, most, 31);
+        return {begin, group < GROUPS && begin <= end && end <= m ? end - begin : 0, group};
+    }
+    DEVICE int own(int first, int rows, int group) const { return rows; }
+};
+
+//@ GroupIds: Segment
+// ids[row] is the row's group. Groups begin at multiples of 128 rows: a block of so many belongs to one, and what does not
+// carry its number in there is padding.
+template <int GROUPS> struct GroupIds {
+    const int* ids;
+    int m;
+    DEVICE int segments() const { return (m + 127) / 128; }
+    DEVICE Segment segment(int first, int& taken) const {
+        const int row = (first + threadIdx.x % 32) * 128, group = row < m ? __ldg(ids + row) : -1;
+        return {row, 0 <= group && group < GROUPS ? min(128, m - row) : 0, group};
+    }
+    // Of `rows` rows from `first` on, how many in a row are the group's.
+    DEVICE int own(int first, int rows, int group) const {
+        for (int done = 0; done < rows; done += 32) {
+            const int row = done + threadIdx.x % 32;
+            const u32 others = ~__ballot_sync(0xffffffffu, row < rows && __ldg(ids + first + row) == group);
+            if (others != 0) return done + __ffs(others) - 1;
+        }
+        return rows;
+    }
+};
+
+//@ Counts: Segment
+// Each group has a matrix of m rows, of which counts[g] count. A count that cannot be counts none.
+template <int GROUPS> struct Counts {
+    const int* counts;
+    int m;
+    DEVICE int segments() const { return GROUPS; }
+    DEVICE Segment segment(int first, int& taken) const {
+        const int group = first + threadIdx.x % 32, count = group < GROUPS ? __ldg(counts + group) : 0;
+        return {0, 0 <= count && count <= m ? count : 0, group};
+    }
+    DEVICE int own(int first, int rows, int group) const { return rows; }
+};
+
+//@ Batch: Segment
+// Each group has a matrix of m rows.
+template <int GROUPS> struct Batch {
+    int m;
+    DEVICE int segments() const { return GROUPS; }
+    DEVICE Segment segment(int first, int& taken) const {
+        const int group = first + threadIdx.x % 32;
+        return {0, group < GROUPS ? m : 0, group};
+    }
+    DEVICE int own(int first, int rows, int group) const { return rows; }
+};
+
+//@ count_tiles: Segment
+// How many tiles there are; all lanes of a warp together, 32 segments at a time.
+template <int BLOCK_M, int BLOCK_N, int N, class Groups> DEVICE int count_tiles(const Groups& groups) {
+    int tiles = 0, taken = 0;
+    for (int first = 0; first < groups.segments(); first += 32)
+        tiles += (groups.segment(first, taken).rows + BLOCK_M - 1) / BLOCK_M;
+    return __reduce_add_sync(0xffffffffu, tiles) * ((N + BLOCK_N - 1) / BLOCK_N);
+}
+
+//@ GroupTiles: Segment tile_place
+// The tiles of this CTA, one segment's after another's. Each lane of a warp knows one segment of the 32 that are looked at,
+// and `upto`, how many of their tiles are in it or before it.
+template <class Groups, int BLOCK_M, int BLOCK_N, int N, int GROUP, bool ALONG_M> struct GroupTiles {
+    static constexpr int COLUMNS = (N + BLOCK_N - 1) / BLOCK_N;
+    const Groups groups;
+    int count, index = blockIdx.x, looked_at = 0, taken = 0, before = 0, all = 0, upto = 0;
+    Segment segment;
+    int m0, n0, group, rows;
+    DEVICE GroupTiles(const Groups& groups, int count) : groups(groups), count(count) {}
+    DEVICE bool done() const { return index >= count; }
+    DEVICE bool last() const { return index + int(gridDim.x) >= count; }
+    DEVICE void next() { index += gridDim.x; }
+    DEVICE void look() {
+        before += all;
+        segment = groups.segment(looked_at, taken);
+        looked_at += 32;
+        upto = (segment.rows + BLOCK_M - 1) / BLOCK_M * COLUMNS;
+#pragma unroll
+        for (int d = 1; d < 32; d *= 2) {
+            const int left = __shfl_up_sync(0xffffffffu, upto, d);
+            if (threadIdx.x % 32 >= d) upto += left;
+        }
+        all = __shfl_sync(0xffffffffu, upto, 31);
+    }
+    DEVICE void find() {
+        while (index >= before + all) look();
+        const int owner = __ffs(__ballot_sync(0xffffffffu, index - before < upto)) - 1;
+        const int first = __shfl_sync(0xffffffffu, segment.first, owner), length = __shfl_sync(0xffffffffu, segment.rows, owner);
+        const int tall = (length + BLOCK_M - 1) / BLOCK_M, end = __shfl_sync(0xffffffffu, upto, owner);
+        int row, column;
+        tile_place<GROUP, ALONG_M>(index - before - (end - tall * COLUMNS), tall, COLUMNS, row, column);
+        group = __shfl_sync(0xffffffffu, segment.group, owner);
+        m0 = first + row * BLOCK_M;
+        n0 = column * BLOCK_N;
+        rows = length - row * BLOCK_M;
+    }
+    // How many rows from m0 on are the group's, of a tile's.
+    DEVICE int own_rows() const { return groups.own(m0, min(rows, BLOCK_M), group); }
 };
 
 //@ chaos_start: types

@@ -13,7 +13,7 @@ from typing import Any
 
 from xdsl.dialects.arith import ConstantOp
 from xdsl.dialects.builtin import FloatAttr, IntegerAttr
-from xdsl.ir import Block, Operation, SSAValue
+from xdsl.ir import Block, BlockArgument, Operation, SSAValue
 
 from gemmir.backends.cuda.comments import Comments
 from gemmir.backends.cuda.prelude import prelude
@@ -29,7 +29,19 @@ from gemmir.dialects.hopper.base import number
 from gemmir.dialects.hopper.types import RasterName
 from gemmir.dtypes import DTYPES
 from gemmir.errors import IRError, UnsupportedError
+from gemmir.problem import Grouping
 from gemmir.target import WARPS_PER_GROUP
+
+GROUPINGS = {
+    Grouping.OFFS: "Offs",
+    Grouping.GROUP_IDS: "GroupIds",
+    Grouping.COUNTS: "Counts",
+    Grouping.BATCH: "Batch",
+}
+"""Types of the prelude that say which rows belong to which group."""
+
+TILE = ("m0", "n0", "group", "own_rows()")
+"""What `GroupTiles` of the prelude knows of a tile that it has found."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -51,6 +63,7 @@ SYNCHRONISING = (
     hopper.ReleaseOp,
     hopper.StageFragmentOp,
     hopper.StoreCommitOp,
+    hopper.StoreRowsOp,
     hopper.StoreWaitReadOp,
     hopper.TakeTurnOp,
     hopper.TmaLoadOp,
@@ -88,12 +101,14 @@ class _Printer(PrintsStorage, PrintsBarriers, PrintsLoads, PrintsArithmetic, Pri
             hopper.ClusterSyncOp: lambda op: self.call(
                 "cluster_sync" if op.release is None else "cluster_sync_release"
             ),
+            hopper.CountTilesOp: self.count_tiles,
             hopper.CtaSyncOp: lambda op: self.out.line("__syncthreads();"),
             hopper.CursorOp: self.cursor,
             hopper.ExpectOp: self.expect,
             hopper.FenceProxyAsyncOp: lambda op: self.call("fence_proxy_async"),
             hopper.FetchScalesOp: self.fetch_scales,
             hopper.FragmentOp: self.fragment,
+            hopper.GroupPointerOp: self.group_pointer,
             hopper.InitBarriersOp: self.init_barriers,
             hopper.KBlocksOp: self.k_blocks,
             hopper.LoadScalesOp: self.load_scales,
@@ -113,6 +128,7 @@ class _Printer(PrintsStorage, PrintsBarriers, PrintsLoads, PrintsArithmetic, Pri
             hopper.StagingOp: self.storage,
             hopper.StartScalesOp: self.start_scales,
             hopper.StoreCommitOp: lambda op: self.call("tma_store_commit"),
+            hopper.StoreRowsOp: self.store_rows,
             hopper.StoreWaitReadOp: lambda op: self.call(f"tma_store_wait_read<{number(op.pending)}>"),
             hopper.SyncWarpOp: lambda op: self.out.line("__syncwarp();"),
             hopper.TakeTurnOp: self.take_turn,
@@ -176,7 +192,8 @@ class _Printer(PrintsStorage, PrintsBarriers, PrintsLoads, PrintsArithmetic, Pri
             case hopper.TensorMapType():
                 return f"const __grid_constant__ TensorMap {name}"
             case hopper.PointerType(element=element):
-                return f"const {DTYPES[str(element)].cuda}* {name}"
+                writable = isinstance(value, BlockArgument) and self.kernel.binds.data[value.index].tensor.data < 0
+                return f"{'' if writable else 'const '}{DTYPES[str(element)].cuda}* {name}"
             case other:
                 return f"{'int' if str(other) == 'i32' else 'i64'} {name}"
 
@@ -248,15 +265,46 @@ class _Printer(PrintsStorage, PrintsBarriers, PrintsLoads, PrintsArithmetic, Pri
             self.block(op.body.block)
         self.elected = False
 
+    def m(self) -> str:
+        return self.out[next(a for a in self.kernel.body.block.args if str(a.type) == "i32")]
+
+    def groups(self) -> str:
+        """The type that says which rows belong to which group."""
+        grouping, groups = self.kernel.grouping, self.kernel.groups
+        assert grouping is not None and groups is not None
+        return f"{self.need(GROUPINGS[grouping.meaning])}<{number(groups)}>"
+
+    def count_tiles(self, op: hopper.CountTilesOp) -> None:
+        index = "" if op.index is None else f"{self.out[op.index]}, "
+        self.out.line(f"const {self.groups()} groups{{{index}{self.m()}}};")
+        count, tile = self.out.name(op.result), self.kernel.tile
+        shape = f"{tile.m.data}, {tile.n.data}, N"
+        self.out.line(f"const int {count} = {self.need('count_tiles')}<{shape}>(groups);")
+        self.out.line(f"if (int(blockIdx.x) >= {count}) return;")
+
+    def group_tiles(self, op: hopper.TilesOp, count: SSAValue) -> None:
+        tile, along_m = self.kernel.tile, "true" if op.raster.data is RasterName.ALONG_M else "false"
+        shape = f"{self.groups()}, {tile.m.data}, {tile.n.data}, N, {number(op.group)}, {along_m}"
+        tiles = f"{self.need('GroupTiles')}<{shape}> tiles(groups, {self.out[count]})"
+        with self.out.block(f"for ({tiles}; !tiles.done(); tiles.next())"):
+            used = [
+                (self.out.name(a), f"tiles.{how}")
+                for a, how in zip(op.body.block.args, TILE, strict=True)
+                if any(a.uses)
+            ]
+            if used:
+                self.out.line("tiles.find();")
+                self.out.line(f"const int {', '.join(f'{name} = {value}' for name, value in used)};")
+            self.block(op.body.block)
+
     def tiles(self, op: hopper.TilesOp) -> None:
+        if op.count is not None:
+            return self.group_tiles(op, op.count)
         tile, (cluster_m, cluster_n) = self.kernel.tile, self.cluster
         along_m = "true" if op.raster.data is RasterName.ALONG_M else "false"
         arguments = f"{tile.m.data}, {tile.n.data}, {cluster_m}, {cluster_n}, N, {number(op.group)}, {along_m}"
-        m = next(a for a in self.kernel.body.block.args if str(a.type) == "i32")
         rank = "rank" if cluster_m * cluster_n > 1 else "0"
-        with self.out.block(
-            f"for ({self.need('Tiles')}<{arguments}> tiles({self.out[m]}); !tiles.done(); tiles.next())"
-        ):
+        with self.out.block(f"for ({self.need('Tiles')}<{arguments}> tiles({self.m()}); !tiles.done(); tiles.next())"):
             row, column = (self.out.name(a) for a in op.body.block.args)
             if any(True for a in op.body.block.args for _ in a.uses):
                 self.out.line(f"int {row}, {column};")

@@ -17,6 +17,7 @@ from gemmir.backends.simulator.machine import Access, Cluster, Cta, Pending, Sto
 from gemmir.backends.simulator.memory import UNFENCED, VALID, Region
 from gemmir.backends.simulator.registers import Fragment
 from gemmir.dialects import hopper
+from gemmir.segments import Segment
 
 
 @dataclass(slots=True)
@@ -39,11 +40,11 @@ class Cursor:
 
 @dataclass(frozen=True, slots=True)
 class Grid:
-    """Where a CTA stands: `index` of its cluster among `clusters`, and M."""
+    """Where a CTA stands: `index` of its cluster among `clusters`; and the rows that are to be computed."""
 
     index: int
     clusters: int
-    m: int
+    segments: list[Segment]
 
 
 @dataclass(slots=True, eq=False)

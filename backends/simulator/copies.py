@@ -5,11 +5,12 @@ from __future__ import annotations
 from dataclasses import dataclass
 
 import numpy as np
+from xdsl.ir import SSAValue
 
 from gemmir.backends.simulator.agent import Agent
 from gemmir.backends.simulator.barriers import fault
 from gemmir.backends.simulator.machine import Arriving, StoreGroup, Storing, Wait
-from gemmir.backends.simulator.memory import Region, box_chunks
+from gemmir.backends.simulator.memory import CHUNK, UNFENCED, VALID, Region, box_chunks
 from gemmir.backends.simulator.tensors import Matrix, Pointer
 from gemmir.dialects import hopper
 from gemmir.dialects.hopper.types import AxisName
@@ -24,8 +25,7 @@ def tma_load(agent: Agent, op: hopper.TmaLoadOp) -> None:
     """Start the load; it arrives in each destination CTA at a time of its own."""
     box, ring = op.map.type, op.ring.type
     assert isinstance(box, hopper.TensorMapType) and isinstance(ring, hopper.RingType)
-    matrix, cursor = agent[op.map], agent[op.cursor]
-    assert isinstance(matrix, Matrix)
+    matrix, cursor = _matrix(agent, op.map, op.group), agent[op.cursor]
     rows, columns = box.dims
     size = rows * columns * box.element_bytes
     part, destinations = _destinations(agent, op)
@@ -42,6 +42,12 @@ def tma_load(agent: Agent, op: hopper.TmaLoadOp) -> None:
         agent.cluster.start(Arriving(cta, chunks, data, full))
 
 
+def _matrix(agent: Agent, map_: SSAValue, group: SSAValue | None) -> Matrix:
+    matrix = agent[map_]
+    assert isinstance(matrix, Matrix)
+    return matrix if group is None else matrix.of_group(agent[group])
+
+
 def _destinations(agent: Agent, op: hopper.TmaLoadOp) -> tuple[int, list[int]]:
     """Which part of the slot this CTA loads, and the ranks that it goes to."""
     rank = agent.cta.rank
@@ -51,6 +57,12 @@ def _destinations(agent: Agent, op: hopper.TmaLoadOp) -> tuple[int, list[int]]:
     if op.multicast.data is AxisName.M:
         return rank // cluster_n, [rank % cluster_n + i * cluster_n for i in range(cluster_m)]
     return rank % cluster_n, [rank // cluster_n * cluster_n + i for i in range(cluster_n)]
+
+
+def group_pointer(agent: Agent, op: hopper.GroupPointerOp) -> None:
+    pointer = agent[op.pointer]
+    assert isinstance(pointer, Pointer)
+    agent.values[op.result] = pointer.after(agent[op.group] * agent[op.stride])
 
 
 def fetch_scales(agent: Agent, op: hopper.FetchScalesOp) -> None:
@@ -118,10 +130,32 @@ def put_scales(agent: Agent, op: hopper.PutScalesOp) -> None:
 
 def tma_store(agent: Agent, op: hopper.TmaStoreOp) -> None:
     """Start the store, unless its columns lie outside D; it reads shared memory at a time of its own."""
+    _start_store(agent, op, _matrix(agent, op.map, None))
+
+
+def store_rows(agent: Agent, op: hopper.StoreRowsOp) -> None:
+    """A whole box leaves as by `tma_store`; of another one, the lanes copy the rows that may be written now."""
+    box, matrix = op.map.type, _matrix(agent, op.map, op.group)
+    assert isinstance(box, hopper.TensorMapType)
+    rows = min(agent[op.rows] - op.row_offset.value.data, box.dims[0])
+    if rows == box.dims[0]:
+        _start_store(agent, op, matrix)
+        return
+    row, column = agent[op.row] + op.row_offset.value.data, agent[op.column] + op.column_offset.value.data
+    if rows <= 0 or column >= agent.kernel.columns.value.data:
+        return
+    source = agent[op.staging] + op.offset.value.data
+    chunks = box_chunks(source, box.dims[0], box.dims[1] * box.element_bytes, box.swizzle_mode)
+    chunks = chunks.reshape(box.dims[0], -1)[:rows]
+    agent.read(Region(chunks.reshape(-1) * CHUNK, CHUNK))
+    data, states = agent.cta.shared.chunks(chunks)
+    sound = (states & ~np.uint8(UNFENCED) == VALID).reshape(rows, -1, box.element_bytes).all(axis=2)
+    matrix.store(row, column, np.ascontiguousarray(data).reshape(rows, -1).view(matrix.bits.dtype), sound)
+
+
+def _start_store(agent: Agent, op: hopper.TmaStoreOp | hopper.StoreRowsOp, matrix: Matrix) -> None:
     box = op.map.type
     assert isinstance(box, hopper.TensorMapType)
-    matrix = agent[op.map]
-    assert isinstance(matrix, Matrix)
     row, column = agent[op.row] + op.row_offset.value.data, agent[op.column] + op.column_offset.value.data
     if column >= agent.kernel.columns.value.data:
         return

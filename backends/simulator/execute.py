@@ -14,7 +14,7 @@ from gemmir.backends.simulator.agent import Agent, Cursor
 from gemmir.backends.simulator.barriers import Mbarrier, Meeting, NamedBarrier, fault
 from gemmir.backends.simulator.machine import Signal, Steps, Wait
 from gemmir.backends.simulator.registers import Fragment, ScaleRegisters
-from gemmir.backends.simulator.schedule import tile_origin, tile_rows_and_columns
+from gemmir.backends.simulator.schedule import number_of_tiles, tiles_of
 from gemmir.dialects import hopper
 from gemmir.dialects.hopper.barriers import TURN_THREADS
 from gemmir.dialects.hopper.control import enclosing
@@ -74,12 +74,17 @@ def _warp(agent: Agent, op: hopper.WarpOp) -> Steps:
 
 def _tiles(agent: Agent, op: hopper.TilesOp) -> Steps:
     grid = agent.grid
-    rows, columns = tile_rows_and_columns(agent.kernel, grid.m)
-    row, column = op.body.block.args
-    for index in range(grid.index, rows * columns, grid.clusters):
-        agent.last_tile = index + grid.clusters >= rows * columns
-        agent.values[row], agent.values[column] = tile_origin(agent.kernel, op, index, agent.cta.rank, grid.m)
+    mine = list(tiles_of(agent.kernel, op, grid.segments, agent.cta.rank))[grid.index :: grid.clusters]
+    for number, tile in enumerate(mine, 1):
+        agent.last_tile = number == len(mine)
+        values = (tile.row, tile.column, tile.group, tile.rows)
+        agent.values |= dict(zip(op.body.block.args, values, strict=False))
         yield from _block(agent, op.body.block)
+
+
+def _count_tiles(agent: Agent, op: hopper.CountTilesOp) -> None:
+    """Clusters without a tile are not simulated: they would end here."""
+    agent.values[op.result] = number_of_tiles(agent.kernel, agent.grid.segments)
 
 
 def _k_blocks(agent: Agent, op: hopper.KBlocksOp) -> Steps:
@@ -245,8 +250,10 @@ QUIET: dict[type[Operation], Act] = {
     ConstantOp: _constant,
     hopper.AdvanceOp: lambda agent, op: agent[op.cursor].advance(),
     hopper.BarriersOp: _offset,
+    hopper.CountTilesOp: _count_tiles,
     hopper.CursorOp: _cursor,
     hopper.FragmentOp: _fragment,
+    hopper.GroupPointerOp: copies.group_pointer,
     hopper.MoveScalesOp: compute.move_scales,
     hopper.NextOp: _next,
     hopper.PrefetchMapsOp: _nothing,
@@ -273,6 +280,7 @@ ACTS: dict[type[Operation], Act] = {
     hopper.StageFragmentOp: compute.stage_fragment,
     hopper.StartScalesOp: copies.start_scales,
     hopper.StoreCommitOp: copies.store_commit,
+    hopper.StoreRowsOp: copies.store_rows,
     hopper.SyncWarpOp: lambda agent, op: agent.sync_warp(),
     hopper.TmaLoadOp: copies.tma_load,
     hopper.TmaStoreOp: copies.tma_store,

@@ -1,20 +1,50 @@
-"""Which tiles a cluster computes: the arithmetic of `Tiles` in the CUDA prelude."""
+"""Which tiles a cluster computes: the arithmetic of `Tiles` and `GroupTiles` in the CUDA prelude."""
 
 from __future__ import annotations
 
+from collections.abc import Iterator
+from dataclasses import dataclass
+
 from gemmir.dialects import hopper
 from gemmir.dialects.hopper.types import RasterName
+from gemmir.segments import Segment
 
 
-def tile_rows_and_columns(kernel: hopper.KernelOp, m: int) -> tuple[int, int]:
-    """How many cluster tiles cover D, along M and along N."""
+@dataclass(frozen=True, slots=True)
+class Tile:
+    """First row and column, the group (0 without groups), and how many rows from the first on are that group's."""
+
+    row: int
+    column: int
+    group: int
+    rows: int
+
+
+def tiles_of(kernel: hopper.KernelOp, op: hopper.TilesOp, segments: list[Segment], rank: int) -> Iterator[Tile]:
+    """The tiles of the CTA of `rank` in each cluster tile of the grid, in order."""
+    for segment in segments:
+        rows, columns = rows_and_columns(kernel, segment.rows)
+        for index in range(rows * columns):
+            row, column = _origin(kernel, op, index, rank, rows, columns)
+            yield Tile(segment.first + row, column, segment.group, segment.rows - row)
+
+
+def number_of_tiles(kernel: hopper.KernelOp, segments: list[Segment]) -> int:
+    """How many cluster tiles there are."""
+    covers = (rows_and_columns(kernel, segment.rows) for segment in segments)
+    return sum(rows * columns for rows, columns in covers)
+
+
+def rows_and_columns(kernel: hopper.KernelOp, m: int) -> tuple[int, int]:
+    """How many cluster tiles cover `m` rows of D, along M and along N."""
     rows, columns = kernel.tile.m.data * kernel.cluster.m.data, kernel.tile.n.data * kernel.cluster.n.data
     return -(-m // rows), -(-kernel.columns.value.data // columns)
 
 
-def tile_origin(kernel: hopper.KernelOp, op: hopper.TilesOp, index: int, rank: int, m: int) -> tuple[int, int]:
+def _origin(
+    kernel: hopper.KernelOp, op: hopper.TilesOp, index: int, rank: int, rows: int, columns: int
+) -> tuple[int, int]:
     """First row and column of the tile that the CTA of `rank` computes in cluster tile number `index`."""
-    rows, columns = tile_rows_and_columns(kernel, m)
     along_m = op.raster.data is RasterName.ALONG_M
     grouped, other = (rows, columns) if along_m else (columns, rows)
     most = op.group.value.data

@@ -14,7 +14,7 @@ from gemmir.backends.simulator.barriers import Meeting, fault
 from gemmir.backends.simulator.execute import run_role
 from gemmir.backends.simulator.machine import Cluster, Cta, Role
 from gemmir.backends.simulator.memory import SharedMemory
-from gemmir.backends.simulator.schedule import tile_rows_and_columns
+from gemmir.backends.simulator.schedule import number_of_tiles
 from gemmir.backends.simulator.tensors import Bound, bind
 from gemmir.dialects import hopper
 from gemmir.dtypes import DTYPES
@@ -63,15 +63,15 @@ def simulate_bits(
 ) -> NDArray[Any]:
     """`simulate`, but the result is a NumPy array of raw bits."""
     bound = bind(kernel, tensors, m)
-    rows, columns = tile_rows_and_columns(kernel, m)
-    number = min(CLUSTERS if clusters is None else clusters, rows * columns)
+    tiles = number_of_tiles(kernel, bound.segments)
+    number = min(CLUSTERS if clusters is None else clusters, tiles)
     if clusters is not None and clusters < 1:
         raise InputError("GMR-I009", f"clusters = {clusters}", rule="a grid has at least one cluster")
     if kernel.depth.value.data == 0:
         return bound.output.bits  # such kernels are not launched: sums of no products are zero
     chance = random.Random(seed)
     for index in range(number):
-        _run_cluster(kernel, bound, Grid(index, number, m), chance)
+        _run_cluster(kernel, bound, Grid(index, number, bound.segments), chance)
     _check_complete(bound)
     return bound.output.bits
 
@@ -126,9 +126,18 @@ def _tells_warps_apart(kernel: hopper.KernelOp, warpgroup: int) -> bool:
 
 
 def _check_complete(bound: Bound) -> None:
+    """Every row of every segment is stored, and no other one."""
     written = bound.output.written
     assert written is not None
-    if not written.all():
-        row, column = np.argwhere(~written)[0]
-        missing = int((~written).sum())
-        raise fault(f"{missing} elements of {bound.output.name} are never stored, the first is [{row}, {column}]")
+    wanted = np.zeros_like(written)
+    own = written.ndim == 3
+    for segment in bound.segments:
+        matrix = wanted[segment.group] if own else wanted
+        matrix[segment.first : segment.first + segment.rows] = segment.rows > 0
+    if (written == wanted).all():
+        return
+    place = tuple(int(i) for i in np.argwhere(written != wanted)[0])
+    if written[place]:
+        raise fault(f"{bound.output.name}{list(place)} is stored, and belongs to no group")
+    missing = int((wanted & ~written).sum())
+    raise fault(f"{missing} elements of {bound.output.name} are never stored, the first is {list(place)}")

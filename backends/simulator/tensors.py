@@ -8,13 +8,14 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 from numpy.typing import NDArray
-from xdsl.ir import SSAValue
+from xdsl.ir import BlockArgument, SSAValue
 
 from gemmir.backends.simulator.barriers import fault
 from gemmir.dialects import hopper
 from gemmir.dialects.hopper.types import BindName, OrderName
 from gemmir.dtypes import DTYPES
 from gemmir.errors import InputError
+from gemmir.segments import Segment, segments
 from gemmir.tensor_core import raw_bits
 
 if TYPE_CHECKING:
@@ -26,7 +27,7 @@ Array = NDArray[Any]
 @dataclass(slots=True)
 class Matrix:
     """
-    A tensor as the TMA engine sees it: rows of neighbouring elements, raw bits.
+    A tensor as the TMA engine sees it: rows of neighbouring elements, raw bits; of rank 3 with a matrix for each group.
 
     `written` is there for the result only: which elements have been stored.
     """
@@ -34,6 +35,13 @@ class Matrix:
     name: str
     bits: Array
     written: NDArray[np.bool_] | None = None
+
+    def of_group(self, group: int) -> Matrix:
+        """One group's matrix, in the same memory."""
+        if not 0 <= group < self.bits.shape[0]:
+            raise fault(f"{self.name}: group {group} of {self.bits.shape[0]}", "skip groups that are not there")
+        written = None if self.written is None else self.written[group]
+        return Matrix(f"{self.name}[{group}]", self.bits[group], written)
 
     def load(self, row: int, column: int, rows: int, columns: int) -> Array:
         """A box; zero outside the tensor."""
@@ -73,8 +81,14 @@ class Pointer:
 
     name: str
     elements: NDArray[np.float32]
+    first: int = 0
+
+    def after(self, elements: int) -> Pointer:
+        """The address so many elements further on."""
+        return Pointer(self.name, self.elements, self.first + elements)
 
     def load(self, index: int) -> np.float32:
+        index += self.first
         if not 0 <= index < self.elements.size:
             raise fault(f"{self.name}: element {index} of {self.elements.size} is read", "loads stay inside tensors")
         return self.elements[index]
@@ -82,9 +96,9 @@ class Pointer:
 
 @dataclass(slots=True)
 class Bound:
-    """A kernel's parameters: `values` by block argument, `m`, and the result that it fills."""
+    """A kernel's parameters: `values` by block argument; the rows to be computed, and the result that it fills."""
 
-    m: int
+    segments: list[Segment]
     output: Matrix
     values: dict[SSAValue, object] = field(default_factory=dict[SSAValue, object])
 
@@ -95,20 +109,32 @@ def bind(kernel: hopper.KernelOp, tensors: Sequence[torch.Tensor | Array], m: in
         raise InputError("GMR-I005", f"{len(tensors)} tensors", rule=f"the kernel takes {len(kernel.inputs)}")
     arrays = [_checked(spec, tensor, m) for spec, tensor in zip(kernel.inputs, tensors, strict=True)]
     size = DTYPES[str(kernel.output.type.element_type)].bytes
-    shape = (m, kernel.columns.value.data)
+    shape = tuple(m if d < 0 else d for d in kernel.output.type.get_shape())
     output = Matrix(kernel.output.label.data, np.zeros(shape, f"u{size}"), np.zeros(shape, np.bool_))
-    bound = Bound(m, output)
+    bound = Bound(_segments(kernel, arrays, m), output)
     for argument, bind in zip(kernel.body.block.args, kernel.binds, strict=True):
         bound.values[argument] = _parameter(kernel, bind, arrays, output, m)
     return bound
+
+
+def _segments(kernel: hopper.KernelOp, arrays: list[Array], m: int) -> list[Segment]:
+    """What the device finds in the index operand."""
+    if kernel.grouping is None or kernel.groups is None:
+        return [Segment(0, m, 0)]
+    counting = next((op for op in kernel.body.block.ops if isinstance(op, hopper.CountTilesOp)), None)
+    index: list[int] = []
+    if counting is not None and isinstance(counting.index, BlockArgument):
+        tensor = kernel.binds.data[counting.index.index].tensor.data
+        index = arrays[tensor].reshape(-1).view(np.int32).tolist()
+    return list(segments(kernel.grouping.meaning, index, kernel.groups.value.data, m))
 
 
 def _parameter(kernel: hopper.KernelOp, bind: hopper.BindAttr, arrays: list[Array], output: Matrix, m: int) -> object:
     number, kind = bind.tensor.data, BindName(bind.kind.data)
     if kind is BindName.ROWS:
         return m
-    if kind is BindName.MAP and number < 0:
-        return output
+    if number < 0:
+        return _of_output(bind, output)
     spec, array = kernel.inputs.data[number], arrays[number]
     match kind:
         case BindName.POINTER:
@@ -116,8 +142,15 @@ def _parameter(kernel: hopper.KernelOp, bind: hopper.BindAttr, arrays: list[Arra
         case BindName.STRIDE:
             return int(np.prod(array.shape[bind.dimension.data + 1 :]))
         case _:
-            lies = array.T if spec.order.data == OrderName.COLUMN_MAJOR else array
+            lies = array.swapaxes(-1, -2) if spec.order.data == OrderName.COLUMN_MAJOR else array
             return Matrix(spec.label.data, lies.reshape(1, -1) if lies.ndim == 1 else lies)
+
+
+def _of_output(bind: hopper.BindAttr, output: Matrix) -> object:
+    if BindName(bind.kind.data) is BindName.STRIDE:
+        return int(np.prod(output.bits.shape[bind.dimension.data + 1 :]))
+    # What stores by address also has the map: the simulator stores through that.
+    return output if BindName(bind.kind.data) is BindName.MAP else Pointer(output.name, np.zeros(0, np.float32))
 
 
 def _checked(spec: hopper.TensorAttr, tensor: torch.Tensor | Array, m: int) -> Array:

@@ -50,14 +50,14 @@ class Emitter:
 
     @contextmanager
     def inside(
-        self, kind: type[IRDLOperation], *arguments: str, **properties: Property
+        self, kind: type[IRDLOperation], *arguments: str, operands: Sequence[Operand] = (), **properties: Property
     ) -> Generator[tuple[Emitter, tuple[SSAValue, ...]]]:
         """Append a region op whose block takes index `arguments` of these names; yields its emitter and arguments."""
         block = Block(arg_types=[INDEX] * len(arguments))
         for argument, name in zip(block.args, arguments, strict=True):
             argument.name_hint = name
         yield Emitter(block), tuple(block.args)
-        self.op(kind, regions=(Region(block),), **properties)
+        self.op(kind, *operands, regions=(Region(block),), **properties)
 
 
 def _create(

@@ -13,7 +13,7 @@ finished tiles off. Barriers:
 from __future__ import annotations
 
 from collections.abc import Iterator
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 from xdsl.dialects.builtin import (
     ArrayAttr,
@@ -32,11 +32,12 @@ from xdsl.ir import Attribute, Block, BlockArgument, Region, SSAValue
 from xdsl.utils.hints import isa
 
 from gemmir.dialects import hopper
-from gemmir.dialects.gemm import MatmulOp, argument_names
-from gemmir.dialects.hopper.types import BindName, Element, OrderName
+from gemmir.dialects.gemm import MatmulOp as ProductOp
+from gemmir.dialects.gemm import argument_names
+from gemmir.dialects.hopper.types import BindName, Element, GroupingName, OrderName
 from gemmir.layouts import StoreChunk, Swizzle
 from gemmir.passes.lowering.emitter import Emitter
-from gemmir.problem import GemmProblem
+from gemmir.problem import GemmProblem, Grouping
 from gemmir.schedule import Schedule
 from gemmir.target import WARPS_PER_GROUP, setmaxnreg_split
 from gemmir.tile import SharedLayout, TileGeometry, shared_layout, tile_geometry
@@ -66,6 +67,11 @@ class Plan:
     @property
     def groups(self) -> int:
         return _chosen(self.schedule.math_warpgroups)
+
+    @property
+    def grouped(self) -> bool:
+        """Whether it computes the products of several groups."""
+        return self.problem.grouping is not Grouping.NONE
 
     @property
     def stages(self) -> int:
@@ -167,6 +173,12 @@ class Parameters:
     scale_b: SSAValue | None
     scale_b_stride_k: SSAValue | None
     scale_b_stride_n: SSAValue | None
+    scale_b_stride_group: SSAValue | None
+    index: SSAValue | None
+    """What says which rows belong to which group."""
+    d: SSAValue | None
+    d_stride_m: SSAValue | None
+    d_stride_group: SSAValue | None
 
     @property
     def weight_scales(self) -> tuple[SSAValue, SSAValue, SSAValue] | None:
@@ -182,7 +194,11 @@ class Parameters:
 
 @dataclass(frozen=True)
 class Storage:
-    """Shared memory and barriers. Scale rings are None where the operands have none."""
+    """
+    Shared memory and barriers, and how many tiles there are where only the device knows.
+
+    Scale rings are None where the operands have none.
+    """
 
     a: SSAValue
     b: SSAValue
@@ -193,9 +209,10 @@ class Storage:
     empty: SSAValue
     staged: SSAValue
     drained: SSAValue
+    tile_count: SSAValue | None = None
 
 
-def kernel_parameters(plan: Plan, op: MatmulOp) -> Iterator[tuple[str, Attribute, hopper.BindAttr]]:
+def kernel_parameters(plan: Plan, op: ProductOp) -> Iterator[tuple[str, Attribute, hopper.BindAttr]]:
     """Name, type and binding of each parameter, in order."""
     problem, layout = plan.problem, plan.layout
     a, b, d = ELEMENTS[problem.a.name], ELEMENTS[problem.b.name], ELEMENTS[problem.d.name]
@@ -207,11 +224,26 @@ def kernel_parameters(plan: Plan, op: MatmulOp) -> Iterator[tuple[str, Attribute
         scale_b = _argument(op.scale_b)
         yield "map_scale_a", hopper.TensorMapType((1, plan.block_m), Float32Type()), _bind_map(_argument(op.scale_a))
         yield "scale_b", hopper.PointerType(Float32Type()), hopper.BindAttr(BindName.POINTER, scale_b)
-        yield "scale_b_stride_k", i64, hopper.BindAttr(BindName.STRIDE, scale_b, 0)
-        yield "scale_b_stride_n", i64, hopper.BindAttr(BindName.STRIDE, scale_b, 1)
+        yield "scale_b_stride_k", i64, hopper.BindAttr(BindName.STRIDE, scale_b, int(plan.grouped))
+        yield "scale_b_stride_n", i64, hopper.BindAttr(BindName.STRIDE, scale_b, 1 + plan.grouped)
+        if plan.grouped:
+            yield "scale_b_stride_group", i64, hopper.BindAttr(BindName.STRIDE, scale_b, 0)
     for width, swizzle in sorted({(c.columns, c.swizzle) for c in plan.slice_chunks}, key=lambda c: -c[0]):
         yield f"map_d{width}", hopper.TensorMapType((plan.slice_rows, width), d, swizzle), _bind_map(-1)
+    if plan.grouped:
+        yield from _group_parameters(plan, op, d)
     yield "m", i32, hopper.BindAttr(BindName.ROWS)
+
+
+def _group_parameters(plan: Plan, op: ProductOp, d: Element) -> Iterator[tuple[str, Attribute, hopper.BindAttr]]:
+    """What says which rows are whose, and where D lies for what TMA cannot cut off at a group's end."""
+    if op.index is not None:
+        yield "index", hopper.PointerType(i32), hopper.BindAttr(BindName.POINTER, _argument(op.index))
+    own = not plan.problem.grouping.contiguous
+    yield "d", hopper.PointerType(d), hopper.BindAttr(BindName.POINTER, -1)
+    yield "d_stride_m", i64, hopper.BindAttr(BindName.STRIDE, -1, int(own))
+    if own:
+        yield "d_stride_group", i64, hopper.BindAttr(BindName.STRIDE, -1, 0)
 
 
 def _bind_map(tensor: int) -> hopper.BindAttr:
@@ -233,10 +265,15 @@ def _read_parameters(block: Block) -> Parameters:
         scale_b=by_name.get("scale_b"),
         scale_b_stride_k=by_name.get("scale_b_stride_k"),
         scale_b_stride_n=by_name.get("scale_b_stride_n"),
+        scale_b_stride_group=by_name.get("scale_b_stride_group"),
+        index=by_name.get("index"),
+        d=by_name.get("d"),
+        d_stride_m=by_name.get("d_stride_m"),
+        d_stride_group=by_name.get("d_stride_group"),
     )
 
 
-def tensors(op: MatmulOp) -> tuple[list[hopper.TensorAttr], hopper.TensorAttr]:
+def tensors(op: ProductOp) -> tuple[list[hopper.TensorAttr], hopper.TensorAttr]:
     """The function's arguments and its result, with the memory order that the kernel asks of each."""
     func = op.parent_op()
     orders = {_argument(op.b): OrderName.COLUMN_MAJOR}
@@ -289,13 +326,19 @@ def allocate(emit: Emitter, plan: Plan) -> Storage:
     )
 
 
-def build_kernel(plan: Plan, op: MatmulOp, name: str) -> hopper.KernelOp:
+def _grouping(plan: Plan) -> dict[str, Attribute]:
+    grouping = hopper.GroupingAttr(GroupingName(plan.problem.grouping.value))
+    return {"grouping": grouping, "groups": hopper.base.count(plan.problem.groups)}
+
+
+def build_kernel(plan: Plan, op: ProductOp, name: str) -> hopper.KernelOp:
     """The whole kernel for one matmul."""
     from gemmir.passes.lowering.math_chunked import math_chunked
     from gemmir.passes.lowering.math_in_place import math_in_place
     from gemmir.passes.lowering.math_promoted import math_promoted
     from gemmir.passes.lowering.producer import producer
     from gemmir.passes.lowering.store import store
+    from gemmir.passes.lowering.tiles import count_tiles
 
     names, types, binds = zip(*kernel_parameters(plan, op), strict=True)
     block = Block(arg_types=types)
@@ -306,6 +349,7 @@ def build_kernel(plan: Plan, op: MatmulOp, name: str) -> hopper.KernelOp:
     barriers = [storage.full, storage.empty, storage.staged, storage.drained]
     emit.op(hopper.PrefetchMapsOp, parameters.loads)
     emit.op(hopper.InitBarriersOp, barriers)
+    storage = replace(storage, tile_count=count_tiles(emit, plan, parameters))
     clustered = plan.cluster_m * plan.cluster_n > 1
     emit.op(hopper.ClusterSyncOp if clustered else hopper.CtaSyncOp)
 
@@ -319,7 +363,7 @@ def build_kernel(plan: Plan, op: MatmulOp, name: str) -> hopper.KernelOp:
             service.op(hopper.SetMaxRegistersOp, registers=service_registers)
             with service.inside(hopper.WarpOp, index=0) as (warp, _):
                 producer(warp, plan, parameters, storage)
-            with service.inside(hopper.WarpOp, index=1, elected=True) as (warp, _):
+            with service.inside(hopper.WarpOp, index=1, elected=not plan.grouped) as (warp, _):
                 store(warp, plan, parameters, storage)
     if clustered:
         emit.op(hopper.ClusterSyncOp, release=True)
@@ -337,6 +381,7 @@ def build_kernel(plan: Plan, op: MatmulOp, name: str) -> hopper.KernelOp:
             "output": output,
             "binds": ArrayAttr(binds),
             **({"balanced": UnitAttr()} if plan.schedule.balanced else {}),
+            **(_grouping(plan) if plan.grouped else {}),
         },
         regions=[Region(block)],
     )

@@ -16,6 +16,7 @@ from gemmir.passes.lowering.emitter import Emitter
 from gemmir.passes.lowering.kernel import Plan, Storage
 from gemmir.passes.lowering.math_slots import multiply
 from gemmir.passes.lowering.math_staging import stage_slice
+from gemmir.passes.lowering.tiles import each_tile
 from gemmir.target import SM_90A
 
 
@@ -26,7 +27,7 @@ def math_in_place(emit: Emitter, plan: Plan, storage: Storage, group: SSAValue) 
     ring = hopper.CursorType(plan.stages)
     at = emit.value(hopper.CursorOp, ring, "at")
     out = emit.value(hopper.CursorOp, hopper.CursorType(1), "out")
-    with emit.inside(hopper.TilesOp, "m0", "n0", **plan.raster) as (tile, _):
+    with each_tile(emit, plan, storage) as (tile, _):
         tile.op(hopper.WaitOp, storage.full, at, [])
         _issue(tile, plan, storage, group, at, totals, fresh=True)
         if plan.problem.k_blocks > 1:

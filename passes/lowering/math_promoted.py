@@ -18,6 +18,7 @@ from gemmir.passes.lowering.emitter import Emitter
 from gemmir.passes.lowering.kernel import Plan, Storage
 from gemmir.passes.lowering.math_slots import let_go_of_scales, multiply, read_scales
 from gemmir.passes.lowering.math_staging import stage_slice
+from gemmir.passes.lowering.tiles import each_tile
 from gemmir.target import SM_90A
 
 
@@ -133,7 +134,7 @@ def math_promoted(emit: Emitter, plan: Plan, storage: Storage, group: SSAValue) 
     emit.op(hopper.WaitOp, storage.full, registers.at, [])
     role.load_scales(emit, registers.at, registers.scales)
     role.issue(emit, 0, registers.at)
-    with emit.inside(hopper.TilesOp, "m0", "n0", **plan.raster) as (tile, _):
+    with each_tile(emit, plan, storage) as (tile, _):
         role.tile(tile)
     emit.op(hopper.WgmmaWaitOp, [registers.partial], pending=0)
     if turns:  # and takes the turn that is left over

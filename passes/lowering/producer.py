@@ -9,18 +9,23 @@ from gemmir.dialects import hopper
 from gemmir.dialects.hopper.types import AxisName
 from gemmir.passes.lowering.emitter import Emitter
 from gemmir.passes.lowering.kernel import Parameters, Plan, Storage
+from gemmir.passes.lowering.tiles import Tile, each_tile, own_matrix
 from gemmir.target import WARP_LANES
+
+WeightScales = tuple[SSAValue, SSAValue, SSAValue]
+"""Address and strides along K and N."""
 
 
 def producer(emit: Emitter, plan: Plan, parameters: Parameters, storage: Storage) -> None:
     """For each k-block of each tile: wait for a free slot, load it, say what is coming."""
     at = emit.value(hopper.CursorOp, hopper.CursorType(plan.stages), "at")
-    with emit.inside(hopper.TilesOp, "m0", "n0", **plan.raster) as (tile, (m0, n0)):
-        batch = _start_weight_scales(tile, plan, parameters, n0)
-        with tile.inside(hopper.KBlocksOp, "k", first=0, last=plan.problem.k_blocks) as (body, (k,)):
+    with each_tile(emit, plan, storage) as (each, tile):
+        weights = _weight_scales_of(each, parameters, tile)
+        batch = _start_weight_scales(each, plan, weights, tile.n0)
+        with each.inside(hopper.KBlocksOp, "k", first=0, last=plan.problem.k_blocks) as (body, (k,)):
             # Before the wait, so that the global load's latency hides behind it.
-            scales = _weight_scales(body, plan, parameters, n0, k, batch)
-            _load_stage(body, plan, parameters, storage, at, (m0, n0, k), scales)
+            scales = _weight_scales(body, plan, weights, tile.n0, k, batch)
+            _load_stage(body, plan, parameters, storage, at, tile, k, scales)
 
 
 def _load_stage(
@@ -29,28 +34,30 @@ def _load_stage(
     parameters: Parameters,
     storage: Storage,
     at: SSAValue,
-    where: tuple[SSAValue, SSAValue, SSAValue],
+    tile: Tile,
+    k: SSAValue,
     scales: SSAValue | None,
 ) -> None:
-    m0, n0, k = where
     emit.op(hopper.AcquireOp, storage.empty, at, [])
     if plan.problem.promoted and not plan.fence_where_read:
         emit.op(hopper.FenceProxyAsyncOp)
 
-    def load(map_: SSAValue, ring: SSAValue, row: SSAValue, column: SSAValue, step: int, shared: str = "") -> None:
+    def load(
+        map_: SSAValue, ring: SSAValue, row: SSAValue, column: SSAValue, step: int, of: str, shared: str = ""
+    ) -> None:
         emit.op(
             hopper.TmaLoadOp,
-            *(map_, row, column, ring, at, storage.full),
+            *(map_, row, column, ring, at, storage.full, own_matrix(tile, plan, of)),
             row_step=1,
             column_step=step,
             multicast=hopper.AxisAttr(AxisName(shared)) if shared else None,
         )
 
     block_k = plan.problem.block_k
-    load(parameters.map_a, storage.a, m0, k, block_k, "n" if plan.cluster_n > 1 else "")
-    load(parameters.map_b, storage.b, n0, k, block_k, "m" if plan.cluster_m > 1 else "")
+    load(parameters.map_a, storage.a, tile.m0, k, block_k, "a", "n" if plan.cluster_n > 1 else "")
+    load(parameters.map_b, storage.b, tile.n0, k, block_k, "b", "m" if plan.cluster_m > 1 else "")
     if parameters.map_scale_a is not None and storage.scale_a is not None:
-        load(parameters.map_scale_a, storage.scale_a, k, m0, 1)
+        load(parameters.map_scale_a, storage.scale_a, k, tile.m0, 1, "a")
     if scales is not None and storage.scale_b is not None:
         emit.op(hopper.PutScalesOp, scales, storage.scale_b, at, steps=plan.column_steps)
     # Keeps the lanes that only wait in step with the one that acts: left behind by two phases, they would hang.
@@ -59,9 +66,19 @@ def _load_stage(
     emit.op(hopper.AdvanceOp, at)
 
 
-def _start_weight_scales(emit: Emitter, plan: Plan, parameters: Parameters, n0: SSAValue) -> SSAValue | None:
-    """Where they are fetched in batches: the first batch of a tile."""
+def _weight_scales_of(emit: Emitter, parameters: Parameters, tile: Tile) -> WeightScales | None:
+    """Where the weight scales of a tile's group lie."""
     scales = parameters.weight_scales
+    if scales is None or tile.group is None or parameters.scale_b_stride_group is None:
+        return scales
+    pointer, stride_k, stride_n = scales
+    stride = parameters.scale_b_stride_group
+    own = emit.value(hopper.GroupPointerOp, pointer.type, "group_scale_b", pointer, tile.group, stride)
+    return own, stride_k, stride_n
+
+
+def _start_weight_scales(emit: Emitter, plan: Plan, scales: WeightScales | None, n0: SSAValue) -> SSAValue | None:
+    """Where they are fetched in batches: the first batch of a tile."""
     if scales is None or plan.scale_batch == 1:
         return None
     pointer, stride_k, stride_n = scales
@@ -76,14 +93,14 @@ def _start_weight_scales(emit: Emitter, plan: Plan, parameters: Parameters, n0: 
 
 
 def _weight_scales(
-    emit: Emitter, plan: Plan, parameters: Parameters, n0: SSAValue, k: SSAValue, batch: SSAValue | None
+    emit: Emitter, plan: Plan, weights: WeightScales | None, n0: SSAValue, k: SSAValue, batch: SSAValue | None
 ) -> SSAValue | None:
     """One scale a lane for k-block `k`, or None where there are none."""
     if batch is not None:
         return emit.value(hopper.NextScalesOp, Float32Type(), "scales", batch, k)
-    if (scales := parameters.weight_scales) is None:
+    if weights is None:
         return None
-    pointer, stride_k, stride_n = scales
+    pointer, stride_k, stride_n = weights
     return emit.value(
         hopper.FetchScalesOp,
         Float32Type(),

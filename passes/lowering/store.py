@@ -1,6 +1,8 @@
 """
 The store warp: one thread sends staged slices of tiles off, warpgroup by warpgroup.
 
+Where rows below a tile's may belong to another group, it takes the whole warp: TMA cannot be told to stop at a row.
+
 An SM sends only some 32 bytes a cycle to L2, so math warps that stored their results themselves would stall. One
 warpgroup's slice at a time: two in the queue at once delay the loads behind them.
 """
@@ -14,6 +16,7 @@ from xdsl.ir import SSAValue
 from gemmir.dialects import hopper
 from gemmir.passes.lowering.emitter import INDEX, Emitter
 from gemmir.passes.lowering.kernel import Parameters, Plan, Storage
+from gemmir.passes.lowering.tiles import Tile, each_tile, own_matrix
 
 
 def store(emit: Emitter, plan: Plan, parameters: Parameters, storage: Storage) -> None:
@@ -23,13 +26,22 @@ def store(emit: Emitter, plan: Plan, parameters: Parameters, storage: Storage) -
     for number, constant in enumerate(constants):
         constant.result.name_hint = f"group{number}"
         emit.insert(constant)
-    with emit.inside(hopper.TilesOp, "m0", "n0", **plan.raster) as (tile, (m0, n0)):
+    with each_tile(emit, plan, storage) as (each, tile):
+        matrix = _matrix_of(each, plan, parameters, tile)
         for slice_ in range(plan.slices):
             for number, constant in enumerate(constants):
-                tile.op(hopper.WaitOp, storage.staged, at, [constant.result])
-                _store_slice(tile, plan, parameters, storage, (m0, n0), number, slice_)
-                tile.op(hopper.ArriveOp, storage.drained, at, [constant.result])
-            tile.op(hopper.AdvanceOp, at)
+                each.op(hopper.WaitOp, storage.staged, at, [constant.result])
+                _store_slice(each, plan, parameters, storage, tile, matrix, number, slice_)
+                each.op(hopper.ArriveOp, storage.drained, at, [constant.result])
+            each.op(hopper.AdvanceOp, at)
+
+
+def _matrix_of(emit: Emitter, plan: Plan, parameters: Parameters, tile: Tile) -> SSAValue | None:
+    """The address of the matrix that a tile of several groups' products lies in."""
+    if parameters.d is None or tile.group is None or parameters.d_stride_group is None:
+        return parameters.d
+    stride = parameters.d_stride_group
+    return emit.value(hopper.GroupPointerOp, parameters.d.type, "group_d", parameters.d, tile.group, stride)
 
 
 def _store_slice(
@@ -37,17 +49,24 @@ def _store_slice(
     plan: Plan,
     parameters: Parameters,
     storage: Storage,
-    origin: tuple[SSAValue, SSAValue],
+    tile: Tile,
+    matrix: SSAValue | None,
     group: int,
     slice_: int,
 ) -> None:
     for chunk in plan.slice_chunks:
-        emit.op(
-            hopper.TmaStoreOp,
-            *(storage.staging, parameters.maps_d[chunk.columns], *origin),
-            offset=group * plan.layout.staging_bytes + chunk.offset,
-            row_offset=group * plan.group_rows + slice_ * plan.slice_rows,
-            column_offset=group * plan.group_columns + chunk.first,
-        )
+        place = {
+            "offset": group * plan.layout.staging_bytes + chunk.offset,
+            "row_offset": group * plan.group_rows + slice_ * plan.slice_rows,
+            "column_offset": group * plan.group_columns + chunk.first,
+        }
+        box = (storage.staging, parameters.maps_d[chunk.columns], tile.m0, tile.n0)
+        if tile.rows is None or matrix is None or parameters.d_stride_m is None:
+            emit.op(hopper.TmaStoreOp, *box, **place)
+            continue
+        own = own_matrix(tile, plan, "d")
+        emit.op(hopper.StoreRowsOp, *box, tile.rows, matrix, parameters.d_stride_m, own, **place)
     emit.op(hopper.StoreCommitOp)
     emit.op(hopper.StoreWaitReadOp, pending=0)
+    if plan.grouped:  # all lanes may have stored rows
+        emit.op(hopper.SyncWarpOp)

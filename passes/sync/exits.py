@@ -1,4 +1,4 @@
-"""The end of a clustered kernel: no CTA may be gone while a signal to it is on its way (R8)."""
+"""Where CTAs of a cluster end: none may be gone while a signal to it is on its way (R8)."""
 
 from __future__ import annotations
 
@@ -7,9 +7,16 @@ from gemmir.passes.sync.report import refuse
 
 
 def check_exits(kernel: hopper.KernelOp) -> None:
-    """The last meeting of a cluster is a release: a relaxed one does not wait for arrivals that were sent before it."""
+    """
+    The last meeting of a cluster is a release: a relaxed one does not wait for arrivals that were sent before it.
+
+    No CTA of it ends early, for want of a tile: its peers would wait for it.
+    """
     if kernel.cluster.m.data * kernel.cluster.n.data == 1:
         return
+    for op in kernel.body.block.ops:
+        if isinstance(op, hopper.CountTilesOp):
+            refuse("R8", "a CTA of a cluster ends before its peers", "CTAs that may have no tile stand alone", op)
     meetings = [op for op in kernel.body.block.ops if isinstance(op, hopper.ClusterSyncOp)]
     if len(meetings) > 1 and meetings[-1].release is None:
         refuse(

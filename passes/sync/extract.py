@@ -137,7 +137,8 @@ def _warp_name(warp: hopper.WarpOp) -> str:
     noun = "thread" if warp.elected is not None else "warp"
     if _holds(warp, hopper.TmaLoadOp):
         return f"producer {noun}"
-    return f"store {noun}" if _holds(warp, hopper.TmaStoreOp) else f"{noun} {number(warp.index)}"
+    stores = _holds(warp, hopper.TmaStoreOp) or _holds(warp, hopper.StoreRowsOp)
+    return f"store {noun}" if stores else f"{noun} {number(warp.index)}"
 
 
 def _thread(kernel: hopper.KernelOp, name: str, maker: StepMaker, blocks: tuple[Block, ...]) -> _Thread:

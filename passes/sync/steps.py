@@ -123,6 +123,7 @@ class StepMaker:
             hopper.ReleaseOp: self.release,
             hopper.StageFragmentOp: self.stage_fragment,
             hopper.StoreCommitOp: lambda op: self.plain(op, Kind.STORE_COMMIT),
+            hopper.StoreRowsOp: self.store_rows,
             hopper.StoreWaitReadOp: lambda op: self.plain(op, Kind.STORE_WAIT, amount=number(op.pending)),
             hopper.SyncWarpOp: lambda op: self.plain(op, Kind.SYNC_WARP),
             hopper.TakeTurnOp: lambda op: self.turn(op, Kind.BAR_SYNC, 0),
@@ -335,18 +336,27 @@ class StepMaker:
         ]
 
     def tma_store(self, op: hopper.TmaStoreOp) -> Steps:
+        return self.reads_box(op, Kind.TMA_STORE)
+
+    def store_rows(self, op: hopper.StoreRowsOp) -> Steps:
+        """By TMA or by the lanes, as the device's data say: both may be, and both must be in order."""
+        return [*self.reads_box(op, Kind.READ), *self.reads_box(op, Kind.TMA_STORE)]
+
+    def reads_box(self, op: hopper.TmaStoreOp | hopper.StoreRowsOp, kind: Kind) -> Steps:
         staging, box = self.storage.staging(op.staging), op.map.type
         assert isinstance(box, hopper.TensorMapType)
         start = staging.offset + number(op.offset)
         spans = [(start, start + box.dims[0] * box.dims[1] * box.element_bytes)]
         self.memory.add(spans)
-        return [Step(STEADY, 1, lambda at: Event(Kind.TMA_STORE, op, parts=self.memory.parts(spans)))]
+        return [Step(STEADY, 1, lambda at: Event(kind, op, parts=self.memory.parts(spans)))]
 
 
 SILENT = (
     hopper.BarriersOp,
+    hopper.CountTilesOp,
     hopper.FetchScalesOp,
     hopper.FragmentOp,
+    hopper.GroupPointerOp,
     hopper.MoveScalesOp,
     hopper.NextScalesOp,
     hopper.PrefetchMapsOp,

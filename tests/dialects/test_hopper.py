@@ -153,7 +153,7 @@ OUT_OF_BOUNDS = {
     "columns that the result has not": ("columns 7168", "columns 7000", "7000 columns"),
     "a cluster that is not modelled": ("cluster <2x1>", "cluster <16x1>", "CTAs in a cluster: 16 of 2"),
     "a tensor that is not there": ("#hopper.bind<map 0>", "#hopper.bind<map 9>", "map 9 is bound to no tensor"),
-    "an address of the result": ("#hopper.bind<pointer 3>", "#hopper.bind<pointer -1>", "pointer -1"),
+    "an address of the result": ("#hopper.bind<pointer 3>", "#hopper.bind<pointer -1>", "cannot be bound to pointer"),
     "a map of other elements": ("#hopper.bind<map 0>", "#hopper.bind<map 2>", "cannot be bound to map"),
     "strides of another tensor": ("#hopper.bind<stride 3 0>", "#hopper.bind<stride 0 0>", "one tensor"),
     "scales past the last lane": ("steps 2 of 128", "steps 99 of 128", "lanes that read a scale: 99 of 32"),

@@ -6,6 +6,7 @@ from gemmir.backends.cuda.printing.base import Printing
 from gemmir.dialects import hopper
 from gemmir.dialects.hopper.base import number
 from gemmir.dialects.hopper.types import AxisName
+from gemmir.errors import UnsupportedError
 
 
 class PrintsLoads(Printing):
@@ -22,8 +23,14 @@ class PrintsLoads(Printing):
         assert isinstance(box, hopper.TensorMapType) and isinstance(stages, hopper.BarriersType)
         full = f"{self.out[op.full]} + {self.out[op.cursor]}.stage * {8 * stages.dims[1]}"
         map_ = self.out[op.map]
+        if op.multicast is None and op.group is not None:
+            return self.call(
+                "tma_load_of_group", self.slot(op.ring, op.cursor), map_, column, row, self.out[op.group], full
+            )
         if op.multicast is None:
             return self.call("tma_load", self.slot(op.ring, op.cursor), map_, column, row, full)
+        if op.group is not None:
+            raise UnsupportedError("GMR-U001", "a multicast of one group's operand")
         cluster_m, cluster_n = self.cluster
         if op.multicast.data is AxisName.M:
             part, ctas = f"rank / {cluster_n}", sum(1 << (i * cluster_n) for i in range(cluster_m))
@@ -37,6 +44,10 @@ class PrintsLoads(Printing):
             part = f"({part})"
         destination = self.slot(op.ring, op.cursor, f"{part} * {bytes_}")
         self.call("tma_load_multicast", destination, map_, column, f"{row} + {part} * {rows}", full, mask)
+
+    def group_pointer(self, op: hopper.GroupPointerOp) -> None:
+        pointer, group, stride = self.out[op.pointer], self.out[op.group], self.out[op.stride]
+        self.out.line(f"const auto {self.out.name(op.result)} = {pointer} + {group} * {stride};")
 
     def fetch_scales(self, op: hopper.FetchScalesOp) -> None:
         column, k, steps = self.out[op.column], self.out[op.k], number(op.steps)

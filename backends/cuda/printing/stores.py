@@ -32,3 +32,18 @@ class PrintsStores(Printing):
         row, column = plus(self.out[op.row], number(op.row_offset)), plus(self.out[op.column], number(op.column_offset))
         source = plus(self.out[op.staging], number(op.offset))
         self.call("tma_store_if", f"{column} < N", self.out[op.map], column, row, source)
+
+    def store_rows(self, op: hopper.StoreRowsOp) -> None:
+        box = op.map.type
+        assert isinstance(box, hopper.TensorMapType)
+        rows, columns = box.dims
+        row, column = plus(self.out[op.row], number(op.row_offset)), plus(self.out[op.column], number(op.column_offset))
+        left = f"{self.out[op.rows]} - {number(op.row_offset)}" if number(op.row_offset) else self.out[op.rows]
+        swizzle = box.swizzle_mode
+        shape = f"{rows}, {columns * box.element_bytes}, {swizzle.row_shift}, {swizzle.row_mask}"
+        group = [] if op.group is None else [self.out[op.group]]
+        self.call(
+            f"{'store_rows' if op.group is None else 'store_rows_of_group'}<{shape}>",
+            *(left, self.out[op.map], column, row, *group),
+            *(plus(self.out[op.staging], number(op.offset)), self.out[op.pointer], self.out[op.stride], "N"),
+        )

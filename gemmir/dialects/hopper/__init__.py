@@ -4,7 +4,8 @@ The hopper dialect: how one kernel computes a GEMM on sm_90a.
 One op per thing that the hardware does, plus the loops and roles that hold them. Shared memory, barriers, cursors,
 fragments and scales are storage: TMA and WGMMA are asynchronous, and value semantics would lie about when data exist.
 
-A kernel is launched so that every cluster has at least one tile. Loads fill a ring of slots; a `cursor` is a position
+A kernel is launched so that every cluster has at least one tile; one with groups, whose tiles only the device can
+count, drops the CTAs that have none. Loads fill a ring of slots; a `cursor` is a position
 in it: stage number and phase parity. `full` barriers say that a slot holds data, `empty` ones that it may be
 overwritten.
 """
@@ -38,6 +39,7 @@ from gemmir.dialects.hopper.barriers import (
     WaitOp,
 )
 from gemmir.dialects.hopper.control import (
+    CountTilesOp,
     KBlocksOp,
     KernelOp,
     RolesOp,
@@ -48,6 +50,7 @@ from gemmir.dialects.hopper.control import (
 )
 from gemmir.dialects.hopper.loads import (
     FetchScalesOp,
+    GroupPointerOp,
     NextScalesOp,
     PrefetchMapsOp,
     PutScalesOp,
@@ -64,13 +67,20 @@ from gemmir.dialects.hopper.storage import (
     ScalesOp,
     StagingOp,
 )
-from gemmir.dialects.hopper.stores import StageFragmentOp, StoreCommitOp, StoreWaitReadOp, TmaStoreOp
+from gemmir.dialects.hopper.stores import (
+    StageFragmentOp,
+    StoreCommitOp,
+    StoreRowsOp,
+    StoreWaitReadOp,
+    TmaStoreOp,
+)
 from gemmir.dialects.hopper.types import (
     AxisAttr,
     BarriersType,
     BindAttr,
     CursorType,
     FragmentType,
+    GroupingAttr,
     PairAttr,
     PointerType,
     RasterAttr,
@@ -90,12 +100,14 @@ Hopper = Dialect(
         ArriveOp,
         BarriersOp,
         ClusterSyncOp,
+        CountTilesOp,
         CtaSyncOp,
         CursorOp,
         ExpectOp,
         FenceProxyAsyncOp,
         FetchScalesOp,
         FragmentOp,
+        GroupPointerOp,
         InitBarriersOp,
         KBlocksOp,
         KernelOp,
@@ -116,6 +128,7 @@ Hopper = Dialect(
         StagingOp,
         StartScalesOp,
         StoreCommitOp,
+        StoreRowsOp,
         StoreWaitReadOp,
         SyncWarpOp,
         TakeTurnOp,
@@ -137,6 +150,7 @@ Hopper = Dialect(
         BindAttr,
         CursorType,
         FragmentType,
+        GroupingAttr,
         PairAttr,
         PointerType,
         RasterAttr,

@@ -16,10 +16,26 @@ from xdsl.utils.exceptions import VerifyException
 
 from gemmir.dialects.hopper.arithmetic import LoadScalesOp, PromoteOp, WgmmaOp
 from gemmir.dialects.hopper.base import number
-from gemmir.dialects.hopper.control import KBlocksOp, KernelOp, RolesOp, WarpgroupsOp, WarpOp, enclosing
-from gemmir.dialects.hopper.loads import FetchScalesOp, NextScalesOp, PutScalesOp, StartScalesOp, TmaLoadOp
+from gemmir.dialects.hopper.control import (
+    CountTilesOp,
+    KBlocksOp,
+    KernelOp,
+    RolesOp,
+    TilesOp,
+    WarpgroupsOp,
+    WarpOp,
+    enclosing,
+)
+from gemmir.dialects.hopper.loads import (
+    FetchScalesOp,
+    GroupPointerOp,
+    NextScalesOp,
+    PutScalesOp,
+    StartScalesOp,
+    TmaLoadOp,
+)
 from gemmir.dialects.hopper.storage import StagingOp
-from gemmir.dialects.hopper.stores import StageFragmentOp, TmaStoreOp
+from gemmir.dialects.hopper.stores import StageFragmentOp, StoreRowsOp, TmaStoreOp
 from gemmir.dialects.hopper.types import (
     BindAttr,
     BindName,
@@ -33,7 +49,7 @@ from gemmir.dialects.hopper.types import (
 )
 from gemmir.layouts import Swizzle
 from gemmir.legality import MAX_CLUSTER
-from gemmir.problem import SCALE_BLOCK
+from gemmir.problem import SCALE_BLOCK, Grouping
 from gemmir.target import SM_90A, WARP_LANES
 
 
@@ -47,12 +63,14 @@ def check_kernel_bounds(kernel: KernelOp) -> None:
     _fits("bytes of shared memory", number(kernel.shared), SM_90A.shared_bytes)
     _fits("CTAs in a cluster", kernel.cluster.m.data * kernel.cluster.n.data, MAX_CLUSTER)
     _check_threads(kernel)
-    if kernel.output.type.get_shape()[1:] != (number(kernel.columns),):
+    if kernel.output.type.get_shape()[-1:] != (number(kernel.columns),):
         raise VerifyException(f"the kernel gives {kernel.output.type}, and has {number(kernel.columns)} columns")
     for parameter, bind in zip(kernel.body.block.args, kernel.binds, strict=True):
         _check_bind(kernel, parameter, bind)
     for op in kernel.body.walk():
-        if isinstance(op, FetchScalesOp):
+        if isinstance(op, CountTilesOp | StoreRowsOp | TmaLoadOp | TmaStoreOp):
+            _KERNEL_CHECKS[type(op)](kernel, op)
+        elif isinstance(op, FetchScalesOp):
             _fits("lanes that read a scale", number(op.steps), WARP_LANES)
             _check_scales(kernel, op, _last_block(op))
         elif isinstance(op, StartScalesOp):
@@ -73,7 +91,7 @@ def _check_threads(kernel: KernelOp) -> None:
 
 def _check_bind(kernel: KernelOp, parameter: BlockArgument, bind: BindAttr) -> None:
     kind, index = BindName(bind.kind.data), bind.tensor.data
-    if not (0 if kind in (BindName.POINTER, BindName.STRIDE) else -1) <= index < len(kernel.inputs):
+    if not -1 <= index < len(kernel.inputs):
         raise VerifyException(f"{kind} {index} is bound to no tensor: the kernel takes {len(kernel.inputs)}")
     tensor = kernel.output if index < 0 else kernel.inputs.data[index]
     if not _binds(kind, parameter.type, tensor):
@@ -88,7 +106,7 @@ def _binds(kind: BindName, parameter: Attribute, tensor: TensorAttr) -> bool:
     match kind:
         case BindName.MAP:
             same = isinstance(parameter, TensorMapType) and parameter.element == tensor.type.element_type
-            return same and len(tensor.type.get_shape()) == 2
+            return same and len(tensor.type.get_shape()) in (2, 3)
         case BindName.POINTER:
             return isinstance(parameter, PointerType) and parameter.element == tensor.type.element_type
         case BindName.STRIDE:
@@ -148,16 +166,84 @@ def _put_scales(op: PutScalesOp) -> None:
 
 
 def _check_scales(kernel: KernelOp, op: FetchScalesOp | StartScalesOp, blocks: int) -> None:
-    """The only ordinary loads from global memory: a scale for each of `blocks` k-blocks and each block of columns."""
-    binds = [_bind_of(kernel, value) for value in (op.pointer, op.stride_k, op.stride_n)]
-    tensor, wanted = binds[0].tensor.data, (BindName.POINTER, BindName.STRIDE, BindName.STRIDE)
-    if [(BindName(b.kind.data), b.tensor.data) for b in binds] != [(kind, tensor) for kind in wanted]:
+    """Ordinary loads from global memory: a scale for each of `blocks` k-blocks and each block of columns."""
+    tensor, shape = _address(kernel, op.pointer, op)
+    strides = [_bind_of(kernel, value) for value in (op.stride_k, op.stride_n)]
+    if any(BindName(b.kind.data) is not BindName.STRIDE or b.tensor.data != tensor for b in strides) or tensor < 0:
         raise VerifyException(f"{op.name} takes the address and the strides of one tensor")
-    shape = kernel.inputs.data[tensor].type.get_shape()
-    if [b.dimension.data for b in binds[1:]] != [0, 1] or len(shape) != 2 or min(shape) < 0:
+    rank = len(shape)
+    if [b.dimension.data for b in strides] != [rank - 2, rank - 1] or min(shape) < 0:
         raise VerifyException(f"{op.name} reads a tensor of K blocks x N blocks")
-    _fits("rows of scales that are read", blocks, shape[0])
-    _fits("columns of scales that are read", -(-number(kernel.columns) // SCALE_BLOCK), shape[1])
+    _fits("rows of scales that are read", blocks, shape[-2])
+    _fits("columns of scales that are read", -(-number(kernel.columns) // SCALE_BLOCK), shape[-1])
+
+
+def _address(kernel: KernelOp, pointer: SSAValue, op: Operation) -> tuple[int, tuple[int, ...]]:
+    """The tensor that an address lies in, and its shape: of rank 2, or of rank 3 and a group's part of it."""
+    group = pointer.owner if isinstance(pointer.owner, GroupPointerOp) else None
+    bind = _bind_of(kernel, pointer if group is None else group.pointer)
+    if BindName(bind.kind.data) is not BindName.POINTER:
+        raise VerifyException(f"{op.name} takes the address of a tensor")
+    tensor = bind.tensor.data
+    shape = (kernel.output if tensor < 0 else kernel.inputs.data[tensor]).type.get_shape()
+    if len(shape) != (2 if group is None else 3):
+        raise VerifyException(
+            f"{op.name}: the address of a tensor of rank {len(shape)}, {'no' if group is None else 'a'} group"
+        )
+    if group is not None:
+        stride = _bind_of(kernel, group.stride)
+        if (BindName(stride.kind.data), stride.tensor.data, stride.dimension.data) != (BindName.STRIDE, tensor, 0):
+            raise VerifyException(f"{group.name} takes the first stride of the tensor whose address it takes")
+        _check_group(kernel, group.group, tensor)
+    return tensor, shape
+
+
+def _check_group(kernel: KernelOp, group: SSAValue, tensor: int) -> None:
+    """A group is that of a tile, and `tensor` has as many of them as the kernel."""
+    tiles = group.owner.parent_op() if isinstance(group, BlockArgument) else None
+    if not isinstance(tiles, TilesOp) or len(tiles.body.block.args) < 3 or group is not tiles.body.block.args[2]:
+        raise VerifyException("a group is the one that hopper.tiles gives")
+    assert kernel.groups is not None
+    groups = (kernel.output if tensor < 0 else kernel.inputs.data[tensor]).type.get_shape()[0]
+    _fits("groups", number(kernel.groups), groups)
+
+
+def _check_map(kernel: KernelOp, op: TmaLoadOp | TmaStoreOp | StoreRowsOp, group: SSAValue | None) -> int:
+    """Tensor maps are parameters; those over a tensor of rank 3 take a group. Returns the tensor."""
+    if not isinstance(op.map, BlockArgument):
+        raise VerifyException("tensor maps are parameters of the kernel")
+    tensor = _bind_of(kernel, op.map).tensor.data
+    rank = len((kernel.output if tensor < 0 else kernel.inputs.data[tensor]).type.get_shape())
+    if (rank == 3) != (group is not None):
+        raise VerifyException(f"{op.name}: a map over a tensor of rank {rank}, {'no' if group is None else 'a'} group")
+    if group is not None:
+        _check_group(kernel, group, tensor)
+    return tensor
+
+
+def _store_rows(kernel: KernelOp, op: StoreRowsOp) -> None:
+    _tma_store(op)
+    tensor, shape = _address(kernel, op.pointer, op)
+    stride = _bind_of(kernel, op.stride)
+    of_rows = (BindName(stride.kind.data), stride.tensor.data, stride.dimension.data)
+    if _check_map(kernel, op, op.group) != tensor or of_rows != (BindName.STRIDE, tensor, len(shape) - 2):
+        raise VerifyException(f"{op.name} takes the map, the address and the stride of one tensor")
+    tiles = op.rows.owner.parent_op() if isinstance(op.rows, BlockArgument) else None
+    if not isinstance(tiles, TilesOp) or op.rows is not tiles.body.block.args[-1] or len(tiles.body.block.args) != 4:
+        raise VerifyException("rows that may be written are those that hopper.tiles gives")
+
+
+def _count_tiles(kernel: KernelOp, op: CountTilesOp) -> None:
+    assert kernel.grouping is not None and kernel.groups is not None
+    if op.index is None:
+        return
+    bind = _bind_of(kernel, op.index)
+    if BindName(bind.kind.data) is not BindName.POINTER or bind.tensor.data < 0:
+        raise VerifyException(f"{op.name} takes the address of an input")
+    tensor = kernel.inputs.data[bind.tensor.data].type
+    extent = -1 if kernel.grouping.meaning is Grouping.GROUP_IDS else number(kernel.groups)
+    if tensor.element_type != i32 or tensor.get_shape() != (extent,):
+        raise VerifyException(f"{op.name} reads {tensor}: expected {extent if extent > 0 else '?'} x i32")
 
 
 def _bind_of(kernel: KernelOp, value: SSAValue) -> BindAttr:
@@ -183,9 +269,8 @@ def _next_scales(op: NextScalesOp) -> None:
         raise VerifyException("hopper.next_scales takes all lanes of a warp: each gets its scale from another one")
 
 
-def _tma_load(op: TmaLoadOp) -> None:
-    if not isinstance(op.map, BlockArgument):
-        raise VerifyException("tensor maps are parameters of the kernel")
+def _tma_load(kernel: KernelOp, op: TmaLoadOp) -> None:
+    _check_map(kernel, op, op.group)
 
 
 def _stage_fragment(op: StageFragmentOp) -> None:
@@ -203,10 +288,10 @@ def _staging(op: StagingOp) -> None:
     _fits("bytes of a staging area", rows * columns * op.result.type.element_bytes, number(op.pitch))
 
 
-def _tma_store(op: TmaStoreOp) -> None:
+def _tma_store(op: TmaStoreOp | StoreRowsOp) -> None:
     owner, box = op.staging.owner, op.map.type
     if not isinstance(owner, StagingOp) or not isinstance(box, TensorMapType):
-        raise VerifyException("hopper.tma_store stores from a staging area")
+        raise VerifyException(f"{op.name} stores from a staging area")
     end = number(op.offset) + box.dims[0] * box.dims[1] * box.element_bytes
     _fits("bytes of the staging areas", end, owner.result.type.dims[0] * number(owner.pitch))
 
@@ -218,7 +303,11 @@ _CHECKS: dict[type[Operation], Callable[[Any], None]] = {
     PutScalesOp: _put_scales,
     StageFragmentOp: _stage_fragment,
     StagingOp: _staging,
-    TmaLoadOp: _tma_load,
-    TmaStoreOp: _tma_store,
     WgmmaOp: _wgmma,
+}
+_KERNEL_CHECKS: dict[type[Operation], Callable[[KernelOp, Any], None]] = {
+    CountTilesOp: _count_tiles,
+    StoreRowsOp: _store_rows,
+    TmaLoadOp: _tma_load,
+    TmaStoreOp: lambda kernel, op: (_tma_store(op), _check_map(kernel, op, None))[0],
 }

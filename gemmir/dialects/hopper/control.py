@@ -6,17 +6,34 @@ from typing import TypeVar
 
 from xdsl.dialects.builtin import ArrayAttr, IndexType, SymbolNameConstraint, UnitAttr
 from xdsl.ir import Operation
-from xdsl.irdl import irdl_op_definition, opt_prop_def, prop_def, region_def, traits_def
+from xdsl.irdl import (
+    irdl_op_definition,
+    opt_operand_def,
+    opt_prop_def,
+    prop_def,
+    region_def,
+    result_def,
+    traits_def,
+)
 from xdsl.traits import IsolatedFromAbove, NoTerminator, SymbolOpInterface
 from xdsl.utils.exceptions import VerifyException
 
 from gemmir.dialects.hopper.base import NATURAL, POSITIVE, HopperOperation, number
-from gemmir.dialects.hopper.types import BindAttr, PairAttr, RasterAttr, TensorAttr
+from gemmir.dialects.hopper.types import (
+    BindAttr,
+    GroupingAttr,
+    PairAttr,
+    PointerType,
+    RasterAttr,
+    TensorAttr,
+)
 from gemmir.legality import PROMOTE_CHUNKS
+from gemmir.problem import Grouping
 
 MAX_K_STEP = max(PROMOTE_CHUNKS)
 """Blocks of K that a loop does at a time."""
 
+TILE_ARGUMENTS = ("row", "column", "group", "rows")
 OpT = TypeVar("OpT", bound=Operation)
 
 
@@ -26,7 +43,8 @@ class KernelOp(HopperOperation):
     One kernel. Block arguments are its parameters, bound by `binds` to the tensors that it `takes` and `gives`.
 
     `tile` is the output tile of a CTA, `threads` and `shared` (bytes) those of a CTA. `columns` and `depth` are N and
-    K; M is a parameter. `balanced`: it is launched with no more clusters than the rounds of tiles need.
+    K; M is a parameter. `balanced`: it is launched with no more clusters than the rounds of tiles need. With a
+    `grouping` it computes the product of each of `groups` groups.
     """
 
     name = "hopper.kernel"
@@ -43,17 +61,22 @@ class KernelOp(HopperOperation):
     output = prop_def(TensorAttr)
     binds = prop_def(ArrayAttr[BindAttr])
     balanced = opt_prop_def(UnitAttr)
+    grouping = opt_prop_def(GroupingAttr)
+    groups = opt_prop_def(POSITIVE)
 
     traits = traits_def(IsolatedFromAbove(), NoTerminator(), SymbolOpInterface())
 
     assembly_format = (
         "$sym_name `cluster` $cluster `tile` $tile `columns` $columns `depth` $depth `threads` $threads "
-        "`shared` $shared (`balanced` $balanced^)? `takes` $inputs `gives` $output `binds` $binds $body attr-dict"
+        "`shared` $shared (`balanced` $balanced^)? (`grouping` $grouping^)? "
+        "(`groups` $groups^)? `takes` $inputs `gives` $output `binds` $binds $body attr-dict"
     )
 
     def verify_(self) -> None:
         if len(self.body.block.args) != len(self.binds):
             raise VerifyException(f"{len(self.body.block.args)} parameters, but {len(self.binds)} binds")
+        if (self.grouping is None) != (self.groups is None):
+            raise VerifyException("a kernel has both a grouping and a number of groups, or neither")
         from gemmir.dialects.hopper.bounds import check_kernel_bounds  # which knows every op of the dialect
 
         check_kernel_bounds(self)
@@ -112,24 +135,57 @@ class SetMaxRegistersOp(HopperOperation):
 
 
 @irdl_op_definition
+class CountTilesOp(HopperOperation):
+    """
+    Count the tiles of all groups, from the index operand on the device (`batch` has none).
+
+    A CTA without a tile ends here. What every warp counts is the same.
+    """
+
+    name = "hopper.count_tiles"
+    index = opt_operand_def(PointerType)
+    result = result_def(IndexType)
+    assembly_format = "($index^ `:` type($index))? attr-dict"
+
+    def verify_(self) -> None:
+        kernel = self.parent_op()
+        if not isinstance(kernel, KernelOp) or kernel.grouping is None:
+            raise VerifyException("hopper.count_tiles stands at the top of a kernel with a grouping")
+        if (self.index is None) != (kernel.grouping.meaning is Grouping.BATCH):
+            raise VerifyException(f"grouping {kernel.grouping.data}: an index operand is for all but batch")
+
+
+@irdl_op_definition
 class TilesOp(HopperOperation):
     """
     For each tile of this CTA: block arguments are the tile's first row and column in D.
 
     Tiles are visited in groups of `group` cluster rows (or columns, along_n); consecutive clusters take
-    consecutive tiles.
+    consecutive tiles. In a kernel with a grouping they are `count` tiles, those of one segment of rows after another
+    (see `gemmir.segments`), and there are two more arguments: the group, and how many rows from the tile's first row on
+    are the group's. All lanes of a warp find a tile together.
     """
 
     name = "hopper.tiles"
+    count = opt_operand_def(IndexType)
     body = region_def("single_block")
     raster = prop_def(RasterAttr)
     group = prop_def(POSITIVE)
     traits = traits_def(NoTerminator())
-    assembly_format = "$raster `group` $group $body attr-dict"
+    assembly_format = "($count^ `of`)? $raster `group` $group $body attr-dict"
 
     def verify_(self) -> None:
-        if [a.type for a in self.body.block.args] != [IndexType(), IndexType()]:
-            raise VerifyException("hopper.tiles takes two index arguments: row and column")
+        arguments = 2 if self.count is None else 4
+        if [a.type for a in self.body.block.args] != [IndexType()] * arguments:
+            raise VerifyException(f"hopper.tiles takes {arguments} index arguments here: {TILE_ARGUMENTS[:arguments]}")
+        kernel = enclosing(self, KernelOp)
+        if kernel is not None and (kernel.grouping is None) != (self.count is None):
+            raise VerifyException("tiles are counted in a kernel with a grouping, and only there")
+        if self.count is not None and not isinstance(self.count.owner, CountTilesOp):
+            raise VerifyException("tiles are counted by hopper.count_tiles")
+        warp = enclosing(self, WarpOp)
+        if self.count is not None and warp is not None and warp.elected is not None:
+            raise VerifyException("the lanes of a warp find the tiles of groups together")
 
 
 @irdl_op_definition

@@ -3,7 +3,15 @@
 from __future__ import annotations
 
 from xdsl.dialects.builtin import IndexType, f32, i64
-from xdsl.irdl import irdl_op_definition, operand_def, opt_prop_def, prop_def, result_def, var_operand_def
+from xdsl.irdl import (
+    irdl_op_definition,
+    operand_def,
+    opt_operand_def,
+    opt_prop_def,
+    prop_def,
+    result_def,
+    var_operand_def,
+)
 from xdsl.utils.exceptions import VerifyException
 
 from gemmir.dialects.hopper.base import POSITIVE, HopperOperation
@@ -34,7 +42,7 @@ class TmaLoadOp(HopperOperation):
 
     The box starts at (`row` * `row_step`, `column` * `column_step`) elements. With `multicast`, the CTAs along that
     axis of the cluster share the slot's contents: each loads its part of the rows and sends it to all of them, and each
-    one's own barrier counts.
+    one's own barrier counts. A tensor of rank 3 is loaded from at `group` of its first dimension.
     """
 
     name = "hopper.tma_load"
@@ -44,12 +52,14 @@ class TmaLoadOp(HopperOperation):
     ring = operand_def(RingType)
     cursor = operand_def(CursorType)
     full = operand_def(BarriersType)
+    group = opt_operand_def(IndexType)
     row_step = prop_def(POSITIVE)
     column_step = prop_def(POSITIVE)
     multicast = opt_prop_def(AxisAttr)
     assembly_format = (
         "$map `[` $row `*` $row_step `,` $column `*` $column_step `]` `->` $ring `[` $cursor `]` `signal` $full "
-        "(`multicast` $multicast^)? attr-dict `:` type($map) `,` type($ring) `,` type($cursor) `,` type($full)"
+        "(`of` $group^)? (`multicast` $multicast^)? attr-dict "
+        "`:` type($map) `,` type($ring) `,` type($cursor) `,` type($full)"
     )
 
     def verify_(self) -> None:
@@ -60,6 +70,22 @@ class TmaLoadOp(HopperOperation):
             raise VerifyException(f"a box of {box} does not land in {ring}")
         if ring.dims[1] % box.dims[0] or (self.multicast is None and ring.dims[1] != box.dims[0]):
             raise VerifyException(f"boxes of {box.dims[0]} rows do not fill {ring.dims[1]} rows of a slot")
+
+
+@irdl_op_definition
+class GroupPointerOp(HopperOperation):
+    """The address of what a tensor of rank 3 holds for `group`: `pointer` and `group` times `stride` elements."""
+
+    name = "hopper.group_pointer"
+    pointer = operand_def(PointerType)
+    group = operand_def(IndexType)
+    stride = operand_def(i64)
+    result = result_def(PointerType)
+    assembly_format = "$pointer `of` $group `stride` $stride attr-dict `:` type($pointer) `->` type($result)"
+
+    def verify_(self) -> None:
+        if self.pointer.type != self.result.type:
+            raise VerifyException(f"an address of type {self.result.type} made from {self.pointer.type}")
 
 
 @irdl_op_definition

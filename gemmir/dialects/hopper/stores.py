@@ -2,11 +2,11 @@
 
 from __future__ import annotations
 
-from xdsl.dialects.builtin import IndexType
-from xdsl.irdl import irdl_op_definition, operand_def, prop_def
+from xdsl.dialects.builtin import IndexType, i64
+from xdsl.irdl import irdl_op_definition, operand_def, opt_operand_def, prop_def
 
 from gemmir.dialects.hopper.base import NATURAL, HopperOperation
-from gemmir.dialects.hopper.types import FragmentType, StagingType, TensorMapType
+from gemmir.dialects.hopper.types import FragmentType, PointerType, StagingType, TensorMapType
 
 
 @irdl_op_definition
@@ -40,6 +40,34 @@ class TmaStoreOp(HopperOperation):
     assembly_format = (
         "$staging `at` $offset `->` $map `[` $row `+` $row_offset `,` $column `+` $column_offset `]` attr-dict "
         "`:` type($staging) `,` type($map)"
+    )
+
+
+@irdl_op_definition
+class StoreRowsOp(HopperOperation):
+    """
+    As `hopper.tma_store`, but of the rows from `row` on only `rows` may be written: others belong to other groups.
+
+    A box that is not whole is stored by the lanes of the warp, with ordinary accesses, to `pointer` (the matrix, its
+    rows `stride` elements apart); a whole one by TMA. A matrix of rank 3 is stored to at `group` of its first
+    dimension, and `pointer` is that group's.
+    """
+
+    name = "hopper.store_rows"
+    staging = operand_def(StagingType)
+    map = operand_def(TensorMapType)
+    row = operand_def(IndexType)
+    column = operand_def(IndexType)
+    rows = operand_def(IndexType)
+    pointer = operand_def(PointerType)
+    stride = operand_def(i64)
+    group = opt_operand_def(IndexType)
+    offset = prop_def(NATURAL)
+    row_offset = prop_def(NATURAL)
+    column_offset = prop_def(NATURAL)
+    assembly_format = (
+        "$staging `at` $offset `->` $map `[` $row `+` $row_offset `,` $column `+` $column_offset `]` `rows` $rows "
+        "`to` $pointer `stride` $stride (`of` $group^)? attr-dict `:` type($staging) `,` type($map) `,` type($pointer)"
     )
 
 

@@ -6,6 +6,7 @@ from collections.abc import Sequence
 from typing import ClassVar
 
 from xdsl.dialects.builtin import (
+    I32,
     ArrayAttr,
     BFloat16Type,
     Float8E4M3FNType,
@@ -26,6 +27,7 @@ from xdsl.utils.hints import isa
 from xdsl.utils.str_enum import StrEnum
 
 from gemmir.layouts import SWIZZLES, Swizzle
+from gemmir.problem import Grouping
 from gemmir.target import WARP_LANES
 
 Element = Float8E4M3FNType | Float8E5M2Type | BFloat16Type | Float16Type | Float32Type
@@ -65,6 +67,24 @@ class RasterName(StrEnum):
 
     ALONG_M = "along_m"
     ALONG_N = "along_n"
+
+
+class GroupingName(StrEnum):
+    """See `gemmir.problem.Grouping`."""
+
+    OFFS = "offs"
+    GROUP_IDS = "group_ids"
+    COUNTS = "counts"
+    BATCH = "batch"
+
+
+@irdl_attr_definition
+class GroupingAttr(EnumAttribute[GroupingName], SpacedOpaqueSyntaxAttribute):
+    name = "hopper.grouping"
+
+    @property
+    def meaning(self) -> Grouping:
+        return Grouping(self.data.value)
 
 
 @irdl_attr_definition
@@ -155,7 +175,8 @@ class BindAttr(ParametrizedAttribute):
     What a parameter of the kernel is bound to, `#hopper.bind<map 0>`.
 
     `map T`: a tensor map over tensor T (-1: the output), `pointer T`: its address, `stride T D`: its stride along
-    dimension D in elements, `rows`: M.
+    dimension D in elements, `rows`: M. A map over a tensor of rank 3 has its first dimension, the groups, as third
+    coordinate.
     """
 
     name = "hopper.bind"
@@ -268,10 +289,10 @@ class StagingType(_ShapedStorage):
 
 @irdl_attr_definition
 class PointerType(ParametrizedAttribute, TypeAttribute):
-    """A global address, `!hopper.pointer<f32>`."""
+    """A global address, `!hopper.pointer<f32>`. Integers are index operands."""
 
     name = "hopper.pointer"
-    element: Element
+    element: Element | I32
 
 
 class _Extents(ParametrizedAttribute, TypeAttribute):

@@ -1,0 +1,69 @@
+"""
+Which rows belong to which group: the meaning of the index operand of a product of several groups.
+
+One place for host code; the device code (`GroupTiles` in the CUDA prelude) does the same arithmetic.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+
+from gemmir.problem import GROUP_ALIGNMENT, Grouping
+
+
+@dataclass(frozen=True, slots=True)
+class Segment:
+    """
+    Rows `first` .. `first` + `rows` of `group`.
+
+    They are rows of the matrix that all groups share if the grouping is contiguous, else of the group's own matrix.
+    `rows` is 0 for what is empty, or skipped because the index operand makes no sense there.
+    """
+
+    first: int
+    rows: int
+    group: int
+
+
+def segments(grouping: Grouping, index: Sequence[int], groups: int, m: int) -> Iterator[Segment]:
+    """
+    The segments in the order in which kernels compute them; `m` is M of the problem, `index` the index operand.
+
+    - offs: group g begins at the largest of 0 and offs[0] .. offs[g - 1]. It is skipped if its end lies before that, or
+      after row `m`, so that no row belongs to two groups, whatever `offs` holds.
+    - group_ids: one segment for each block of 128 rows: its leading rows of one group.
+    - counts: a count below 0 or above `m` skips its group.
+    """
+    match grouping:
+        case Grouping.OFFS:
+            yield from _ended(index, groups, m)
+        case Grouping.GROUP_IDS:
+            for first in range(0, m, GROUP_ALIGNMENT):
+                yield _leading(index[first : min(m, first + GROUP_ALIGNMENT)], first, groups)
+        case Grouping.COUNTS:
+            for group in range(groups):
+                count = index[group]
+                yield Segment(0, count if 0 <= count <= m else 0, group)
+        case Grouping.BATCH:
+            for group in range(groups):
+                yield Segment(0, m, group)
+        case Grouping.NONE | Grouping.K_OFFS:
+            raise ValueError(f"{grouping} does not divide rows")
+
+
+def _ended(ends: Sequence[int], groups: int, m: int) -> Iterator[Segment]:
+    begin = 0
+    for group in range(groups):
+        end = ends[group]
+        yield Segment(begin, end - begin if begin <= end <= m else 0, group)
+        begin = max(begin, end)
+
+
+def _leading(ids: Sequence[int], first: int, groups: int) -> Segment:
+    """The leading rows of a block that carry the same number, if that is a group's."""
+    group = ids[0]
+    if not 0 <= group < groups:
+        return Segment(first, 0, group)
+    rows = next((i for i, other in enumerate(ids) if other != group), len(ids))
+    return Segment(first, rows, group)
