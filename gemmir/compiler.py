@@ -19,6 +19,7 @@ from gemmir.decisions import Terms, collect
 from gemmir.errors import InputError
 from gemmir.kernel import CompiledKernel
 from gemmir.manifest import Manifest
+from gemmir.problem import Grouping
 from gemmir.program import Program
 from gemmir.target import SM_90A, find_target
 
@@ -65,7 +66,8 @@ def compile(
     Compile a program to a kernel for `target`; needs no GPU and no CUDA toolkit.
 
     `source` is a `Program`, IR text, the path of a `.mlir` file, or a module. `pipeline` replaces the usual passes. `m`
-    is the M to choose the schedule for where the program leaves it open: the kernel serves every M. Kernels are kept on
+    is the M to choose the schedule for where the program leaves it open: the kernel serves every M. Of a program with
+    `counts` it is how many rows of a group are expected to count. Kernels are kept on
     disk unless `cache` is False. With `chaos` the kernel sleeps at random before everything that synchronises, which
     must not change a bit of its results (see `CompiledKernel.reseed`); it is slow, and for tests only.
 
@@ -200,19 +202,19 @@ def _key_text(source: Source) -> str:
 
 
 def _level(module: ModuleOp) -> str:
-    from gemmir.dialects.gemm import MatmulOp
+    from gemmir.dialects.gemm import ProductOp
     from gemmir.dialects.hopper import KernelOp
 
     if any(isinstance(op, KernelOp) for op in module.body.block.ops):
         return "hopper"
-    scheduled = any(isinstance(op, MatmulOp) and op.schedule is not None for op in module.walk())
+    scheduled = any(isinstance(op, ProductOp) and op.schedule is not None for op in module.walk())
     return "schedule" if scheduled else "gemm"
 
 
 def _schedule_text(module: ModuleOp) -> str:
-    from gemmir.dialects.gemm import MatmulOp
+    from gemmir.dialects.gemm import ProductOp
 
-    found = [str(op.schedule) for op in module.walk() if isinstance(op, MatmulOp) and op.schedule is not None]
+    found = [str(op.schedule) for op in module.walk() if isinstance(op, ProductOp) and op.schedule is not None]
     return found[0] if found else ""
 
 
@@ -222,12 +224,12 @@ def _expect(module: ModuleOp, m: int | None) -> None:
         return
     from xdsl.dialects.builtin import IntegerAttr, i64
 
-    from gemmir.dialects.gemm import MatmulOp
+    from gemmir.dialects.gemm import ProductOp
 
     if not isinstance(m, int) or m < 1:  # pyright: ignore[reportUnnecessaryIsInstance]
         raise InputError("GMR-I009", f"m = {m}", rule="the M to choose a schedule for is at least 1", fix="leave m out")
     for op in module.walk():
-        if isinstance(op, MatmulOp) and op.info().m is None:
+        if isinstance(op, ProductOp) and (op.info().m is None or op.grouping is Grouping.COUNTS):
             op.expect = IntegerAttr(m, i64)
 
 

@@ -1,6 +1,8 @@
 """
 The rules that a scaled matrix product must obey, on plain data: shared by the IR verifier and by the builder.
 
+One product, or those of several groups: `DIMS` says which dimensions each operand has.
+
 `find_fault` returns the first rule that a `MatmulInfo` breaks, with the operand, its value and the cheapest fix.
 """
 
@@ -9,9 +11,9 @@ from __future__ import annotations
 from collections.abc import Callable
 from dataclasses import dataclass
 
-from gemmir.dtypes import BF16, F8E4M3FN, F8E5M2, F16, F32, DType
+from gemmir.dtypes import BF16, F8E4M3FN, F8E5M2, F16, F32, I32, DType
 from gemmir.numerics import NumericsSpec
-from gemmir.problem import SCALE_BLOCK, GemmProblem, Recipe
+from gemmir.problem import SCALE_BLOCK, GemmProblem, Grouping, Recipe
 
 Dim = int | None
 """A dimension, None where it is known only at run time."""
@@ -32,6 +34,26 @@ MAX_DIM = 2**31 - 1
 
 
 @dataclass(frozen=True, slots=True)
+class Dims:
+    """Dimensions of A, B, the result and the index operand, as messages write them."""
+
+    a: str
+    b: str
+    d: str
+    index: str = ""
+
+
+DIMS: dict[Grouping, Dims] = {
+    Grouping.NONE: Dims("M x K", "K x N", "M x N"),
+    Grouping.OFFS: Dims("M x K", "G x K x N", "M x N", "G"),
+    Grouping.GROUP_IDS: Dims("M x K", "G x K x N", "M x N", "M"),
+    Grouping.COUNTS: Dims("G x M x K", "G x K x N", "G x M x N", "G"),
+    Grouping.BATCH: Dims("G x M x K", "G x K x N", "G x M x N"),
+    Grouping.K_OFFS: Dims("M x K", "K x N", "G x M x N", "G"),
+}
+
+
+@dataclass(frozen=True, slots=True)
 class TensorInfo:
     """A tensor as an error message names it."""
 
@@ -45,7 +67,7 @@ class TensorInfo:
 
 @dataclass(frozen=True, slots=True)
 class MatmulInfo:
-    """One scaled product, as the IR or the builder states it. `epilogue` pairs a kind with an operand."""
+    """One scaled product, or one for each group, as the IR or the builder states it. `epilogue`: (kind, operand)."""
 
     a: TensorInfo
     b: TensorInfo
@@ -60,18 +82,38 @@ class MatmulInfo:
     b_major: str = "k"
     expected_m: int | None = None
     epilogue: tuple[tuple[str, TensorInfo], ...] = ()
+    grouping: Grouping = Grouping.NONE
+    index: TensorInfo | None = None
 
     @property
     def m(self) -> Dim:
-        return self.a.shape[0]
+        """Rows of A: of one group where A has a matrix for each, else of all."""
+        return self.a.shape[-2]
 
     @property
     def n(self) -> Dim:
-        return self.b.shape[1]
+        return self.b.shape[-1]
 
     @property
     def k(self) -> Dim:
-        return self.a.shape[1]
+        return self.a.shape[-1]
+
+    @property
+    def groups(self) -> Dim:
+        if self.grouping is Grouping.NONE:
+            return 1
+        if self.grouping is Grouping.K_OFFS:
+            return None if self.index is None else self.index.shape[0]
+        return self.b.shape[0]
+
+    @property
+    def dims(self) -> Dims:
+        return DIMS[self.grouping]
+
+    def shape(self, dims: str) -> tuple[Dim, ...]:
+        """The shape that e.g. "G x M x N" stands for; () for ""."""
+        sizes = {"G": self.groups, "M": self.m, "N": self.n, "K": self.k}
+        return tuple(sizes[dim] for dim in dims.split(" x ")) if dims else ()
 
 
 @dataclass(frozen=True, slots=True)
@@ -123,8 +165,19 @@ def scale_shape(recipe: Recipe, rows: Dim, columns: Dim, *, k_axis: int) -> tupl
     return (rows, k) if k_axis == 1 else (k, columns)
 
 
+def operand_scale_shape(recipe: Recipe, shape: tuple[Dim, ...], *, k_axis: int) -> tuple[Dim, ...]:
+    """
+    Shape of the scales of an operand of `shape`: where it has a matrix for each group, so have its scales.
+
+    A tensor-wise scale is one for all groups. `k_axis`: 1 for A, 0 for B, counted within a matrix.
+    """
+    if recipe is Recipe.TENSOR_WISE:
+        return ()
+    return shape[:-2] + scale_shape(recipe, *shape[-2:], k_axis=k_axis)
+
+
 def problem_from(info: MatmulInfo, *, has_epilogue: bool) -> GemmProblem:
-    """The problem of a faultless product; N and K that are unknown count as 0."""
+    """The problem of a faultless product; N and K that are unknown count as 0, G as 1."""
     expected = {} if info.expected_m is None else {"expected_m": info.expected_m}
     return GemmProblem(
         m=info.m,
@@ -140,6 +193,8 @@ def problem_from(info: MatmulInfo, *, has_epilogue: bool) -> GemmProblem:
         b_major=info.b_major,
         has_c=info.c is not None,
         has_epilogue=has_epilogue,
+        grouping=info.grouping,
+        groups=1 if info.groups is None else info.groups,
         **expected,
     )
 
@@ -155,28 +210,63 @@ def _operand_types(info: MatmulInfo) -> Fault | None:
 
 
 def _operand_shapes(info: MatmulInfo) -> Fault | None:
-    for operand, dims in ((info.a, "M x K"), (info.b, "K x N")):
-        if len(operand.shape) != 2:
+    for operand, dims in ((info.a, info.dims.a), (info.b, info.dims.b)):
+        rank = len(dims.split(" x "))
+        if len(operand.shape) != rank:
             what = f"{operand}: rank {len(operand.shape)}"
-            return Fault("GMR-I002", what, f"the operand is a matrix {dims}", "reshape it to rank 2")
+            kind = "a matrix" if rank == 2 else "a matrix for each group,"
+            return Fault("GMR-I002", what, f"the operand is {kind} {dims}", f"reshape it to rank {rank}")
         if any(d is not None and not 0 <= d <= MAX_DIM for d in operand.shape):
             rule = f"dimensions are from 0 to {MAX_DIM}: TMA coordinates are 32-bit"
             return Fault("GMR-I007", str(operand), rule, "split the product")
-    if info.a.shape[1] == info.b.shape[0]:
+    if info.a.shape[-1] == info.b.shape[-2]:
         return None
-    k_a, k_b = shape_text(info.a.shape[1:]), shape_text(info.b.shape[:1])
+    k_a, k_b = shape_text(info.a.shape[-1:]), shape_text(info.b.shape[-2:-1])
     return Fault(
         "GMR-I002",
         f"K is {k_a} in {info.a} but {k_b} in {info.b}",
-        "A is M x K and B is K x N",
-        "a weight of shape N x K enters as its transpose, w.t()",
+        f"A is {info.dims.a} and B is {info.dims.b}",
+        "a weight of shape N x K enters as its transpose, w.t()"
+        if len(info.b.shape) == 2
+        else "a weight of shape G x N x K enters as its transpose, w.transpose(1, 2)",
     )
+
+
+def _groups(info: MatmulInfo) -> Fault | None:
+    if not info.dims.index:
+        return None if info.index is None else _stray_index(info.index)
+    word = info.grouping.value
+    if info.index is None:
+        return Fault("GMR-I005", f"groups by {word} without an index operand", f"groups by {word} need it", "pass it")
+    if info.index.dtype != I32:
+        return Fault("GMR-I001", str(info.index), "what says which rows are whose is i32", f"cast {info.index.name}")
+    if len(info.index.shape) != 1:
+        return Fault("GMR-I002", str(info.index), f"{word} is {info.dims.index}", "reshape it to rank 1")
+    if info.groups is not None and not 1 <= info.groups <= MAX_DIM:
+        return Fault("GMR-I007", f"{info.groups} groups", f"1 <= G <= {MAX_DIM}", "skip the product")
+    return _expect_shape(info.index, info.shape(info.dims.index), f"{word} is {info.dims.index}")
+
+
+def _stray_index(index: TensorInfo) -> Fault:
+    return Fault("GMR-I005", f"{index} where nothing is grouped by it", "only grouped products take one", "drop it")
+
+
+def _batches(info: MatmulInfo) -> Fault | None:
+    """Where A has a matrix for each group, it has as many as B."""
+    if len(info.a.shape) != 3:
+        return None
+    if info.groups == 0:
+        return Fault("GMR-I007", "0 groups", f"1 <= G <= {MAX_DIM}", "skip the product")
+    if info.a.shape[0] == info.groups:
+        return None
+    what = f"G is {shape_text(info.a.shape[:1])} in {info.a} but {shape_text(info.b.shape[:1])} in {info.b}"
+    return Fault("GMR-I002", what, f"A is {info.dims.a} and B is {info.dims.b}", "pass one matrix of B for each of A")
 
 
 def _result(info: MatmulInfo) -> Fault | None:
     if info.d.dtype not in RESULT_DTYPES:
         return Fault("GMR-I001", str(info.d), f"the result is one of {names(RESULT_DTYPES)}", "use bf16")
-    return _expect_shape(info.d, (info.m, info.n), "the result is M x N")
+    return _expect_shape(info.d, info.shape(info.dims.d), f"the result is {info.dims.d}")
 
 
 def _expect_shape(tensor: TensorInfo, shape: tuple[Dim, ...], rule: str) -> Fault | None:
@@ -224,7 +314,7 @@ def _scale(scale: TensorInfo | None, name: str, recipe: Recipe, operand: TensorI
         return Fault("GMR-I005", what, "A and B are both scaled or neither is", f"pass {name}")
     if scale.dtype != F32:
         return Fault("GMR-I001", str(scale), "scales are f32", f"cast {scale.name} to f32")
-    shape = scale_shape(recipe, operand.shape[0], operand.shape[1], k_axis=k_axis)
+    shape = operand_scale_shape(recipe, operand.shape, k_axis=k_axis)
     rule = f"{recipe.torch_name} scales of {operand}: one per {_covers(recipe)}"
     return _expect_shape(scale, shape, rule)
 
@@ -238,7 +328,15 @@ def _covers(recipe: Recipe) -> str:
 
 
 def _accumulator(info: MatmulInfo) -> Fault | None:
-    return None if info.c is None else _expect_shape(info.c, (info.m, info.n), "C is M x N, like the result")
+    if info.c is None:
+        return None
+    return _value(info.c) or _expect_shape(info.c, info.shape(info.dims.d), f"C is {info.dims.d}, like the result")
+
+
+def _value(tensor: TensorInfo) -> Fault | None:
+    if tensor.dtype != I32:
+        return None
+    return Fault("GMR-I001", str(tensor), "what is computed with is of a float type", f"cast {tensor.name} to f32")
 
 
 def _numerics(info: MatmulInfo) -> Fault | None:
@@ -256,7 +354,7 @@ def _numerics(info: MatmulInfo) -> Fault | None:
 def _expected_m(info: MatmulInfo) -> Fault | None:
     if info.expected_m is None:
         return None
-    if info.m is not None:
+    if info.m is not None and info.grouping is not Grouping.COUNTS:
         what = f"expect m = {info.expected_m} where M is {info.m}"
         return Fault("GMR-I009", what, "only an M that is unknown is expected", "drop the hint")
     if 1 <= info.expected_m <= MAX_DIM:
@@ -265,22 +363,30 @@ def _expected_m(info: MatmulInfo) -> Fault | None:
 
 
 def _epilogue_operands(info: MatmulInfo) -> Fault | None:
-    shapes = {"column": (info.n,), "row": (info.m,), "element": (info.m, info.n), "scalar": ()}
+    shapes = epilogue_dims(info.grouping)
     for kind, operand in info.epilogue:
         if kind not in shapes:
             what = f"{operand.name} by {kind[:20]!r}"
             return Fault("GMR-I009", what, f"one of {', '.join(EPILOGUE_KINDS)}", "use by column for a bias")
-        rule = f"an epilogue operand by {kind} is {_KIND_SHAPES[kind]}"
-        if (fault := _expect_shape(operand, shapes[kind], rule)) is not None:
+        rule = f"an epilogue operand by {kind} is {shapes[kind] or 'of rank 0'}"
+        fault = _value(operand) or _expect_shape(operand, info.shape(shapes[kind]), rule)
+        if fault is not None:
             return fault
     return None
 
 
-_KIND_SHAPES = {"column": "N", "row": "M", "element": "M x N", "scalar": "of rank 0"}
+def epilogue_dims(grouping: Grouping) -> dict[str, str]:
+    """Dimensions of an epilogue operand of each kind. What spreads along rows of a group is one for each group."""
+    d = DIMS[grouping].d
+    column = "N" if grouping is Grouping.NONE else "G x N"
+    return {"column": column, "row": d.removesuffix(" x N"), "element": d, "scalar": ""}
+
 
 RULES: tuple[Rule, ...] = (
     _operand_types,
     _operand_shapes,
+    _groups,
+    _batches,
     _result,
     _majors,
     _recipes,

@@ -18,7 +18,7 @@ import re
 from collections.abc import Mapping
 from dataclasses import asdict, dataclass, fields
 from enum import Enum
-from typing import TYPE_CHECKING, Any, Literal
+from typing import TYPE_CHECKING, Any, Literal, TypedDict, Unpack
 
 from gemmir.dtypes import BF16, DType
 from gemmir.errors import InputError, UnsupportedError
@@ -33,13 +33,13 @@ from gemmir.matmul_rules import (
     numerics_with,
     problem_from,
 )
-from gemmir.problem import RECIPES, Recipe
+from gemmir.problem import RECIPES, Grouping, Recipe
 from gemmir.schedule import Family, RasterAxis, Schedule, Split
 
 if TYPE_CHECKING:
     from xdsl.dialects.builtin import ModuleOp
 
-KEY_SCHEMA = 1
+KEY_SCHEMA = 2
 _IDENTIFIER = re.compile(r"[A-Za-z_][A-Za-z0-9_]{0,63}")
 _NUMBERED = re.compile(r"_[0-9]+$")
 _TORCH_RECIPES = {
@@ -53,9 +53,23 @@ _SCHEDULE_ENUMS: dict[str, type[Enum]] = {"family": Family, "split": Split, "ras
 PromoteEvery = int | None | Literal["default"]
 
 
+class Options(TypedDict, total=False):
+    """What `Program.matmul`, `grouped_matmul` and `batched_matmul` take by name; `matmul` says what each means."""
+
+    scale_a: Input | None
+    scale_b: Input | None
+    recipe: object
+    c: Input | None
+    promote_every: PromoteEvery
+    expected_m: int | None
+    schedule: Schedule | Mapping[str, object] | None
+    a_major: str
+    b_major: str
+
+
 @dataclass(frozen=True, slots=True)
 class Product:
-    """One recorded matmul. `promote_every`: as in `NumericsSpec`, or "default" for what the recipe implies."""
+    """One recorded product. `promote_every`: as in `NumericsSpec`, or "default" for what the recipe implies."""
 
     a: Input
     b: Input
@@ -68,6 +82,16 @@ class Product:
     promote_every: PromoteEvery
     expected_m: int | None
     schedule: Schedule
+    grouping: Grouping = Grouping.NONE
+    index: Input | None = None
+
+    @property
+    def result_shape(self) -> tuple[int | None, ...]:
+        """M x N, or G x M x N; None also stands for what operands of a wrong rank do not say."""
+        with_groups = self.grouping in (Grouping.COUNTS, Grouping.BATCH, Grouping.K_OFFS)
+        of = self.b if self.index is None or self.grouping is not Grouping.K_OFFS else self.index
+        groups = of.shape[:1] if with_groups else ()
+        return groups + (self.a.shape[-2:-1] or (None,)) + (self.b.shape[-1:] or (None,))
 
     def info(self, dtype: DType, epilogue: tuple[tuple[str, Input], ...] = ()) -> MatmulInfo:
         """The product as plain data for `gemmir.matmul_rules`, with a result of type `dtype`."""
@@ -77,7 +101,7 @@ class Product:
         return MatmulInfo(
             a=_info(self.a),
             b=_info(self.b),
-            d=TensorInfo("the result", (self.a.shape[:1] or (None,)) + (self.b.shape[1:] or (None,)), dtype),
+            d=TensorInfo("the result", self.result_shape, dtype),
             numerics=numerics,
             scale_a=None if self.scale_a is None else _info(self.scale_a),
             scale_b=None if self.scale_b is None else _info(self.scale_b),
@@ -88,6 +112,8 @@ class Product:
             b_major=self.b_major,
             expected_m=self.expected_m,
             epilogue=tuple((kind, _info(operand)) for kind, operand in epilogue),
+            grouping=self.grouping,
+            index=None if self.index is None else _info(self.index),
         )
 
 
@@ -106,9 +132,10 @@ class Description:
 
 class Program:
     """
-    One function that computes one matrix product. `name` is the function's: an identifier.
+    One function that computes one matrix product, or one for each of several groups. `name`: an identifier.
 
-    Add inputs in the order in which the kernel takes them, then one `matmul`, then one `output`.
+    Add inputs in the order in which the kernel takes them, then one `matmul`, `grouped_matmul` or `batched_matmul`,
+    then one `output`.
     """
 
     def __init__(self, name: str):
@@ -135,21 +162,7 @@ class Program:
         self._inputs[name] = tensor
         return tensor
 
-    def matmul(
-        self,
-        a: Input,
-        b: Input,
-        *,
-        scale_a: Input | None = None,
-        scale_b: Input | None = None,
-        recipe: object = None,
-        c: Input | None = None,
-        promote_every: PromoteEvery = "default",
-        expected_m: int | None = None,
-        schedule: Schedule | Mapping[str, object] | None = None,
-        a_major: str = "k",
-        b_major: str = "k",
-    ) -> Expression:
+    def matmul(self, a: Input, b: Input, **options: Unpack[Options]) -> Expression:
         """
         A @ B (+ C), accumulated in f32: the expression that `cast` and `output` take.
 
@@ -161,6 +174,64 @@ class Program:
 
         Raises `InputError`, or `ScheduleError` if a fixed choice is illegal.
         """
+        return self._record(a, b, Grouping.NONE, None, **options)
+
+    def grouped_matmul(
+        self,
+        a: Input,
+        b: Input,
+        *,
+        offs: Input | None = None,
+        group_ids: Input | None = None,
+        counts: Input | None = None,
+        **options: Unpack[Options],
+    ) -> Expression:
+        """
+        One product for each of G groups; exactly one int32 operand says which elements belong to which group.
+
+        - `offs` (G), where each group ends, with B of rank 3: rows of A (M x K) belong to groups, B is G x K x N, the
+          result M x N. With A and B of rank 2: columns of A (M x K) and rows of B (K x N) do, the result is G x M x N.
+        - `group_ids` (M), the group of each row or -1: A is M x K, B G x K x N, the result M x N.
+        - `counts` (G), how many rows of each group count: A is G x M x K, B G x K x N, the result G x M x N.
+
+        What may stand in them and what is left unwritten: `gemmir.problem.Grouping`. Scales have the shapes of the
+        recipe for each matrix, with a leading G where their operand has one; C has the result's shape. Epilogue
+        operands by column are G x N, by row and by element as the result. `expected_m`: rows of all groups where M is
+        None; with `counts`, how many rows of a group are expected to count. The rest as for `matmul`.
+        """
+        given = {Grouping.OFFS: offs, Grouping.GROUP_IDS: group_ids, Grouping.COUNTS: counts}
+        found = [(grouping, index) for grouping, index in given.items() if index is not None]
+        if len(found) != 1:
+            what = " and ".join(grouping.value for grouping, _ in found) or "no index operand"
+            rule = "one of offs, group_ids and counts says which elements belong to which group"
+            raise InputError("GMR-I005", f"grouped_matmul with {what}", rule=rule, fix="pass offs")
+        grouping, index = found[0]
+        if grouping is Grouping.OFFS and len(self._own(a, "a").shape) == len(self._own(b, "b").shape) == 2:
+            grouping = Grouping.K_OFFS
+        return self._record(a, b, grouping, index, **options)
+
+    def batched_matmul(self, a: Input, b: Input, **options: Unpack[Options]) -> Expression:
+        """G products: A is G x M x K, B G x K x N, the result G x M x N. The rest as for `grouped_matmul`."""
+        return self._record(a, b, Grouping.BATCH, None, **options)
+
+    def _record(
+        self,
+        a: Input,
+        b: Input,
+        grouping: Grouping,
+        index: Input | None,
+        *,
+        scale_a: Input | None = None,
+        scale_b: Input | None = None,
+        recipe: object = None,
+        c: Input | None = None,
+        promote_every: PromoteEvery = "default",
+        expected_m: int | None = None,
+        schedule: Schedule | Mapping[str, object] | None = None,
+        a_major: str = "k",
+        b_major: str = "k",
+    ) -> Expression:
+        """Check and keep a product."""
         self._check_open("a matmul")
         if self._product is not None:
             rule = "a program computes one product"
@@ -177,6 +248,8 @@ class Program:
             promote_every=_integer_or(promote_every, "promote_every", (None, "default")),
             expected_m=_integer_or(expected_m, "expected_m", (None,)),
             schedule=_schedule(schedule),
+            grouping=grouping,
+            index=None if index is None else self._own(index, grouping.value),
         )
         _check(product, product.info(BF16))
         self._product = product

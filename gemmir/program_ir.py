@@ -8,11 +8,12 @@ from xdsl.dialects.builtin import DYNAMIC_INDEX, Float32Type, FloatAttr, ModuleO
 from xdsl.ir import Attribute, Block, Operation, Region, SSAValue
 from xdsl.rewriter import InsertPoint
 
-from gemmir.dialects.gemm import MatmulOp, YieldOp, element_type
+from gemmir.dialects.gemm import BatchedMatmulOp, GroupedMatmulOp, MatmulOp, ProductOp, YieldOp
 from gemmir.dialects.gemm_attributes import Layout, NumericsAttr
+from gemmir.dialects.gemm_types import element_type, tensor_element
 from gemmir.dtypes import F32, DType
 from gemmir.expression import Input, Step
-from gemmir.problem import Recipe
+from gemmir.problem import Grouping, Recipe
 from gemmir.program import Description, Product
 from gemmir.schedule import Schedule
 
@@ -30,14 +31,14 @@ _BINARY: dict[str, type[Operation]] = {
 
 def tensor_type(shape: tuple[int | None, ...], dtype: DType) -> TensorType[Attribute]:
     """`tensor<?x4096xbf16>` of shape (None, 4096)."""
-    return TensorType[Attribute](element_type(dtype), [DYNAMIC_INDEX if d is None else d for d in shape])
+    return TensorType[Attribute](tensor_element(dtype), [DYNAMIC_INDEX if d is None else d for d in shape])
 
 
 def build_module(program: Description) -> ModuleOp:
-    """The IR of a finished program: one function of one `gemm.matmul`, verified."""
+    """The IR of a finished program: one function of one product, verified."""
     product = program.product
     types = [tensor_type(tensor.shape, tensor.dtype) for tensor in program.inputs]
-    result = tensor_type((product.a.shape[0], product.b.shape[1]), program.dtype)
+    result = tensor_type(product.result_shape, program.dtype)
     function = func.FuncOp(program.name, (types, [result]))
     block = function.body.block
     arguments: dict[str, SSAValue] = {}
@@ -45,15 +46,15 @@ def build_module(program: Description) -> ModuleOp:
         argument.name_hint = tensor.name
         arguments[tensor.name] = argument
     builder = Builder(InsertPoint.at_end(block))
-    matmul = builder.insert(_matmul(program, arguments, result))
-    matmul.d.name_hint = "y"
-    builder.insert(func.ReturnOp(matmul.d))
+    op = builder.insert(_product(program, arguments, result))
+    op.d.name_hint = "y"
+    builder.insert(func.ReturnOp(op.d))
     module = ModuleOp([function])
     module.verify()
     return module
 
 
-def _matmul(program: Description, arguments: dict[str, SSAValue], result: Attribute) -> MatmulOp:
+def _product(program: Description, arguments: dict[str, SSAValue], result: Attribute) -> ProductOp:
     product = program.product
 
     def value(tensor: Input | None) -> SSAValue | None:
@@ -61,10 +62,13 @@ def _matmul(program: Description, arguments: dict[str, SSAValue], result: Attrib
 
     scale_a, scale_b = value(product.scale_a), value(product.scale_b)
     scales = None if scale_a is None or scale_b is None else (scale_a, scale_b)
-    return MatmulOp(
+    kind = {Grouping.NONE: MatmulOp, Grouping.BATCH: BatchedMatmulOp}.get(product.grouping, GroupedMatmulOp)
+    return kind(
         arguments[product.a.name],
         arguments[product.b.name],
         result,
+        index=value(product.index),
+        grouped_by=product.grouping if kind is GroupedMatmulOp else None,
         scales=scales,
         recipe=None if product.recipe == (Recipe.NONE, Recipe.NONE) else product.recipe,
         c=value(product.c),

@@ -36,7 +36,7 @@ from xdsl.passes import ModulePass
 from xdsl.rewriter import Rewriter
 from xdsl.traits import IsTerminator, is_side_effect_free
 
-from gemmir.dialects.gemm import MatmulOp, YieldOp, schedule_of, set_schedule
+from gemmir.dialects.gemm import ProductOp, YieldOp, schedule_of, set_schedule
 from gemmir.dialects.gemm_attributes import EpilogueKindsAttr, Layout, NumericsAttr
 
 _F32 = Float32Type()
@@ -56,24 +56,24 @@ than twice 24 and two. That holds for normal results, so others are left alone.
 
 @dataclass(frozen=True)
 class GemmCanonicalizePass(ModulePass):
-    """Bring every `gemm.matmul` into its normal form. Idempotent."""
+    """Bring every product into its normal form. Idempotent."""
 
     name = "gemm-canonicalize"
 
     def apply(self, ctx: Context, op: ModuleOp) -> None:
-        for matmul in [child for child in op.walk() if isinstance(child, MatmulOp)]:
+        for matmul in [child for child in op.walk() if isinstance(child, ProductOp)]:
             _normalize_clauses(matmul)
             _normalize_epilogue(ctx, matmul)
 
 
-def _normalize_clauses(op: MatmulOp) -> None:
+def _normalize_clauses(op: ProductOp) -> None:
     op.numerics = NumericsAttr(op.info().numerics.promote_every)
     if op.layout is not None and op.layout.data == Layout():
         op.layout = None
     set_schedule(op, schedule_of(op))
 
 
-def _normalize_epilogue(ctx: Context, op: MatmulOp) -> None:
+def _normalize_epilogue(ctx: Context, op: ProductOp) -> None:
     if op.epilogue is None:
         return
     block = op.epilogue.block
@@ -147,7 +147,7 @@ def _only_rounds(block: Block) -> bool:
             return False
 
 
-def _replace(op: MatmulOp, used: list[int], *, keep_epilogue: bool) -> None:
+def _replace(op: ProductOp, used: list[int], *, keep_epilogue: bool) -> None:
     """Rebuild `op` with only the epilogue operands `used`, or without an epilogue."""
     region = op.epilogue
     assert region is not None
@@ -160,8 +160,8 @@ def _replace(op: MatmulOp, used: list[int], *, keep_epilogue: bool) -> None:
     properties = {name: value for name, value in op.properties.items() if name not in dropped}
     if kinds:
         properties["by"] = EpilogueKindsAttr(kinds)
-    optional = [[] if value is None else [value] for value in (op.scale_a, op.scale_b, op.c)]
-    new = MatmulOp.build(
+    optional = [[] if value is None else [value] for value in (op.index, op.scale_a, op.scale_b, op.c)]
+    new = type(op).build(
         operands=[op.a, op.b, *optional, [op.epilogue_operands[i] for i in used]],
         result_types=[op.d.type],
         properties=properties,

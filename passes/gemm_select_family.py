@@ -20,7 +20,7 @@ from gemmir.decisions import Decision, record
 from gemmir.dtypes import BF16, F16
 from gemmir.errors import UnsupportedError
 from gemmir.passes.schedule_pass import bad_option, read_schedule, write_schedule
-from gemmir.problem import SCALE_BLOCK, GemmProblem, Recipe
+from gemmir.problem import SCALE_BLOCK, GemmProblem, Grouping, Recipe
 from gemmir.schedule import Family
 from gemmir.target import SM_90A
 
@@ -34,6 +34,13 @@ class Unlowered:
     what: str
     rule: str
     fix: str
+
+
+def _grouping(p: GemmProblem) -> Unlowered | None:
+    if p.grouping is Grouping.NONE:
+        return None
+    kind = "a batch" if p.grouping is Grouping.BATCH else f"groups by {p.grouping.value}"
+    return Unlowered(kind, "a kernel computes one product", "compute each product by itself")
 
 
 def _result_type(p: GemmProblem) -> Unlowered | None:
@@ -105,6 +112,7 @@ def _depth(p: GemmProblem) -> Unlowered | None:
 
 
 REQUIREMENTS: tuple[Callable[[GemmProblem], Unlowered | None], ...] = (
+    _grouping,
     _result_type,
     _majors,
     _scaling,

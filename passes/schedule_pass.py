@@ -8,7 +8,7 @@ from typing import NoReturn
 
 from xdsl.dialects.builtin import ModuleOp
 
-from gemmir.dialects.gemm import MatmulOp, problem_of, schedule_of, set_schedule, the_matmul
+from gemmir.dialects.gemm import ProductOp, problem_of, schedule_of, set_schedule, the_matmul
 from gemmir.errors import InputError, ScheduleError
 from gemmir.legality import check_schedule
 from gemmir.problem import GemmProblem
@@ -18,13 +18,13 @@ TILE = ("block_m", "block_n", "math_warpgroups", "split")
 """The choices that say what a tile is and who computes it."""
 
 
-def read_schedule(module: ModuleOp) -> tuple[MatmulOp, GemmProblem, Schedule]:
+def read_schedule(module: ModuleOp) -> tuple[ProductOp, GemmProblem, Schedule]:
     """The product of a module, what it computes and what is chosen about it so far."""
     matmul = the_matmul(module)
     return matmul, problem_of(matmul), schedule_of(matmul)
 
 
-def write_schedule(matmul: MatmulOp, problem: GemmProblem, schedule: Schedule) -> None:
+def write_schedule(matmul: ProductOp, problem: GemmProblem, schedule: Schedule) -> None:
     """Attach `schedule`; `ScheduleError` with the arithmetic if it breaks a rule."""
     check_schedule(problem, schedule)
     if schedule != schedule_of(matmul):

@@ -18,7 +18,7 @@ from xdsl.ir import BlockArgument, SSAValue
 
 from gemmir.backends.reference.checks import torch_dtype
 from gemmir.backends.reference.values import element_dtype, tensor_type
-from gemmir.dialects.gemm import MatmulOp, argument_names, the_function
+from gemmir.dialects.gemm import ProductOp, argument_names, the_function
 from gemmir.dtypes import DType
 from gemmir.errors import InputError
 from gemmir.matmul_rules import is_block_wise, scale_shape
@@ -34,7 +34,7 @@ EXACT_LIMIT = 4
 class Operand:
     """What the data of a matmul's A or B depend on; both are seen as outer x K."""
 
-    op: MatmulOp
+    op: ProductOp
     is_a: bool
 
     @property
@@ -134,7 +134,7 @@ def _inputs(
     function = the_function(module)
     made: dict[SSAValue, torch.Tensor] = {}
     for op in function.body.block.ops:
-        for operand in (Operand(op, True), Operand(op, False)) if isinstance(op, MatmulOp) else ():
+        for operand in (Operand(op, True), Operand(op, False)) if isinstance(op, ProductOp) else ():
             _make_operand(operand, source, make, made)
     arguments = function.body.block.args
     for value in arguments:
@@ -205,7 +205,7 @@ def _exact_operand(operand: Operand, source: Source) -> tuple[torch.Tensor, torc
     return values.to(torch_dtype(element_dtype(operand.value))), factors
 
 
-def _block_wise(op: MatmulOp) -> bool:
+def _block_wise(op: ProductOp) -> bool:
     return is_block_wise(op.scale_a_recipe) or is_block_wise(op.scale_b_recipe)
 
 

@@ -25,7 +25,7 @@ from gemmir.backends.reference import interval
 from gemmir.backends.reference.interpreter import spread
 from gemmir.backends.reference.interval import Accuracy, Interval, rounded
 from gemmir.backends.reference.scalars import PREDICATES, evaluate
-from gemmir.dialects.gemm import MatmulOp, YieldOp, dtype_of
+from gemmir.dialects.gemm import ProductOp, YieldOp, dtype_of
 from gemmir.dtypes import BF16, F8E4M3FN, F8E5M2, F16, F32, DType
 from gemmir.errors import UnsupportedError
 
@@ -101,7 +101,7 @@ FUNCTIONS: dict[type[Operation], Rule] = {
 
 
 def epilogue_bound(
-    op: MatmulOp, operands: Sequence[torch.Tensor], exact: torch.Tensor, bound: torch.Tensor
+    op: ProductOp, operands: Sequence[torch.Tensor], exact: torch.Tensor, bound: torch.Tensor
 ) -> tuple[torch.Tensor, torch.Tensor]:
     """
     The exact result of an epilogue and a bound on |kernel's result - exact|, both float64 (M, N).

@@ -18,8 +18,9 @@ from gemmir.backends.reference.checks import check_count, check_dtype, check_one
 from gemmir.backends.reference.scalars import evaluate
 from gemmir.backends.reference.scaling import dequantise
 from gemmir.backends.reference.values import element_dtype, tensor_type
-from gemmir.dialects.gemm import MatmulOp, YieldOp, argument_names, the_function
+from gemmir.dialects.gemm import ProductOp, YieldOp, argument_names, the_function
 from gemmir.errors import InputError, UnsupportedError
+from gemmir.problem import Grouping
 
 Environment = dict[SSAValue, torch.Tensor]
 
@@ -83,13 +84,13 @@ def _check_tensor(
     return m
 
 
-def _expect_matmul(op: Operation) -> MatmulOp:
-    if isinstance(op, MatmulOp):
+def _expect_matmul(op: Operation) -> ProductOp:
+    if isinstance(op, ProductOp) and op.grouping is Grouping.NONE:
         return op
     raise UnsupportedError("GMR-U001", f"{op.name} in a function", rule="a function holds gemm.matmul and func.return")
 
 
-def _matmul(op: MatmulOp, values: Environment, multiply: torch.dtype) -> torch.Tensor:
+def _matmul(op: ProductOp, values: Environment, multiply: torch.dtype) -> torch.Tensor:
     """D of one `gemm.matmul`, (M, N), of its result type."""
     scale_a = None if op.scale_a is None else values[op.scale_a]
     scale_b = None if op.scale_b is None else values[op.scale_b]

@@ -11,10 +11,10 @@ if TYPE_CHECKING:
     from xdsl.ir import SSAValue
 
     from gemmir.backends.reference import WorstElement
-    from gemmir.dialects.gemm import MatmulOp
+    from gemmir.dialects.gemm import ProductOp
 
 
-def check_result(op: MatmulOp, inputs: dict[str, torch.Tensor], result: torch.Tensor) -> WorstElement:
+def check_result(op: ProductOp, inputs: dict[str, torch.Tensor], result: torch.Tensor) -> WorstElement:
     """
     The element of `result` (M, N) that comes closest to its bound, or breaks it.
 
@@ -39,7 +39,7 @@ def by_role(arguments: tuple[Argument, ...], inputs: dict[str, torch.Tensor]) ->
 
 
 def through_epilogue(
-    op: MatmulOp, inputs: dict[str, torch.Tensor], exact: torch.Tensor, bound: torch.Tensor
+    op: ProductOp, inputs: dict[str, torch.Tensor], exact: torch.Tensor, bound: torch.Tensor
 ) -> tuple[torch.Tensor, torch.Tensor]:
     """Exact result and bound after the epilogue, from those of the accumulator that enters it."""
     from gemmir.backends.reference.epilogue_bound import epilogue_bound

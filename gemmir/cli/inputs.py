@@ -14,7 +14,7 @@ if TYPE_CHECKING:
     import torch
     from xdsl.dialects.func import FuncOp
 
-    from gemmir.dialects.gemm import MatmulOp
+    from gemmir.dialects.gemm import ProductOp
     from gemmir.dtypes import DType
 
 
@@ -28,7 +28,7 @@ class Argument:
     role: str
 
 
-def function_of(op: MatmulOp) -> FuncOp:
+def function_of(op: ProductOp) -> FuncOp:
     """The function around `op`."""
     from xdsl.dialects.func import FuncOp
 
@@ -38,7 +38,7 @@ def function_of(op: MatmulOp) -> FuncOp:
     return function
 
 
-def arguments_of(op: MatmulOp) -> tuple[Argument, ...]:
+def arguments_of(op: ProductOp) -> tuple[Argument, ...]:
     """The arguments of the function around `op` (from `the_matmul`), in order."""
     from gemmir.dialects.gemm import argument_names, tensor_info
 

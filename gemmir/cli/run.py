@@ -14,7 +14,7 @@ from gemmir.cli.sources import FILE_HELP, read_module
 
 if TYPE_CHECKING:
     from gemmir.cli.backends import Outcome
-    from gemmir.dialects.gemm import MatmulOp
+    from gemmir.dialects.gemm import ProductOp
 
 HELP = "run a program on random or given tensors, and check the result"
 
@@ -78,7 +78,7 @@ def execute(args: argparse.Namespace) -> int:
     return 0 if verdict.holds else 1
 
 
-def rows_of(op: MatmulOp, asked: int | None) -> int:
+def rows_of(op: ProductOp, asked: int | None) -> int:
     """M: what the program fixes, else what is asked for, else what the program expects."""
     from gemmir.dialects.gemm import problem_of
 
@@ -95,7 +95,7 @@ def duration(seconds: float) -> str:
     return f"{seconds * 1e6:.1f} us" if seconds < 1e-3 else f"{seconds * 1e3:.1f} ms"
 
 
-def rate(op: MatmulOp, outcome: Outcome) -> str:
+def rate(op: ProductOp, outcome: Outcome) -> str:
     """Arithmetic per second, where the time is that of a kernel on a GPU."""
     from gemmir.dialects.gemm import problem_of
 

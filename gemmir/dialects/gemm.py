@@ -3,33 +3,18 @@ The gemm dialect: what is computed.
 
 `gemm.matmul` is one scaled matrix product, D = epilogue(A @ B + C). Shapes are those of the mathematics: A is M x K,
 B K x N, D M x N. How an operand lies in memory, how it is scaled, what may change a bit of the result and what is
-already chosen about the kernel are clauses of the op.
+already chosen about the kernel are clauses of the op. `gemm.grouped_matmul` and `gemm.batched_matmul` compute one such
+product for each of several groups, and say the rest the same way.
 """
 
 from __future__ import annotations
 
 import re
 from collections.abc import Iterable, Sequence
+from typing import Self
 
 from xdsl.dialects.arith import ExtFOp, TruncFOp
-from xdsl.dialects.builtin import (
-    DYNAMIC_INDEX,
-    I64,
-    AnyFloat,
-    AnyTensorTypeConstr,
-    BFloat16Type,
-    Float8E4M3FNType,
-    Float8E5M2Type,
-    Float16Type,
-    Float32Type,
-    IndexType,
-    IntegerAttr,
-    IntegerType,
-    ModuleOp,
-    NoneAttr,
-    TensorType,
-    i64,
-)
+from xdsl.dialects.builtin import I64, AnyTensorTypeConstr, IndexType, IntegerAttr, IntegerType, ModuleOp, i64
 from xdsl.dialects.func import FuncOp, ReturnOp
 from xdsl.ir import Attribute, Dialect, Operation, Region, SSAValue
 from xdsl.irdl import (
@@ -50,93 +35,34 @@ from xdsl.printer import Printer
 from xdsl.traits import HasParent, IsolatedFromAbove, IsTerminator, Pure, is_side_effect_free
 from xdsl.utils.exceptions import VerifyException
 
-from gemmir.dialects.gemm_assembly import parse_matmul, print_matmul
+from gemmir.dialects.gemm_assembly import parse_product, print_product
 from gemmir.dialects.gemm_attributes import (
     EpilogueKindsAttr,
+    GroupingAttr,
     Layout,
     LayoutAttr,
     NumericsAttr,
     RecipeAttr,
     ScheduleAttr,
 )
-from gemmir.dtypes import BF16, F8E4M3FN, F8E5M2, F16, F32, DType
-from gemmir.errors import UnsupportedError
-from gemmir.legality import Violation, violation
-from gemmir.matmul_rules import (
-    Fault,
-    MatmulInfo,
-    TensorInfo,
-    default_numerics,
-    find_fault,
-    numerics_with,
-    problem_from,
+from gemmir.dialects.gemm_types import (
+    FLOATS,
+    EpilogueFault,
+    GemmFault,
+    ScheduleFault,
+    dtype_of,
+    element_type,
+    tensor_info,
 )
-from gemmir.problem import GemmProblem, Recipe
+from gemmir.dtypes import F32
+from gemmir.errors import UnsupportedError
+from gemmir.legality import violation
+from gemmir.matmul_rules import MatmulInfo, default_numerics, find_fault, numerics_with, problem_from
+from gemmir.problem import GemmProblem, Grouping, Recipe
 from gemmir.schedule import Schedule
 
-_ELEMENTS: dict[type[Attribute], DType] = {
-    Float8E4M3FNType: F8E4M3FN,
-    Float8E5M2Type: F8E5M2,
-    BFloat16Type: BF16,
-    Float16Type: F16,
-    Float32Type: F32,
-}
-_TYPES: dict[DType, AnyFloat] = {
-    F8E4M3FN: Float8E4M3FNType(),
-    F8E5M2: Float8E5M2Type(),
-    BF16: BFloat16Type(),
-    F16: Float16Type(),
-    F32: Float32Type(),
-}
-_SCALARS = (IntegerType, IndexType, *_ELEMENTS)
+_SCALARS = (IntegerType, IndexType, *FLOATS)
 _IDENTIFIER = re.compile(r"[A-Za-z_][A-Za-z0-9_]{0,63}")
-
-
-class GemmFault(VerifyException):
-    """A product that breaks a rule of `gemmir.matmul_rules`."""
-
-    def __init__(self, fault: Fault):
-        self.fault = fault
-        super().__init__(f"{fault.what}\n  rule: {fault.rule}\n  fix: {fault.fix}")
-
-
-class ScheduleFault(VerifyException):
-    """A schedule that breaks a rule of `gemmir.legality`; `violation` has the arithmetic."""
-
-    def __init__(self, found: Violation):
-        self.violation = found
-        super().__init__(f"{found.code}: {found.what}\n  rule: {found.rule}\n  fix: {found.fix}")
-
-
-class EpilogueFault(VerifyException):
-    """An operation `op` that an epilogue cannot hold."""
-
-    def __init__(self, op: Operation, what: str):
-        self.op = op
-        super().__init__(f"{op.name} in an epilogue {what}")
-
-
-def element_type(dtype: DType) -> AnyFloat:
-    """The IR type of `dtype`."""
-    return _TYPES[dtype]
-
-
-def dtype_of(type: Attribute) -> DType:
-    """The element type behind an IR type; `VerifyException` if gemmir has none such."""
-    if (found := _ELEMENTS.get(type.__class__)) is None:
-        raise VerifyException(f"element type {type} is not one of {', '.join(t.name for t in _TYPES)}")
-    return found
-
-
-def tensor_info(name: str, value: SSAValue) -> TensorInfo:
-    """Shape (None where `?` stands) and element type of a tensor value, under the name that messages use."""
-    tensor = value.type
-    if not isinstance(tensor, TensorType):
-        raise VerifyException(f"{name} is {tensor}, not a ranked tensor")
-    if tensor.encoding != NoneAttr():
-        raise VerifyException(f"{name}: tensor encodings have no meaning here; use the layout clause")
-    shape = tuple(None if d == DYNAMIC_INDEX else d for d in tensor.get_shape())
-    return TensorInfo(name, shape, dtype_of(tensor.get_element_type()))
 
 
 @irdl_op_definition
@@ -147,7 +73,7 @@ class YieldOp(IRDLOperation):
 
     value = operand_def()
 
-    traits = lazy_traits_def(lambda: (IsTerminator(), HasParent(MatmulOp), Pure()))
+    traits = lazy_traits_def(lambda: (IsTerminator(), HasParent(*PRODUCTS), Pure()))
 
     assembly_format = "$value attr-dict `:` type($value)"
 
@@ -155,31 +81,18 @@ class YieldOp(IRDLOperation):
         super().__init__(operands=[value])
 
 
-@irdl_op_definition
-class MatmulOp(IRDLOperation):
+class ProductOp(IRDLOperation):
     """
-    D = epilogue(A @ B + C), accumulated in f32.
-
-    ```mlir
-    %y = gemm.matmul %x, %w scaled (%xs by 1x128, %ws by 128x128)
-        schedule <block = 128x256x128, cluster = 2x1>
-        epilogue (%bias by column) {
-        ^bb0(%acc: f32, %b: f32):
-          %sum = arith.addf %acc, %b : f32
-          %r = arith.truncf %sum : f32 to bf16
-          gemm.yield %r : bf16
-        }
-        : (tensor<?x2048xf8E4M3FN>, ..., tensor<7168xf32>) -> tensor<?x7168xbf16>
-    ```
+    D = epilogue(A @ B + C), accumulated in f32: what all products share.
 
     Clauses may be written in any order. Without an epilogue the accumulator is rounded to the result's type. An
-    epilogue sees the f32 accumulator first, then one element of each of its operands.
+    epilogue sees the f32 accumulator first, then one element of each of its operands. Which dimensions A, B, D and the
+    index operand have is said by `gemmir.problem.Grouping`.
     """
-
-    name = "gemm.matmul"
 
     a = operand_def(AnyTensorTypeConstr)
     b = operand_def(AnyTensorTypeConstr)
+    index = opt_operand_def(AnyTensorTypeConstr)
     scale_a = opt_operand_def(AnyTensorTypeConstr)
     scale_b = opt_operand_def(AnyTensorTypeConstr)
     c = opt_operand_def(AnyTensorTypeConstr)
@@ -187,6 +100,7 @@ class MatmulOp(IRDLOperation):
     d = result_def(AnyTensorTypeConstr)
     epilogue = opt_region_def("single_block")
 
+    grouped_by = opt_prop_def(GroupingAttr)
     recipe = opt_prop_def(RecipeAttr)
     layout = opt_prop_def(LayoutAttr)
     numerics = opt_prop_def(NumericsAttr)
@@ -203,6 +117,8 @@ class MatmulOp(IRDLOperation):
         b: SSAValue | Operation,
         result_type: Attribute,
         *,
+        index: SSAValue | None = None,
+        grouped_by: Grouping | None = None,
         scales: tuple[SSAValue, SSAValue] | None = None,
         recipe: tuple[Recipe, Recipe] | None = None,
         c: SSAValue | Operation | None = None,
@@ -216,9 +132,10 @@ class MatmulOp(IRDLOperation):
     ):
         optional = ([], []) if scales is None else ([scales[0]], [scales[1]])
         super().__init__(
-            operands=[a, b, *optional, [] if c is None else [c], epilogue_operands],
+            operands=[a, b, [] if index is None else [index], *optional, [] if c is None else [c], epilogue_operands],
             result_types=[result_type],
             properties={
+                "grouped_by": None if grouped_by is None else GroupingAttr(grouped_by),
                 "recipe": None if recipe is None else RecipeAttr(recipe),
                 "layout": None if layout is None else LayoutAttr(layout),
                 "numerics": numerics,
@@ -228,6 +145,11 @@ class MatmulOp(IRDLOperation):
             },
             regions=[[] if epilogue is None else [epilogue]],
         )
+
+    @property
+    def grouping(self) -> Grouping:
+        """How the groups lie; `Grouping.NONE` for one product."""
+        return Grouping.NONE if self.grouped_by is None else self.grouped_by.data
 
     @property
     def scale_a_recipe(self) -> Recipe:
@@ -277,9 +199,14 @@ class MatmulOp(IRDLOperation):
             b_major=self.b_major,
             expected_m=self.expected_m,
             epilogue=tuple(zip(self.epilogue_kinds, operands, strict=False)),
+            grouping=self.grouping,
+            index=None if self.index is None else tensor_info("index", self.index),
         )
 
     def verify_(self) -> None:
+        if (self.grouped_by is not None) != isinstance(self, GroupedMatmulOp):
+            state = "without its" if self.grouped_by is None else "with a"
+            raise VerifyException(f"{self.name} {state} groups clause: gemm.grouped_matmul has one, and no other op")
         if len(self.epilogue_kinds) != len(self.epilogue_operands):
             raise VerifyException(
                 f"{len(self.epilogue_operands)} epilogue operands but {len(self.epilogue_kinds)} kinds: each is "
@@ -295,8 +222,8 @@ class MatmulOp(IRDLOperation):
             raise ScheduleFault(found)
 
     @classmethod
-    def parse(cls, parser: Parser) -> MatmulOp:
-        parsed = parse_matmul(parser)
+    def parse(cls, parser: Parser) -> Self:
+        parsed = parse_product(parser, cls.name)
         return cls.build(
             operands=parsed.operands,
             result_types=[parsed.result_type],
@@ -306,10 +233,66 @@ class MatmulOp(IRDLOperation):
         )
 
     def print(self, printer: Printer) -> None:
-        print_matmul(self, printer)
+        print_product(self, printer)
 
 
-def _verify_epilogue(op: MatmulOp, info: MatmulInfo) -> None:
+@irdl_op_definition
+class MatmulOp(ProductOp):
+    """
+    One product.
+
+    ```mlir
+    %y = gemm.matmul %x, %w scaled (%xs by 1x128, %ws by 128x128)
+        schedule <block = 128x256x128, cluster = 2x1>
+        epilogue (%bias by column) {
+        ^bb0(%acc: f32, %b: f32):
+          %sum = arith.addf %acc, %b : f32
+          %r = arith.truncf %sum : f32 to bf16
+          gemm.yield %r : bf16
+        }
+        : (tensor<?x2048xf8E4M3FN>, ..., tensor<7168xf32>) -> tensor<?x7168xbf16>
+    ```
+    """
+
+    name = "gemm.matmul"
+
+
+@irdl_op_definition
+class GroupedMatmulOp(ProductOp):
+    """
+    One product for each of G groups, which an index operand tells apart when the kernel runs.
+
+    ```mlir
+    %y = gemm.grouped_matmul %x, %w groups (%ends by offs) scaled (%xs by 1x128, %ws by 128x128)
+        : (tensor<?x2048xf8E4M3FN>, tensor<64x2048x7168xf8E4M3FN>, tensor<64xi32>, ...) -> tensor<?x7168xbf16>
+    ```
+    """
+
+    name = "gemm.grouped_matmul"
+
+
+@irdl_op_definition
+class BatchedMatmulOp(ProductOp):
+    """
+    One product for each of G groups, all of one shape.
+
+    ```mlir
+    %y = gemm.batched_matmul %x, %w
+        : (tensor<16x?x512xbf16>, tensor<16x512x128xbf16>) -> tensor<16x?x128xbf16>
+    ```
+    """
+
+    name = "gemm.batched_matmul"
+
+    @property
+    def grouping(self) -> Grouping:
+        return Grouping.BATCH
+
+
+PRODUCTS: tuple[type[ProductOp], ...] = (MatmulOp, GroupedMatmulOp, BatchedMatmulOp)
+
+
+def _verify_epilogue(op: ProductOp, info: MatmulInfo) -> None:
     region = op.epilogue
     if region is None:
         if op.epilogue_operands:
@@ -358,30 +341,31 @@ def _list(types: Iterable[Attribute]) -> str:
 
 Gemm = Dialect(
     "gemm",
-    [MatmulOp, YieldOp],
-    [EpilogueKindsAttr, LayoutAttr, NumericsAttr, RecipeAttr, ScheduleAttr],
+    [*PRODUCTS, YieldOp],
+    [EpilogueKindsAttr, GroupingAttr, LayoutAttr, NumericsAttr, RecipeAttr, ScheduleAttr],
 )
 
 
-def schedule_of(op: MatmulOp) -> Schedule:
+def schedule_of(op: ProductOp) -> Schedule:
     """The choices made so far; every field open where there is no schedule."""
     return Schedule() if op.schedule is None else op.schedule.data
 
 
-def set_schedule(op: MatmulOp, schedule: Schedule) -> None:
+def set_schedule(op: ProductOp, schedule: Schedule) -> None:
     """Replace the schedule; one without a choice removes the clause. Legality is checked when the op verifies."""
     op.schedule = None if schedule == Schedule() else ScheduleAttr(schedule)
 
 
-def problem_of(op: MatmulOp) -> GemmProblem:
-    """The problem of a verified op. `UnsupportedError` (GMR-U001) if N or K is known only at run time."""
+def problem_of(op: ProductOp) -> GemmProblem:
+    """The problem of a verified op. `UnsupportedError` (GMR-U001) if N, K or G is known only at run time."""
     info = op.info()
-    if info.n is None or info.k is None:
+    sizes = {"N": info.n, "K": info.k} | ({} if info.grouping is Grouping.NONE else {"G": info.groups})
+    if None in sizes.values():
         raise UnsupportedError(
             "GMR-U001",
-            f"N = {'?' if info.n is None else info.n}, K = {'?' if info.k is None else info.k}",
-            rule="a kernel is made for one N and one K; only M may be known at run time",
-            fix="write N and K as numbers",
+            ", ".join(f"{name} = {'?' if size is None else size}" for name, size in sizes.items()),
+            rule=f"a kernel is made for one {' and one '.join(sizes)}; only M may be known at run time",
+            fix=f"write {' and '.join(sizes)} as numbers",
         )
     return problem_from(info, has_epilogue=op.epilogue is not None)
 
@@ -394,9 +378,9 @@ def the_function(module: ModuleOp) -> FuncOp:
     return functions[0]
 
 
-def the_matmul(module: ModuleOp) -> MatmulOp:
+def the_matmul(module: ModuleOp) -> ProductOp:
     """
-    The one `gemm.matmul` of the one function, which takes the function's arguments and whose result it returns.
+    The one product of the one function, which takes the function's arguments and whose result it returns.
 
     `UnsupportedError` (GMR-U001) names whatever else is there.
     """
@@ -404,7 +388,7 @@ def the_matmul(module: ModuleOp) -> MatmulOp:
     if len(function.body.blocks) != 1:
         raise _unsupported(f"a function of {len(function.body.blocks)} blocks")
     op, *rest = function.body.block.ops or (None,)
-    if not isinstance(op, MatmulOp) or len(rest) != 1 or not isinstance(rest[0], ReturnOp):
+    if not isinstance(op, ProductOp) or len(rest) != 1 or not isinstance(rest[0], ReturnOp):
         raise _unsupported(f"a function of {_op_names(function)}")
     if tuple(rest[0].operands) != (op.d,):
         raise _unsupported("a function that returns something else than its product")
@@ -417,7 +401,7 @@ def _op_names(function: FuncOp) -> str:
 
 
 def _unsupported(what: str) -> UnsupportedError:
-    rule = "one function that takes its operands as arguments, computes one gemm.matmul and returns its result"
+    rule = "one function that takes its operands as arguments, computes one product and returns its result"
     return UnsupportedError("GMR-U001", what, rule=rule, fix="compile each product by itself")
 
 

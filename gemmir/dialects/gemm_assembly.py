@@ -1,5 +1,5 @@
 """
-How `gemm.matmul` is written: its clauses, parsed in any order and printed in one.
+How products are written: their clauses, parsed in any order and printed in one.
 
     %y = gemm.matmul %x, %w scaled (%xs by 1x128, %ws by 128x128)
         accumulate %c
@@ -9,6 +9,8 @@ How `gemm.matmul` is written: its clauses, parsed in any order and printed in on
         schedule <block = 128x256x128>
         epilogue (%bias by column) { ... }
         : (operand types) -> result type
+
+`gemm.grouped_matmul` has a clause `groups (%ends by offs)` before the others.
 """
 
 from __future__ import annotations
@@ -24,22 +26,24 @@ from xdsl.printer import Printer
 
 from gemmir.dialects.gemm_attributes import (
     EpilogueKindsAttr,
+    GroupingAttr,
     LayoutAttr,
     NumericsAttr,
     RecipeAttr,
     ScheduleAttr,
     parse_epilogue_kind,
+    parse_grouping,
     parse_recipe,
 )
 from gemmir.problem import Recipe
 
 if TYPE_CHECKING:
-    from gemmir.dialects.gemm import MatmulOp
+    from gemmir.dialects.gemm import ProductOp
 
 
 @dataclass(frozen=True, slots=True)
-class ParsedMatmul:
-    """What the text of one `gemm.matmul` says; `operands` by segment, in the order of the op's definition."""
+class ParsedProduct:
+    """What the text of one product says; `operands` by segment, in the order of the op's definition."""
 
     operands: Sequence[Sequence[SSAValue]]
     result_type: Attribute
@@ -49,15 +53,23 @@ class ParsedMatmul:
 
 
 class _Clauses:
-    """What the clauses of one `gemm.matmul` said, while it is parsed."""
+    """What the clauses of one product said, while it is parsed."""
 
     def __init__(self) -> None:
         self.seen: set[str] = set()
         self.properties: dict[str, Attribute] = {}
+        self.index: list[UnresolvedOperand] = []
         self.scales: list[UnresolvedOperand] = []
         self.c: list[UnresolvedOperand] = []
         self.epilogue_operands: list[UnresolvedOperand] = []
         self.regions: list[Region] = []
+
+
+def _parse_groups(parser: Parser, clauses: _Clauses) -> None:
+    with parser.in_parens():
+        clauses.index.append(parser.parse_unresolved_operand("expected an index operand"))
+        parser.parse_keyword("by")
+        clauses.properties["grouped_by"] = GroupingAttr(parse_grouping(parser))
 
 
 def _parse_scaled(parser: Parser, clauses: _Clauses) -> None:
@@ -114,6 +126,7 @@ def _parse_epilogue(parser: Parser, clauses: _Clauses) -> None:
 
 
 _CLAUSES: dict[str, Callable[[Parser, _Clauses], None]] = {
+    "groups": _parse_groups,
     "scaled": _parse_scaled,
     "accumulate": _parse_accumulate,
     "layout": _parse_layout,
@@ -124,33 +137,38 @@ _CLAUSES: dict[str, Callable[[Parser, _Clauses], None]] = {
 }
 
 
-def parse_matmul(parser: Parser) -> ParsedMatmul:
-    """Parse everything after the name `gemm.matmul`."""
+GROUPED = "gemm.grouped_matmul"
+"""The op that has a clause for its groups."""
+
+
+def parse_product(parser: Parser, name: str) -> ParsedProduct:
+    """Parse everything after `name`, that of the op."""
+    words = tuple(word for word in _CLAUSES if word != "groups" or name == GROUPED)
     operands = [parser.parse_unresolved_operand()]
     parser.parse_punctuation(",")
     operands.append(parser.parse_unresolved_operand())
     clauses = _Clauses()
     start = parser.pos
-    while (word := parser.parse_optional_keyword_in(tuple(_CLAUSES))) is not None:
+    while (word := parser.parse_optional_keyword_in(words)) is not None:
         if word in clauses.seen:
             parser.raise_error(f"clause '{word}' is given twice", start, start + len(word))
         clauses.seen.add(word)
         _CLAUSES[word](parser, clauses)
         start = parser.pos
     attributes = parser.parse_optional_attr_dict_with_keyword()
-    parser.parse_punctuation(":", f" or a clause: {', '.join(w for w in _CLAUSES if w not in clauses.seen)}")
+    parser.parse_punctuation(":", f" or a clause: {', '.join(w for w in words if w not in clauses.seen)}")
     start = parser.pos
     signature = parser.parse_function_type()
-    operands += [*clauses.scales, *clauses.c, *clauses.epilogue_operands]
+    operands += [*clauses.index, *clauses.scales, *clauses.c, *clauses.epilogue_operands]
     values = list(parser.resolve_operands(operands, signature.inputs.data, start))
     if len(signature.outputs) != 1:
-        parser.raise_error("gemm.matmul has one result", start, parser.pos)
+        parser.raise_error(f"{name} has one result", start, parser.pos)
     scale = len(clauses.scales) // 2
     segments: list[list[SSAValue]] = []
-    for count in (1, 1, scale, scale, len(clauses.c), len(clauses.epilogue_operands)):
+    for count in (1, 1, len(clauses.index), scale, scale, len(clauses.c), len(clauses.epilogue_operands)):
         segments.append(values[:count])
         del values[:count]
-    return ParsedMatmul(
+    return ParsedProduct(
         operands=segments,
         result_type=signature.outputs.data[0],
         properties=clauses.properties,
@@ -159,10 +177,14 @@ def parse_matmul(parser: Parser) -> ParsedMatmul:
     )
 
 
-def print_matmul(op: MatmulOp, printer: Printer) -> None:
-    """Print everything after the name `gemm.matmul`: one line for a bare product, else a line a clause."""
+def print_product(op: ProductOp, printer: Printer) -> None:
+    """Print everything after the op's name: one line for a bare product, else a line a clause."""
     printer.print_string(" ")
     printer.print_list((op.a, op.b), printer.print_ssa_value)
+    if op.index is not None:
+        printer.print_string(" groups (")
+        printer.print_ssa_value(op.index)
+        printer.print_string(f" by {op.grouping.value})")
     if op.scale_a is not None and op.scale_b is not None:
         printer.print_string(" scaled (")
         printer.print_ssa_value(op.scale_a)
@@ -177,7 +199,7 @@ def print_matmul(op: MatmulOp, printer: Printer) -> None:
         printer.print_function_type(op.operand_types, op.result_types)
 
 
-def _print_clauses(op: MatmulOp, printer: Printer) -> None:
+def _print_clauses(op: ProductOp, printer: Printer) -> None:
     if op.c is not None:
         printer.print_string("\naccumulate ")
         printer.print_ssa_value(op.c)
@@ -194,7 +216,7 @@ def _print_clauses(op: MatmulOp, printer: Printer) -> None:
         _print_epilogue(op, op.epilogue, printer)
 
 
-def _print_epilogue(op: MatmulOp, region: Region, printer: Printer) -> None:
+def _print_epilogue(op: ProductOp, region: Region, printer: Printer) -> None:
     def operand(pair: tuple[SSAValue, str]) -> None:
         printer.print_ssa_value(pair[0])
         printer.print_string(f" by {pair[1]}")

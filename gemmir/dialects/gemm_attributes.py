@@ -14,7 +14,7 @@ from xdsl.parser import AttrParser
 from xdsl.printer import Printer
 from xdsl.utils.exceptions import VerifyException
 
-from gemmir.problem import Recipe
+from gemmir.problem import Grouping, Recipe
 from gemmir.schedule import Family, RasterAxis, Schedule, Split
 
 E = TypeVar("E", bound=Enum)
@@ -74,6 +74,33 @@ class RecipeAttr(Data[tuple[Recipe, Recipe]]):
 
     def print_parameter(self, printer: Printer) -> None:
         printer.print_string(f"<{self.data[0].value}, {self.data[1].value}>")
+
+
+GROUP_WORDS = tuple(g.value for g in Grouping if g not in (Grouping.NONE, Grouping.BATCH))
+
+
+def parse_grouping(parser: AttrParser) -> Grouping:
+    """`offs`, `group_ids`, `counts` or `k_offs`: what the index operand of a grouped product holds."""
+    return Grouping(parser.parse_keyword_in(GROUP_WORDS))
+
+
+@irdl_attr_definition
+class GroupingAttr(Data[Grouping]):
+    """How the groups of a product are told apart: `#gemm.grouping<offs>`."""
+
+    name = "gemm.grouping"
+
+    @classmethod
+    def parse_parameter(cls, parser: AttrParser) -> Grouping:
+        with parser.in_angle_brackets():
+            return parse_grouping(parser)
+
+    def print_parameter(self, printer: Printer) -> None:
+        printer.print_string(f"<{self.data.value}>")
+
+    def verify(self) -> None:
+        if self.data.value not in GROUP_WORDS:
+            raise VerifyException(f"groups by {self.data.value}: one of {', '.join(GROUP_WORDS)}")
 
 
 @dataclass(frozen=True, slots=True)

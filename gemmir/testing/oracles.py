@@ -26,7 +26,7 @@ if TYPE_CHECKING:
     from xdsl.dialects.builtin import ModuleOp
 
     from gemmir.compiler import Source
-    from gemmir.dialects.gemm import MatmulOp
+    from gemmir.dialects.gemm import ProductOp
 
 Kernel: TypeAlias = Callable[..., torch.Tensor]
 
@@ -111,7 +111,7 @@ def check_bits(
     _compare(got, expected, same, f"{data}: {_describe(module)}")
 
 
-def model_of(op: MatmulOp, tensors: Sequence[torch.Tensor]) -> torch.Tensor:
+def model_of(op: ProductOp, tensors: Sequence[torch.Tensor]) -> torch.Tensor:
     """What the bit model says of `op`, the only one of its function, given one tensor per argument of the function."""
     from gemmir.dialects.gemm import problem_of
 
@@ -157,7 +157,7 @@ def check_bound(
         raise AssertionError(f"out of its bound: {worst}\n  seed {seed}: {_describe(module)}")
 
 
-def _module(program: Source) -> tuple[ModuleOp, MatmulOp]:
+def _module(program: Source) -> tuple[ModuleOp, ProductOp]:
     from gemmir.compiler import module_of
     from gemmir.dialects.gemm import the_matmul
 
@@ -165,7 +165,7 @@ def _module(program: Source) -> tuple[ModuleOp, MatmulOp]:
     return module, the_matmul(module)
 
 
-def _by_value(op: MatmulOp, tensors: Sequence[torch.Tensor]) -> dict[object, torch.Tensor]:
+def _by_value(op: ProductOp, tensors: Sequence[torch.Tensor]) -> dict[object, torch.Tensor]:
     block = op.parent_block()
     assert block is not None
     return dict(zip(block.args, tensors, strict=True))

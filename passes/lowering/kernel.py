@@ -32,8 +32,7 @@ from xdsl.ir import Attribute, Block, BlockArgument, Region, SSAValue
 from xdsl.utils.hints import isa
 
 from gemmir.dialects import hopper
-from gemmir.dialects.gemm import MatmulOp as ProductOp
-from gemmir.dialects.gemm import argument_names
+from gemmir.dialects.gemm import ProductOp, argument_names
 from gemmir.dialects.hopper.types import BindName, Element, GroupingName, OrderName
 from gemmir.layouts import StoreChunk, Swizzle
 from gemmir.passes.lowering.emitter import Emitter

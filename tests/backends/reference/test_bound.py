@@ -295,4 +295,4 @@ def test_the_model_keeps_fourteen_bits():
     fifteens = np.full((1, 128), 15.0)
     assert model.chain(fifteens, fifteens.T, "f8E4M3FN", "f8E4M3FN")[0, 0] == 28768.0
     assert model.chain(fifteens, fifteens.T, "bf16", "bf16")[0, 0] == 28800.0
-    assert set(model.FORMATS) == set(DTYPES)
+    assert set(model.FORMATS) == set(DTYPES) - {"i32"}

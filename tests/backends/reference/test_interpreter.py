@@ -286,7 +286,7 @@ def test_products_in_float16_are_refused():
         "func.func @f(%x: tensor<4xf32>) -> tensor<4xf32> {\n"
         "  %y = arith.addf %x, %x : tensor<4xf32>\n  func.return %y : tensor<4xf32>\n}",
         "func.func @f(%x: tensor<4xf32>) {\n  func.return\n}\nfunc.func @g() {\n  func.return\n}",
-        "func.func @f(%x: tensor<4xi32>) -> tensor<4xi32> {\n  func.return %x : tensor<4xi32>\n}",
+        "func.func @f(%x: tensor<4xi64>) -> tensor<4xi64> {\n  func.return %x : tensor<4xi64>\n}",
         "func.func @f(%x: f32) -> f32 {\n  func.return %x : f32\n}",
     ],
 )
