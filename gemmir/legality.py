@@ -11,7 +11,7 @@ from collections.abc import Callable
 from dataclasses import dataclass
 
 from gemmir.errors import ScheduleError
-from gemmir.problem import GemmProblem
+from gemmir.problem import GROUP_ALIGNMENT, GemmProblem, Grouping
 from gemmir.schedule import Schedule, Split
 from gemmir.target import SM_90A, WARP_LANES, Target, launch_registers, setmaxnreg_split
 from gemmir.tile import STAGE_ROW_BYTES, TileGeometry, shared_layout, tile_geometry, widest_scale_batch
@@ -217,8 +217,15 @@ def tma_boxes(problem: GemmProblem, s: Schedule, target: Target) -> Violation | 
 
 
 def cluster(problem: GemmProblem, s: Schedule, target: Target) -> Violation | None:
-    """Clusters of one or two CTAs: larger ones leave SMs of an uneven GPC idle (measured)."""
+    """Clusters of one or two CTAs: larger ones leave SMs of an uneven GPC idle (measured). Those of groups stand alone."""
     m, n = (1 if extent is None else extent for extent in (s.cluster_m, s.cluster_n))
+    if problem.grouping is not Grouping.NONE and m * n > 1:
+        return Violation(
+            "GMR-S004",
+            f"cluster of {m} x {n} CTAs for {problem.groups} groups",
+            "CTAs that may have no tile, or tiles of different groups, stand alone",
+            "use cluster = 1x1",
+        )
     if min(m, n) >= 1 and m * n <= MAX_CLUSTER:
         return None
     return Violation("GMR-S004", f"cluster of {m} x {n} CTAs", "1x1, 2x1 or 1x2", "use cluster = 2x1")
@@ -229,6 +236,25 @@ def raster(problem: GemmProblem, s: Schedule, target: Target) -> Violation | Non
     if s.raster_group is None or 1 <= s.raster_group <= 64:
         return None
     return Violation("GMR-S003", f"raster group of {s.raster_group}", "1 <= group <= 64", "use group = 8")
+
+
+def groups(problem: GemmProblem, s: Schedule, target: Target) -> Violation | None:
+    """A tile has rows of one group; how many tiles there are, and so how many CTAs need to run, is not known before."""
+    if problem.grouping is Grouping.GROUP_IDS and s.block_m is not None and GROUP_ALIGNMENT % s.block_m:
+        return Violation(
+            "GMR-S003",
+            f"block_m = {s.block_m} for groups by group_ids",
+            f"a tile lies in one of the blocks of {GROUP_ALIGNMENT} rows that belong to one group",
+            f"use block_m = {GROUP_ALIGNMENT}",
+        )
+    if problem.grouping is Grouping.NONE or not s.balanced:
+        return None
+    return Violation(
+        "GMR-S003",
+        f"balanced = true for {problem.groups} groups",
+        "the number of tiles is not known before the kernel runs",
+        "use balanced = false",
+    )
 
 
 def turns(problem: GemmProblem, s: Schedule, target: Target) -> Violation | None:
@@ -316,6 +342,7 @@ RULES: tuple[Rule, ...] = (
     cluster,
     tma_boxes,
     raster,
+    groups,
     turns,
     store_slices,
     promote_chunk,

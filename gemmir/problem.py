@@ -113,6 +113,18 @@ class GemmProblem:
         return min(self.rows, self.expected_m) if self.grouping is Grouping.COUNTS else self.rows
 
     @property
+    def all_rows(self) -> int:
+        """Rows of the results of all groups."""
+        if self.grouping.contiguous:
+            return self.rows
+        return self.groups * self.group_rows
+
+    @property
+    def weights(self) -> int:
+        """Matrices B that there are."""
+        return 1 if self.grouping is Grouping.K_OFFS else self.groups
+
+    @property
     def block_k(self) -> int:
         """Elements of K in one pipeline stage: 128 bytes, one swizzle row."""
         return 128 // self.a.bytes
@@ -128,7 +140,8 @@ class GemmProblem:
 
     @property
     def flops(self) -> int:
-        return 2 * self.rows * self.n * self.k
+        rows = self.rows if self.grouping is Grouping.K_OFFS else self.all_rows
+        return 2 * rows * self.n * self.k
 
     def __str__(self) -> str:
         m = "?" if self.m is None else str(self.m)

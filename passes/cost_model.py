@@ -16,7 +16,7 @@ from math import log1p
 
 from gemmir.passes.cost_constants import DEFAULT, Constants
 from gemmir.passes.l2_model import Traffic, cluster_tiles, grid_of, orders_of, resident_clusters, traffic
-from gemmir.problem import GemmProblem
+from gemmir.problem import GemmProblem, Grouping
 from gemmir.schedule import Schedule
 from gemmir.target import SM_90A, Target
 from gemmir.tile import STAGE_ROW_BYTES, default_store_slices, shared_layout, tile_geometry
@@ -103,7 +103,7 @@ def _math_clocks(problem: GemmProblem, schedule: Schedule, tensor: float, target
 def _load_clocks(problem: GemmProblem, schedule: Schedule, spread: float, target: Target, c: Constants) -> float:
     """Clocks in which L2 delivers the operands of one k-block, or in which few stages let it."""
     assert schedule.block_m is not None and schedule.block_n is not None
-    rows = min(schedule.block_m, problem.rows) + min(schedule.block_n, problem.n)
+    rows = min(schedule.block_m, problem.group_rows) + min(schedule.block_n, problem.n)
     transfer = rows * STAGE_ROW_BYTES / (c.l2_efficiency * target.l2_bytes_per_clock_per_sm) * (1 + spread)
     if not problem.promoted:
         transfer *= c.in_place_loads
@@ -120,7 +120,7 @@ def _tile_clocks(problem: GemmProblem, schedule: Schedule, rounds: int, target: 
     with, so that of `rounds` tiles all but one have the bubble.
     """
     assert schedule.block_m is not None and schedule.block_n is not None
-    rows, columns = min(schedule.block_m, problem.rows), min(schedule.block_n, problem.n)
+    rows, columns = min(schedule.block_m, problem.group_rows), min(schedule.block_n, problem.n)
     leaving = rows * (columns * problem.d.bytes / target.store_bytes_per_clock_per_sm + c.store_row_clocks)
     slices = schedule.store_slices or default_store_slices(problem, tile_geometry(schedule))
     exposed = c.store_exposed if slices == 1 else c.sliced_store_exposed
@@ -132,14 +132,15 @@ def _tile_clocks(problem: GemmProblem, schedule: Schedule, rounds: int, target: 
 
 def operand_bytes(problem: GemmProblem) -> int:
     """Bytes of A and B, each once. Scales are below 4% of A and are left out."""
-    return (problem.rows * problem.a.bytes + problem.n * problem.b.bytes) * problem.k
+    rows = problem.rows if problem.grouping is Grouping.K_OFFS else problem.all_rows
+    return (rows * problem.a.bytes + problem.weights * problem.n * problem.b.bytes) * problem.k
 
 
 def dram_seconds(
     problem: GemmProblem, target: Target = SM_90A, constants: Constants = DEFAULT, again: int = 0
 ) -> float:
     """Seconds that DRAM needs for the bytes of the problem, each once, and for `again` more."""
-    written = max(0.0, problem.rows * problem.n * problem.d.bytes - constants.l2_dirty_bytes)
+    written = max(0.0, problem.all_rows * problem.n * problem.d.bytes - constants.l2_dirty_bytes)
     moved = operand_bytes(problem) + again + written
     return moved / (constants.dram_efficiency * target.dram_bytes_per_second)
 
@@ -156,10 +157,10 @@ def _order(problem: GemmProblem, schedule: Schedule, target: Target, constants: 
     return traffic(grid_of(problem, schedule, target), schedule.raster_axis, schedule.raster_group, constants)
 
 
-def _order_terms(order: Traffic | None, c: Constants) -> tuple[float, int]:
-    """What a tile order adds: a share to the clocks of loads, bytes to those that DRAM reads."""
+def _order_terms(order: Traffic | None, groups: int, c: Constants) -> tuple[float, int]:
+    """What the tile order of each group adds: a share to the clocks of loads, bytes to those that DRAM reads."""
     a, b = OPEN_ORDER_DISTINCT if order is None else (order.distinct_a, order.distinct_b)
-    return c.spread_a * a + c.spread_b * b, 0 if order is None else order.dram_again
+    return c.spread_a * a + c.spread_b * b, 0 if order is None else groups * order.dram_again
 
 
 def _clock(cycles: float, utilisation: float, dram: float, c: Constants) -> float:
@@ -183,7 +184,7 @@ def predict(
     Legality is not looked at.
     """
     c = constants
-    spread, again = _order_terms(order or _order(problem, schedule, target, c), c)
+    spread, again = _order_terms(order or _order(problem, schedule, target, c), problem.groups, c)
     tensor = _tensor_clocks(schedule, target)
     math = _math_clocks(problem, schedule, tensor, target, c)
     loads = _load_clocks(problem, schedule, spread, target, c)
@@ -245,9 +246,9 @@ def tile_bound(
 ) -> float:
     """Seconds that no schedule with this tile beats in `predict`; cheap. `dram` is `dram_seconds(problem)`."""
     c = constants
-    tiles = -(-problem.rows // block_m) * -(-problem.n // block_n)
+    tiles = problem.groups * -(-problem.group_rows // block_m) * -(-problem.n // block_n)
     clocks_per_element = target.tensor_clocks_per_column / target.wgmma_m * STAGE_ROW_BYTES / target.wgmma_k_bytes
-    rows = min(block_m, problem.rows) + min(block_n, problem.n)
+    rows = min(block_m, problem.group_rows) + min(block_n, problem.n)
     transfer = rows * STAGE_ROW_BYTES / (c.l2_efficiency * target.l2_bytes_per_clock_per_sm)
     k_block = max(block_m * block_n * clocks_per_element, transfer)
     cycles = -(-tiles // target.sms) * problem.k_blocks * k_block

@@ -22,6 +22,7 @@ from gemmir.errors import ScheduleError
 from gemmir.passes.cost_model import predict
 from gemmir.passes.l2_model import cluster_tiles, resident_clusters
 from gemmir.passes.schedule_pass import read_schedule, write_schedule
+from gemmir.problem import Grouping
 from gemmir.target import balanced_clusters
 
 LONG_TILE_CLOCKS = 40_000
@@ -56,6 +57,10 @@ class GemmBalancePass(ModulePass):
                 rule="rounds of tiles need tiles",
                 fix="run gemm-select-blocks before",
             )
+        if problem.grouping is not Grouping.NONE:
+            write_schedule(matmul, problem, wanted.filled(balanced=False))
+            record(Decision(self.name, "balanced", "false", "how many tiles groups have is not known before"))
+            return
         rows, columns = cluster_tiles(problem, wanted)
         resident, clocks = resident_clusters(wanted), problem.k_blocks * predict(problem, wanted).tensor
         chosen = clocks >= LONG_TILE_CLOCKS

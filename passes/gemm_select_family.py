@@ -37,10 +37,9 @@ class Unlowered:
 
 
 def _grouping(p: GemmProblem) -> Unlowered | None:
-    if p.grouping is Grouping.NONE:
+    if p.grouping is not Grouping.K_OFFS:
         return None
-    kind = "a batch" if p.grouping is Grouping.BATCH else f"groups by {p.grouping.value}"
-    return Unlowered(kind, "a kernel computes one product", "compute each product by itself")
+    return Unlowered("groups along K", "the rows of A are divided, or nothing", "compute each product by itself")
 
 
 def _result_type(p: GemmProblem) -> Unlowered | None:

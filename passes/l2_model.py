@@ -90,18 +90,25 @@ def resident_clusters(schedule: Schedule, target: Target = SM_90A) -> int:
 
 
 def cluster_tiles(problem: GemmProblem, schedule: Schedule) -> tuple[int, int]:
-    """Rows and columns of the grid of cluster tiles."""
+    """Rows and columns of the grid of cluster tiles, the rows of all groups one after another."""
+    rows, columns = group_tiles(problem, schedule)
+    return problem.groups * rows, columns
+
+
+def group_tiles(problem: GemmProblem, schedule: Schedule) -> tuple[int, int]:
+    """Rows and columns of one group's grid of cluster tiles."""
     assert schedule.block_m is not None and schedule.block_n is not None
-    rows = -(-problem.rows // (schedule.block_m * (schedule.cluster_m or 1)))
+    rows = -(-problem.group_rows // (schedule.block_m * (schedule.cluster_m or 1)))
     return rows, -(-problem.n // (schedule.block_n * (schedule.cluster_n or 1)))
 
 
 def grid_of(problem: GemmProblem, schedule: Schedule, target: Target = SM_90A) -> Grid:
-    """The grid of a schedule whose blocks and cluster are chosen."""
+    """The grid of a schedule whose blocks and cluster are chosen; that of one group where there are several."""
     assert schedule.block_m is not None and schedule.block_n is not None
     cluster_m, cluster_n = schedule.cluster_m or 1, schedule.cluster_n or 1
-    tile_m, tile_n = min(schedule.block_m * cluster_m, problem.rows), min(schedule.block_n * cluster_n, problem.n)
-    rows, columns = cluster_tiles(problem, schedule)
+    tile_m = min(schedule.block_m * cluster_m, problem.group_rows)
+    tile_n = min(schedule.block_n * cluster_n, problem.n)
+    rows, columns = group_tiles(problem, schedule)
     return Grid(
         rows=rows,
         columns=columns,

@@ -241,9 +241,10 @@ def _count_tiles(kernel: KernelOp, op: CountTilesOp) -> None:
     if BindName(bind.kind.data) is not BindName.POINTER or bind.tensor.data < 0:
         raise VerifyException(f"{op.name} takes the address of an input")
     tensor = kernel.inputs.data[bind.tensor.data].type
-    extent = -1 if kernel.grouping.meaning is Grouping.GROUP_IDS else number(kernel.groups)
+    of_rows = kernel.grouping.meaning is Grouping.GROUP_IDS
+    extent = kernel.output.type.get_shape()[0] if of_rows else number(kernel.groups)
     if tensor.element_type != i32 or tensor.get_shape() != (extent,):
-        raise VerifyException(f"{op.name} reads {tensor}: expected {extent if extent > 0 else '?'} x i32")
+        raise VerifyException(f"{op.name} reads {tensor}, not an i32 for each {'row' if of_rows else 'group'}")
 
 
 def _bind_of(kernel: KernelOp, value: SSAValue) -> BindAttr:
