@@ -206,7 +206,8 @@ def tma_boxes(problem: GemmProblem, s: Schedule, target: Target) -> Violation | 
                 "each CTA of a cluster loads whole swizzle atoms of 8 rows",
                 f"use {name} a multiple of {8 * shared_by}",
             )
-        if rows // (MAX_CLUSTER if extent is None else shared_by) > target.max_tma_box:
+        widest = MAX_CLUSTER if problem.grouping is Grouping.NONE else 1
+        if rows // (widest if extent is None else shared_by) > target.max_tma_box:
             return Violation(
                 "GMR-S003",
                 f"{name} = {rows} in one TMA box a CTA",
@@ -238,6 +239,11 @@ def raster(problem: GemmProblem, s: Schedule, target: Target) -> Violation | Non
     return Violation("GMR-S003", f"raster group of {s.raster_group}", "1 <= group <= 64", "use group = 8")
 
 
+def _many_segments(problem: GemmProblem) -> bool:
+    """Whether a warp cannot hold what it knows of all groups at once."""
+    return problem.grouping is Grouping.GROUP_IDS or (problem.grouping is Grouping.OFFS and problem.groups > WARP_LANES)
+
+
 def groups(problem: GemmProblem, s: Schedule, target: Target) -> Violation | None:
     """A tile has rows of one group; how many tiles there are, and so how many CTAs need to run, is not known before."""
     if problem.grouping is Grouping.GROUP_IDS and s.block_m is not None and GROUP_ALIGNMENT % s.block_m:
@@ -246,6 +252,14 @@ def groups(problem: GemmProblem, s: Schedule, target: Target) -> Violation | Non
             f"block_m = {s.block_m} for groups by group_ids",
             f"a tile lies in one of the blocks of {GROUP_ALIGNMENT} rows that belong to one group",
             f"use block_m = {GROUP_ALIGNMENT}",
+        )
+    if _many_segments(problem) and s.math_warpgroups == MATH_WARPGROUPS[-1]:
+        return Violation(
+            "GMR-S002",
+            f"{s.math_warpgroups} math warpgroups for {problem.groups} groups by {problem.grouping.value}",
+            f"warps that go through more than {WARP_LANES} groups, or blocks of rows, need the registers that setmaxnreg "
+            "leaves them beside two math warpgroups",
+            "use math_warpgroups = 2",
         )
     if problem.grouping is Grouping.NONE or not s.balanced:
         return None

@@ -139,6 +139,7 @@ DEVICE void tma_store_of_group_if(bool inside, const TensorMap& map, int column,
 template <int ROW_BYTES, int SHIFT, int MASK, class T>
 DEVICE void copy_rows(int rows, u32 box, T* d, i64 stride, int column, int columns) {
     constexpr int CHUNKS = ROW_BYTES / 16, WIDTH = 16 / sizeof(T);
+#pragma unroll 1
     for (int i = threadIdx.x % 32; i < rows * CHUNKS; i += 32) {
         const int row = i / CHUNKS, chunk = i % CHUNKS;
         u32 a, b, c, e;
@@ -325,13 +326,14 @@ template <int BLOCK_M, int BLOCK_N, int CLUSTER_M, int CLUSTER_N, int N, int GRO
 };
 
 //@ Segment: types
-// Rows of one group: the first, how many, and whose.
-struct Segment { int first, rows, group; };
+// Rows of one group: the first, and how many.
+struct Segment { int first, rows; };
 
 //@ Offs: Segment
 // Groups lie one after another; ends[g] is where group g ends. It begins where those before it end, and has no rows if it
 // ends before that, or outside: no row belongs to two groups, whatever `ends` holds.
 template <int GROUPS> struct Offs {
+    static constexpr int MOST = GROUPS;
     const int* ends;
     int m;
     DEVICE int segments() const { return GROUPS; }
@@ -342,8 +344,9 @@ template <int GROUPS> struct Offs {
         for (int d = 1; d < 32; d *= 2) most = max(most, lane >= d ? __shfl_up_sync(0xffffffffu, most, d) : most);
         const int before = __shfl_up_sync(0xffffffffu, most, 1), begin = lane == 0 ? taken : before;
         taken = __shfl_sync(0xffffffffu, most, 31);
-        return {begin, group < GROUPS && begin <= end && end <= m ? end - begin : 0, group};
+        return {begin, group < GROUPS && begin <= end && end <= m ? end - begin : 0};
     }
+    DEVICE int group(int segment) const { return segment; }
     DEVICE int own(int first, int rows, int group) const { return rows; }
 };
 
@@ -351,15 +354,18 @@ template <int GROUPS> struct Offs {
 // ids[row] is the row's group. Groups begin at multiples of 128 rows: a block of so many belongs to one, and what does not
 // carry its number in there is padding.
 template <int GROUPS> struct GroupIds {
+    static constexpr int MOST = 0x7fffffff;
     const int* ids;
     int m;
     DEVICE int segments() const { return (m + 127) / 128; }
     DEVICE Segment segment(int first, int& taken) const {
         const int row = (first + threadIdx.x % 32) * 128, group = row < m ? __ldg(ids + row) : -1;
-        return {row, 0 <= group && group < GROUPS ? min(128, m - row) : 0, group};
+        return {row, 0 <= group && group < GROUPS ? min(128, m - row) : 0};
     }
+    DEVICE int group(int segment) const { return __ldg(ids + segment * 128); }
     // Of `rows` rows from `first` on, how many in a row are the group's.
     DEVICE int own(int first, int rows, int group) const {
+#pragma unroll 1
         for (int done = 0; done < rows; done += 32) {
             const int row = done + threadIdx.x % 32;
             const u32 others = ~__ballot_sync(0xffffffffu, row < rows && __ldg(ids + first + row) == group);
@@ -372,25 +378,29 @@ template <int GROUPS> struct GroupIds {
 //@ Counts: Segment
 // Each group has a matrix of m rows, of which counts[g] count. A count that cannot be counts none.
 template <int GROUPS> struct Counts {
+    static constexpr int MOST = GROUPS;
     const int* counts;
     int m;
     DEVICE int segments() const { return GROUPS; }
     DEVICE Segment segment(int first, int& taken) const {
         const int group = first + threadIdx.x % 32, count = group < GROUPS ? __ldg(counts + group) : 0;
-        return {0, 0 <= count && count <= m ? count : 0, group};
+        return {0, 0 <= count && count <= m ? count : 0};
     }
+    DEVICE int group(int segment) const { return segment; }
     DEVICE int own(int first, int rows, int group) const { return rows; }
 };
 
 //@ Batch: Segment
 // Each group has a matrix of m rows.
 template <int GROUPS> struct Batch {
+    static constexpr int MOST = GROUPS;
     int m;
     DEVICE int segments() const { return GROUPS; }
     DEVICE Segment segment(int first, int& taken) const {
         const int group = first + threadIdx.x % 32;
-        return {0, group < GROUPS ? m : 0, group};
+        return {0, group < GROUPS ? m : 0};
     }
+    DEVICE int group(int segment) const { return segment; }
     DEVICE int own(int first, int rows, int group) const { return rows; }
 };
 
@@ -405,19 +415,20 @@ template <int BLOCK_M, int BLOCK_N, int N, class Groups> DEVICE int count_tiles(
 
 //@ GroupTiles: Segment tile_place
 // The tiles of this CTA, one segment's after another's. Each lane of a warp knows one segment of the 32 that are looked at,
-// and `upto`, how many of their tiles are in it or before it.
+// and `upto`, how many of their tiles are in it or before it. Where there are no more segments, it looks once.
 template <class Groups, int BLOCK_M, int BLOCK_N, int N, int GROUP, bool ALONG_M> struct GroupTiles {
     static constexpr int COLUMNS = (N + BLOCK_N - 1) / BLOCK_N;
+    static constexpr bool ONE_LOOK = Groups::MOST <= 32;
     const Groups groups;
-    int count, index = blockIdx.x, looked_at = 0, taken = 0, before = 0, all = 0, upto = 0;
+    int count, index = blockIdx.x, looked_at = 0, taken = 0, before = 0, upto = 0;
     Segment segment;
     int m0, n0, group, rows;
-    DEVICE GroupTiles(const Groups& groups, int count) : groups(groups), count(count) {}
+    DEVICE GroupTiles(const Groups& groups, int count) : groups(groups), count(count) { if (ONE_LOOK) look(); }
     DEVICE bool done() const { return index >= count; }
     DEVICE bool last() const { return index + int(gridDim.x) >= count; }
     DEVICE void next() { index += gridDim.x; }
     DEVICE void look() {
-        before += all;
+        before += tiles();
         segment = groups.segment(looked_at, taken);
         looked_at += 32;
         upto = (segment.rows + BLOCK_M - 1) / BLOCK_M * COLUMNS;
@@ -426,16 +437,17 @@ template <class Groups, int BLOCK_M, int BLOCK_N, int N, int GROUP, bool ALONG_M
             const int left = __shfl_up_sync(0xffffffffu, upto, d);
             if (threadIdx.x % 32 >= d) upto += left;
         }
-        all = __shfl_sync(0xffffffffu, upto, 31);
     }
+    DEVICE int tiles() const { return __shfl_sync(0xffffffffu, upto, 31); }
     DEVICE void find() {
-        while (index >= before + all) look();
+#pragma unroll 1
+        while (!ONE_LOOK && index >= before + tiles()) look();
         const int owner = __ffs(__ballot_sync(0xffffffffu, index - before < upto)) - 1;
         const int first = __shfl_sync(0xffffffffu, segment.first, owner), length = __shfl_sync(0xffffffffu, segment.rows, owner);
         const int tall = (length + BLOCK_M - 1) / BLOCK_M, end = __shfl_sync(0xffffffffu, upto, owner);
         int row, column;
         tile_place<GROUP, ALONG_M>(index - before - (end - tall * COLUMNS), tall, COLUMNS, row, column);
-        group = __shfl_sync(0xffffffffu, segment.group, owner);
+        group = groups.group(looked_at - 32 + owner);
         m0 = first + row * BLOCK_M;
         n0 = column * BLOCK_N;
         rows = length - row * BLOCK_M;
