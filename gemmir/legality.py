@@ -218,7 +218,7 @@ def tma_boxes(problem: GemmProblem, s: Schedule, target: Target) -> Violation | 
 
 
 def cluster(problem: GemmProblem, s: Schedule, target: Target) -> Violation | None:
-    """Clusters of one or two CTAs: larger ones leave SMs of an uneven GPC idle (measured). Those of groups stand alone."""
+    """Clusters of one or two CTAs: larger ones leave SMs of an uneven GPC idle (measured). For groups, of one."""
     m, n = (1 if extent is None else extent for extent in (s.cluster_m, s.cluster_n))
     if problem.grouping is not Grouping.NONE and m * n > 1:
         return Violation(
@@ -257,8 +257,8 @@ def groups(problem: GemmProblem, s: Schedule, target: Target) -> Violation | Non
         return Violation(
             "GMR-S002",
             f"{s.math_warpgroups} math warpgroups for {problem.groups} groups by {problem.grouping.value}",
-            f"warps that go through more than {WARP_LANES} groups, or blocks of rows, need the registers that setmaxnreg "
-            "leaves them beside two math warpgroups",
+            f"warps that go through more than {WARP_LANES} groups, or blocks of rows, need the registers that "
+            "setmaxnreg leaves them beside two math warpgroups",
             "use math_warpgroups = 2",
         )
     if problem.grouping is Grouping.NONE or not s.balanced:

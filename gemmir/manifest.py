@@ -11,7 +11,7 @@ import json
 from dataclasses import asdict, dataclass
 from typing import Any
 
-SCHEMA = 2
+SCHEMA = 3
 
 
 @dataclass(frozen=True, slots=True)
@@ -19,8 +19,9 @@ class TensorSpec:
     """
     A tensor that the kernel takes or returns: one argument of the IR function, or its result.
 
-    `shape` is that of the mathematics (A: M x K, B: K x N) with None where M stands; `dtype` MLIR's name. `order`
-    lists the dimensions from slowest to fastest in memory: (0, 1) is row-major, (1, 0) what `w.t()` gives.
+    `shape` is that of the mathematics (A: M x K, B: K x N; of rank 3 with groups first) with None where M stands;
+    `dtype` MLIR's name. `order` lists the dimensions from slowest to fastest in memory: (0, 1) is row-major, (1, 0)
+    what `w.t()` gives.
     `free_strides`: any strides will do (the kernel takes them as parameters) and `order` says nothing.
     """
 
@@ -36,8 +37,8 @@ class TensorMapParam:
     """
     A `__grid_constant__` tensor map over tensor `tensor` (index into inputs, -1 for the output).
 
-    `box` is (columns, rows): elements along the fastest dimension, then along the slowest. `swizzle` is the span in
-    bytes, 16 for none.
+    `box` is (columns, rows): elements along the fastest dimension, then along the next; one group's. `swizzle` is the
+    span in bytes, 16 for none.
     """
 
     tensor: int
@@ -48,7 +49,7 @@ class TensorMapParam:
 
 @dataclass(frozen=True, slots=True)
 class PointerParam:
-    """The address of input `tensor`."""
+    """The address of `tensor` (index into inputs, -1 for the output)."""
 
     tensor: int
     kind: str = "pointer"
@@ -94,7 +95,9 @@ class Manifest:
 
     The grid is `min(co-resident clusters, cluster tiles) * cluster CTAs`, where a cluster tile covers
     `block_m * cluster_m` rows and `block_n * cluster_n` columns of the M x N output; if `balanced`, the fewest clusters
-    that need as many rounds. `threads` per CTA.
+    that need as many rounds. `threads` per CTA. With a `grouping` (see `gemmir.problem.Grouping`; "none" for one
+    product) of `groups` groups the number of tiles is known on the device only, and the grid has CTAs for as many as
+    there can be.
     """
 
     name: str
@@ -116,6 +119,8 @@ class Manifest:
     schedule: str
     """The schedule as IR text, for people."""
     decisions: tuple[str, ...] = ()
+    grouping: str = "none"
+    groups: int = 1
 
     def to_json(self) -> str:
         return json.dumps({"schema": SCHEMA, **asdict(self)}, sort_keys=True)

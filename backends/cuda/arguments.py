@@ -12,7 +12,7 @@ from functools import cache
 from math import ceil, prod
 from typing import Any
 
-from gemmir.backends.cuda.tensor_map import row_pitch
+from gemmir.backends.cuda.tensor_map import group_pitch, row_pitch
 from gemmir.dtypes import BY_TORCH_NAME, DTYPES
 from gemmir.errors import InputError
 from gemmir.manifest import Manifest, PointerParam, StrideParam, TensorMapParam, TensorSpec
@@ -281,20 +281,21 @@ def _check_tma(spec: TensorSpec, info: TensorInfo) -> None:
     pitch = row_pitch(spec, info.shape, info.strides)
     if pitch < info.shape[fast] * info.item_bytes:
         raise _wrong_order(spec, info)
+    pitches = [(spec.order[-2] if len(spec.order) > 1 else spec.order[0], pitch)]
+    if len(spec.order) == 3:
+        pitches.append((spec.order[0], group_pitch(spec, info.shape, info.strides)))
+        if pitches[1][1] < pitch * (info.shape[spec.order[1]] - 1) + info.shape[fast] * info.item_bytes:
+            raise _wrong_order(spec, info)
     if info.address % SM_90A.tma_alignment:
         raise _misaligned(info, SM_90A.tma_alignment)
-    slow = spec.order[0]
-    if pitch % SM_90A.tma_alignment:
-        raise InputError(
-            "GMR-I003",
-            f"{info.name}: stride of dimension {slow} is {pitch} bytes",
-            rule=f"TMA needs strides that are multiples of {SM_90A.tma_alignment} bytes",
-            fix=_scales_fix(spec, info) or f"pad dimension {fast} to a multiple of {_padding(info)}",
-        )
-    if pitch >= MAX_PITCH_BYTES:
-        raise InputError(
-            "GMR-I007", f"{info.name}: stride of dimension {slow} is {pitch} bytes", rule="TMA strides are below 2^40"
-        )
+    for slow, stride in pitches:
+        what = f"{info.name}: stride of dimension {slow} is {stride} bytes"
+        if stride % SM_90A.tma_alignment:
+            rule = f"TMA needs strides that are multiples of {SM_90A.tma_alignment} bytes"
+            fix = _scales_fix(spec, info) or f"pad dimension {fast} to a multiple of {_padding(info)}"
+            raise InputError("GMR-I003", what, rule=rule, fix=fix)
+        if stride >= MAX_PITCH_BYTES:
+            raise InputError("GMR-I007", what, rule="TMA strides are below 2^40")
 
 
 def _check_dense(spec: TensorSpec, info: TensorInfo, strided: frozenset[int]) -> None:
@@ -313,7 +314,7 @@ def _padding(info: TensorInfo) -> int:
 
 def _scales_fix(spec: TensorSpec, info: TensorInfo) -> str | None:
     """Scales of A are the only f32 tensors that lie column by column."""
-    is_scale = spec.dtype == "f32" and spec.order == (1, 0)
+    is_scale = spec.dtype == "f32" and spec.order[-2:] in ((1, 0), (2, 1))
     return f"pass gemmir.align_scales({info.name})" if is_scale else None
 
 
@@ -327,7 +328,13 @@ def _misaligned(info: TensorInfo, alignment: int) -> InputError:
 
 
 def _wrong_order(spec: TensorSpec, info: TensorInfo) -> InputError:
-    if spec.order != (1, 0):
+    if spec.order == (0, 2, 1):
+        groups, rows, columns = info.shape
+        rule = "the second dimension is contiguous: each matrix is the transpose of a row-major one"
+        fix = _scales_fix(spec, info) or (
+            f"pass w.mT of a contiguous ({groups}, {columns}, {rows}) tensor w, or {info.name}.mT.contiguous().mT"
+        )
+    elif spec.order != (1, 0):
         rule, fix = "the last dimension is contiguous and rows do not overlap", f"pass {info.name}.contiguous()"
     else:
         rows, columns = info.shape

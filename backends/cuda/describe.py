@@ -38,6 +38,8 @@ def describe(
         balanced=kernel.balanced is not None,
         schedule=schedule,
         decisions=tuple(decisions),
+        grouping="none" if kernel.grouping is None else kernel.grouping.data.value,
+        groups=1 if kernel.groups is None else kernel.groups.value.data,
     )
 
 
@@ -49,7 +51,7 @@ def _tensor(tensor: hopper.TensorAttr) -> TensorSpec:
         name=tensor.label.data,
         dtype=str(tensor.type.element_type),
         shape=shape,
-        order=dimensions[::-1] if order is OrderName.COLUMN_MAJOR else dimensions,
+        order=(*dimensions[:-2], *dimensions[:-3:-1]) if order is OrderName.COLUMN_MAJOR else dimensions,
         free_strides=order is OrderName.STRIDED,
     )
 

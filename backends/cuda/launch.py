@@ -27,6 +27,7 @@ from gemmir.backends.cuda.tensor_map import TensorMapFields, encode, tensor_map_
 from gemmir.dtypes import DTYPES
 from gemmir.errors import DeviceError, InputError, UnsupportedError
 from gemmir.manifest import Manifest, Param, PointerParam, RowsParam, SeedParam, StrideParam, TensorMapParam
+from gemmir.problem import GROUP_ALIGNMENT, Grouping
 from gemmir.target import balanced_clusters, find_target
 
 if TYPE_CHECKING:
@@ -74,9 +75,20 @@ class Plan:
 
 
 def grid_size(manifest: Manifest, m: int, resident_clusters: int) -> int:
-    """CTAs to launch: persistent clusters, as many as run at once, but no more than there are tiles or rounds need."""
+    """
+    CTAs to launch: persistent clusters, as many as run at once, but no more than there are tiles or rounds need.
+
+    The tiles of groups are counted on the device; here, the most that there can be.
+    """
     rows, columns = manifest.block_m * manifest.cluster_m, manifest.block_n * manifest.cluster_n
-    tiles = -(-m // rows) * -(-manifest.n // columns)
+    tall = -(-m // rows)
+    if manifest.grouping == Grouping.OFFS.value:
+        tall = min(m, tall + manifest.groups)  # each group's last rows may fill only part of a tile
+    elif manifest.grouping == Grouping.GROUP_IDS.value:
+        tall = -(-m // GROUP_ALIGNMENT) * -(-GROUP_ALIGNMENT // rows)
+    elif manifest.grouping != Grouping.NONE.value:
+        tall *= manifest.groups
+    tiles = tall * -(-manifest.n // columns)
     clusters = balanced_clusters(tiles, resident_clusters) if manifest.balanced else min(resident_clusters, tiles)
     return clusters * manifest.cluster_m * manifest.cluster_n
 
@@ -179,7 +191,10 @@ class Launcher:
         return Kernel(function, module, context, clusters)
 
     def _empty(self, plan: Plan) -> torch.Tensor:
-        return _torch().empty(plan.m, self.manifest.n, dtype=_dtype(self.manifest.output.dtype), device=plan.device)
+        """New memory for the result. Rows that belong to no group keep what it held."""
+        spec = self.manifest.output
+        shape = [plan.m if extent is None else extent for extent in spec.shape]
+        return _torch().empty(shape, dtype=_dtype(spec.dtype), device=plan.device)
 
     def _zeros(self, plan: Plan, out: torch.Tensor | None) -> torch.Tensor:
         """The result where there is nothing to add up: no elements at all, or sums of no products."""
