@@ -10,6 +10,11 @@ from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 
 from gemmir.problem import GROUP_ALIGNMENT, Grouping
+from gemmir.target import SM_90A
+
+
+TILE_ALIGNMENT = SM_90A.tma_alignment // 4
+"""Rows at whose multiples tiles start: f32 scales of so many fill TMA's 16 bytes."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -24,6 +29,14 @@ class Segment:
     first: int
     rows: int
     group: int
+
+    @property
+    def aligned(self) -> int:
+        """
+        Where its first tile starts: TMA loads row scales from multiples of 16 bytes only, and one that starts elsewhere
+        along the fastest dimension is an illegal instruction (measured).
+        """
+        return self.first // TILE_ALIGNMENT * TILE_ALIGNMENT
 
 
 def segments(grouping: Grouping, index: Sequence[int], groups: int, m: int) -> Iterator[Segment]:

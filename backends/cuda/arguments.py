@@ -214,7 +214,7 @@ def _check_shapes(manifest: Manifest, infos: Sequence[TensorInfo]) -> int:
             if seen is not None and found != seen[1]:
                 raise _shape_error(spec, info, f"M is {found} in dimension {axis}, but {seen[1]} in {seen[0]}")
             seen = (f"{info.name} {_shape_text(info.shape)}", found)
-    rows = manifest.output.shape[0]
+    rows = manifest.output.shape[-2]
     if rows is not None:
         return rows
     if seen is None:

@@ -83,7 +83,7 @@ def grid_size(manifest: Manifest, m: int, resident_clusters: int) -> int:
     rows, columns = manifest.block_m * manifest.cluster_m, manifest.block_n * manifest.cluster_n
     tall = -(-m // rows)
     if manifest.grouping == Grouping.OFFS.value:
-        tall = min(m, tall + manifest.groups)  # each group's last rows may fill only part of a tile
+        tall = min(m, tall + 2 * manifest.groups)  # each group's first and last rows may fill only part of a tile
     elif manifest.grouping == Grouping.GROUP_IDS.value:
         tall = -(-m // GROUP_ALIGNMENT) * -(-GROUP_ALIGNMENT // rows)
     elif manifest.grouping != Grouping.NONE.value:

@@ -135,12 +135,12 @@ DEVICE void tma_store_of_group_if(bool inside, const TensorMap& map, int column,
 }
 
 //@ copy_rows: types
-// The lanes of a warp store ROW_BYTES of each of `rows` staged rows, 16 bytes at a time, to rows `stride` elements apart.
+// The lanes of a warp store staged rows `begin` to `end`, 16 bytes at a time, to rows `stride` elements apart.
 template <int ROW_BYTES, int SHIFT, int MASK, class T>
-DEVICE void copy_rows(int rows, u32 box, T* d, i64 stride, int column, int columns) {
+DEVICE void copy_rows(int begin, int end, u32 box, T* d, i64 stride, int column, int columns) {
     constexpr int CHUNKS = ROW_BYTES / 16, WIDTH = 16 / sizeof(T);
 #pragma unroll 1
-    for (int i = threadIdx.x % 32; i < rows * CHUNKS; i += 32) {
+    for (int i = begin * CHUNKS + threadIdx.x % 32; i < end * CHUNKS; i += 32) {
         const int row = i / CHUNKS, chunk = i % CHUNKS;
         u32 a, b, c, e;
         asm volatile("ld.shared.v4.b32 {%0, %1, %2, %3}, [%4];" : "=r"(a), "=r"(b), "=r"(c), "=r"(e)
@@ -152,18 +152,20 @@ DEVICE void copy_rows(int rows, u32 box, T* d, i64 stride, int column, int colum
 }
 
 //@ store_rows: tma_store_if copy_rows
-// Stores a staged box of ROWS rows, of which only `rows` may be written: all of them by TMA, fewer by the lanes.
+// Stores a staged box of ROWS rows, of which only `begin` to `end` may be written: all of them by TMA, fewer by the lanes.
 template <int ROWS, int ROW_BYTES, int SHIFT, int MASK, class T>
-DEVICE void store_rows(int rows, const TensorMap& map, int column, int row, u32 box, T* d, i64 stride, int columns) {
-    tma_store_if(threadIdx.x % 32 == 0 && rows >= ROWS && column < columns, map, column, row, box);
-    if (rows < ROWS) copy_rows<ROW_BYTES, SHIFT, MASK>(rows, box, d + row * stride, stride, column, columns);
+DEVICE void store_rows(int begin, int end, const TensorMap& map, int column, int row, u32 box, T* d, i64 stride, int columns) {
+    const bool whole = begin <= 0 && end >= ROWS;
+    if (threadIdx.x % 32 == 0) tma_store_if(whole && column < columns, map, column, row, box);
+    if (!whole) copy_rows<ROW_BYTES, SHIFT, MASK>(max(begin, 0), min(end, ROWS), box, d + row * stride, stride, column, columns);
 }
 
 //@ store_rows_of_group: tma_store_of_group_if copy_rows
 template <int ROWS, int ROW_BYTES, int SHIFT, int MASK, class T>
-DEVICE void store_rows_of_group(int rows, const TensorMap& map, int column, int row, int group, u32 box, T* d, i64 stride, int columns) {
-    tma_store_of_group_if(threadIdx.x % 32 == 0 && rows >= ROWS && column < columns, map, column, row, group, box);
-    if (rows < ROWS) copy_rows<ROW_BYTES, SHIFT, MASK>(rows, box, d + row * stride, stride, column, columns);
+DEVICE void store_rows_of_group(int begin, int end, const TensorMap& map, int column, int row, int group, u32 box, T* d, i64 stride, int columns) {
+    const bool whole = begin <= 0 && end >= ROWS;
+    if (threadIdx.x % 32 == 0) tma_store_of_group_if(whole && column < columns, map, column, row, group, box);
+    if (!whole) copy_rows<ROW_BYTES, SHIFT, MASK>(max(begin, 0), min(end, ROWS), box, d + row * stride, stride, column, columns);
 }
 
 //@ tma_store_commit: types
@@ -327,7 +329,11 @@ template <int BLOCK_M, int BLOCK_N, int CLUSTER_M, int CLUSTER_N, int N, int GRO
 
 //@ Segment: types
 // Rows of one group: the first, and how many.
-struct Segment { int first, rows; };
+struct Segment {
+    int first, rows;
+    // TMA loads row scales, 4 bytes each, from multiples of 16 bytes: tiles start at multiples of 4 rows.
+    DEVICE int tall() const { return rows == 0 ? 0 : rows + first % 4; }
+};
 
 //@ Offs: Segment
 // Groups lie one after another; ends[g] is where group g ends. It begins where those before it end, and has no rows if it
@@ -341,13 +347,16 @@ template <int GROUPS> struct Offs {
         const int lane = threadIdx.x % 32, group = first + lane, end = group < GROUPS ? __ldg(ends + group) : 0;
         int most = max(taken, end);
 #pragma unroll
-        for (int d = 1; d < 32; d *= 2) most = max(most, lane >= d ? __shfl_up_sync(0xffffffffu, most, d) : most);
+        for (int d = 1; d < 32; d *= 2) {
+            const int left = __shfl_up_sync(0xffffffffu, most, d);
+            if (lane >= d) most = max(most, left);
+        }
         const int before = __shfl_up_sync(0xffffffffu, most, 1), begin = lane == 0 ? taken : before;
         taken = __shfl_sync(0xffffffffu, most, 31);
         return {begin, group < GROUPS && begin <= end && end <= m ? end - begin : 0};
     }
     DEVICE int group(int segment) const { return segment; }
-    DEVICE int own(int first, int rows, int group) const { return rows; }
+    DEVICE int own_end(int m0, int end, int group) const { return end; }
 };
 
 //@ GroupIds: Segment
@@ -363,15 +372,16 @@ template <int GROUPS> struct GroupIds {
         return {row, 0 <= group && group < GROUPS ? min(128, m - row) : 0};
     }
     DEVICE int group(int segment) const { return __ldg(ids + segment * 128); }
-    // Of `rows` rows from `first` on, how many in a row are the group's.
-    DEVICE int own(int first, int rows, int group) const {
+    // Up to where, of the rows m0 to m0 + end, they carry the group's number.
+    DEVICE int own_end(int m0, int end, int group) const {
 #pragma unroll 1
-        for (int done = 0; done < rows; done += 32) {
+        for (int done = 0; done < end; done += 32) {
             const int row = done + threadIdx.x % 32;
-            const u32 others = ~__ballot_sync(0xffffffffu, row < rows && __ldg(ids + first + row) == group);
+            const bool own = row < end && __ldg(ids + m0 + row) == group;
+            const u32 others = ~__ballot_sync(0xffffffffu, own);
             if (others != 0) return done + __ffs(others) - 1;
         }
-        return rows;
+        return end;
     }
 };
 
@@ -387,7 +397,7 @@ template <int GROUPS> struct Counts {
         return {0, 0 <= count && count <= m ? count : 0};
     }
     DEVICE int group(int segment) const { return segment; }
-    DEVICE int own(int first, int rows, int group) const { return rows; }
+    DEVICE int own_end(int m0, int end, int group) const { return end; }
 };
 
 //@ Batch: Segment
@@ -401,7 +411,7 @@ template <int GROUPS> struct Batch {
         return {0, group < GROUPS ? m : 0};
     }
     DEVICE int group(int segment) const { return segment; }
-    DEVICE int own(int first, int rows, int group) const { return rows; }
+    DEVICE int own_end(int m0, int end, int group) const { return end; }
 };
 
 //@ count_tiles: Segment
@@ -409,7 +419,7 @@ template <int GROUPS> struct Batch {
 template <int BLOCK_M, int BLOCK_N, int N, class Groups> DEVICE int count_tiles(const Groups& groups) {
     int tiles = 0, taken = 0;
     for (int first = 0; first < groups.segments(); first += 32)
-        tiles += (groups.segment(first, taken).rows + BLOCK_M - 1) / BLOCK_M;
+        tiles += (groups.segment(first, taken).tall() + BLOCK_M - 1) / BLOCK_M;
     return __reduce_add_sync(0xffffffffu, tiles) * ((N + BLOCK_N - 1) / BLOCK_N);
 }
 
@@ -422,7 +432,7 @@ template <class Groups, int BLOCK_M, int BLOCK_N, int N, int GROUP, bool ALONG_M
     const Groups groups;
     int count, index = blockIdx.x, looked_at = 0, taken = 0, before = 0, upto = 0;
     Segment segment;
-    int m0, n0, group, rows;
+    int m0, n0, group, first, after;
     DEVICE GroupTiles(const Groups& groups, int count) : groups(groups), count(count) { if (ONE_LOOK) look(); }
     DEVICE bool done() const { return index >= count; }
     DEVICE bool last() const { return index + int(gridDim.x) >= count; }
@@ -431,7 +441,7 @@ template <class Groups, int BLOCK_M, int BLOCK_N, int N, int GROUP, bool ALONG_M
         before += tiles();
         segment = groups.segment(looked_at, taken);
         looked_at += 32;
-        upto = (segment.rows + BLOCK_M - 1) / BLOCK_M * COLUMNS;
+        upto = (segment.tall() + BLOCK_M - 1) / BLOCK_M * COLUMNS;
 #pragma unroll
         for (int d = 1; d < 32; d *= 2) {
             const int left = __shfl_up_sync(0xffffffffu, upto, d);
@@ -443,17 +453,19 @@ template <class Groups, int BLOCK_M, int BLOCK_N, int N, int GROUP, bool ALONG_M
 #pragma unroll 1
         while (!ONE_LOOK && index >= before + tiles()) look();
         const int owner = __ffs(__ballot_sync(0xffffffffu, index - before < upto)) - 1;
-        const int first = __shfl_sync(0xffffffffu, segment.first, owner), length = __shfl_sync(0xffffffffu, segment.rows, owner);
-        const int tall = (length + BLOCK_M - 1) / BLOCK_M, end = __shfl_sync(0xffffffffu, upto, owner);
+        const Segment own{__shfl_sync(0xffffffffu, segment.first, owner), __shfl_sync(0xffffffffu, segment.rows, owner)};
+        const int rows = (own.tall() + BLOCK_M - 1) / BLOCK_M, last = __shfl_sync(0xffffffffu, upto, owner);
         int row, column;
-        tile_place<GROUP, ALONG_M>(index - before - (end - tall * COLUMNS), tall, COLUMNS, row, column);
+        tile_place<GROUP, ALONG_M>(index - before - (last - rows * COLUMNS), rows, COLUMNS, row, column);
         group = groups.group(looked_at - 32 + owner);
-        m0 = first + row * BLOCK_M;
+        m0 = own.first - own.first % 4 + row * BLOCK_M;
         n0 = column * BLOCK_N;
-        rows = length - row * BLOCK_M;
+        first = own.first - m0;
+        after = first + own.rows;
     }
-    // How many rows from m0 on are the group's, of a tile's.
-    DEVICE int own_rows() const { return groups.own(m0, min(rows, BLOCK_M), group); }
+    // The rows of the tile that are the group's.
+    DEVICE int begin() const { return max(first, 0); }
+    DEVICE int end() const { return groups.own_end(m0, min(after, BLOCK_M), group); }
 };
 
 //@ chaos_start: types

@@ -40,7 +40,7 @@ GROUPINGS = {
 }
 """Types of the prelude that say which rows belong to which group."""
 
-TILE = ("m0", "n0", "group", "own_rows()")
+TILE = ("m0", "n0", "group", "begin()", "end()")
 """What `GroupTiles` of the prelude knows of a tile that it has found."""
 
 

@@ -31,6 +31,10 @@ def tma_load(agent: Agent, op: hopper.TmaLoadOp) -> None:
     part, destinations = _destinations(agent, op)
     row = agent[op.row] * op.row_step.value.data + part * rows
     column = agent[op.column] * op.column_step.value.data
+    if column * box.element_bytes % CHUNK:
+        raise fault(
+            f"TMA loads from {matrix.name}[{row}, {column}]", "a box starts at a multiple of 16 bytes of its row"
+        )
     data = np.ascontiguousarray(matrix.load(row, column, rows, columns)).view(np.uint8).reshape(-1, 16)
     slot = agent[op.ring] + cursor.stage * ring.slot_bytes + part * size
     chunks = box_chunks(slot, rows, columns * box.element_bytes, box.swizzle_mode)
@@ -137,20 +141,23 @@ def store_rows(agent: Agent, op: hopper.StoreRowsOp) -> None:
     """A whole box leaves as by `tma_store`; of another one, the lanes copy the rows that may be written now."""
     box, matrix = op.map.type, _matrix(agent, op.map, op.group)
     assert isinstance(box, hopper.TensorMapType)
-    rows = min(agent[op.rows] - op.row_offset.value.data, box.dims[0])
-    if rows == box.dims[0]:
+    begin = max(agent[op.begin] - op.row_offset.value.data, 0)
+    end = min(agent[op.end] - op.row_offset.value.data, box.dims[0])
+    if (begin, end) == (0, box.dims[0]):
         _start_store(agent, op, matrix)
         return
     row, column = agent[op.row] + op.row_offset.value.data, agent[op.column] + op.column_offset.value.data
-    if rows <= 0 or column >= agent.kernel.columns.value.data:
+    if begin >= end or column >= agent.kernel.columns.value.data:
         return
     source = agent[op.staging] + op.offset.value.data
     chunks = box_chunks(source, box.dims[0], box.dims[1] * box.element_bytes, box.swizzle_mode)
-    chunks = chunks.reshape(box.dims[0], -1)[:rows]
+    chunks = chunks.reshape(box.dims[0], -1)[begin:end]
     agent.read(Region(chunks.reshape(-1) * CHUNK, CHUNK))
     data, states = agent.cta.shared.chunks(chunks)
-    sound = (states & ~np.uint8(UNFENCED) == VALID).reshape(rows, -1, box.element_bytes).all(axis=2)
-    matrix.store(row, column, np.ascontiguousarray(data).reshape(rows, -1).view(matrix.bits.dtype), sound)
+    sound = (states & ~np.uint8(UNFENCED) == VALID).reshape(end - begin, -1, box.element_bytes).all(axis=2)
+    matrix.store(
+        row + begin, column, np.ascontiguousarray(data).reshape(end - begin, -1).view(matrix.bits.dtype), sound
+    )
 
 
 def _start_store(agent: Agent, op: hopper.TmaStoreOp | hopper.StoreRowsOp, matrix: Matrix) -> None:

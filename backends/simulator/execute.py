@@ -77,7 +77,7 @@ def _tiles(agent: Agent, op: hopper.TilesOp) -> Steps:
     mine = list(tiles_of(agent.kernel, op, grid.segments, agent.cta.rank))[grid.index :: grid.clusters]
     for number, tile in enumerate(mine, 1):
         agent.last_tile = number == len(mine)
-        values = (tile.row, tile.column, tile.group, tile.rows)
+        values = (tile.row, tile.column, tile.group, tile.begin, tile.end)
         agent.values |= dict(zip(op.body.block.args, values, strict=False))
         yield from _block(agent, op.body.block)
 

@@ -12,33 +12,37 @@ from gemmir.segments import Segment
 
 @dataclass(frozen=True, slots=True)
 class Tile:
-    """First row and column, the group (0 without groups), and how many rows from the first on are that group's."""
+    """First row and column, the group (0 without groups), and which rows of the tile are that group's."""
 
     row: int
     column: int
     group: int
-    rows: int
+    begin: int
+    end: int
 
 
 def tiles_of(kernel: hopper.KernelOp, op: hopper.TilesOp, segments: list[Segment], rank: int) -> Iterator[Tile]:
     """The tiles of the CTA of `rank` in each cluster tile of the grid, in order."""
     for segment in segments:
-        rows, columns = rows_and_columns(kernel, segment.rows)
+        rows, columns = _cover(kernel, segment)
         for index in range(rows * columns):
             row, column = _origin(kernel, op, index, rank, rows, columns)
-            yield Tile(segment.first + row, column, segment.group, segment.rows - row)
+            row += segment.aligned
+            begin, end = segment.first - row, segment.first + segment.rows - row
+            yield Tile(row, column, segment.group, max(0, begin), end)
 
 
 def number_of_tiles(kernel: hopper.KernelOp, segments: list[Segment]) -> int:
     """How many cluster tiles there are."""
-    covers = (rows_and_columns(kernel, segment.rows) for segment in segments)
+    covers = (_cover(kernel, segment) for segment in segments)
     return sum(rows * columns for rows, columns in covers)
 
 
-def rows_and_columns(kernel: hopper.KernelOp, m: int) -> tuple[int, int]:
-    """How many cluster tiles cover `m` rows of D, along M and along N."""
+def _cover(kernel: hopper.KernelOp, segment: Segment) -> tuple[int, int]:
+    """How many cluster tiles cover a segment, along M and along N."""
     rows, columns = kernel.tile.m.data * kernel.cluster.m.data, kernel.tile.n.data * kernel.cluster.n.data
-    return -(-m // rows), -(-kernel.columns.value.data // columns)
+    tall = segment.first + segment.rows - segment.aligned if segment.rows else 0
+    return -(-tall // rows), -(-kernel.columns.value.data // columns)
 
 
 def _origin(

@@ -61,11 +61,11 @@ def _store_slice(
             "column_offset": group * plan.group_columns + chunk.first,
         }
         box = (storage.staging, parameters.maps_d[chunk.columns], tile.m0, tile.n0)
-        if tile.rows is None or matrix is None or parameters.d_stride_m is None:
+        if tile.begin is None or tile.end is None or matrix is None or parameters.d_stride_m is None:
             emit.op(hopper.TmaStoreOp, *box, **place)
             continue
         own = own_matrix(tile, plan, "d")
-        emit.op(hopper.StoreRowsOp, *box, tile.rows, matrix, parameters.d_stride_m, own, **place)
+        emit.op(hopper.StoreRowsOp, *box, tile.begin, tile.end, matrix, parameters.d_stride_m, own, **place)
     emit.op(hopper.StoreCommitOp)
     emit.op(hopper.StoreWaitReadOp, pending=0)
     if plan.grouped:  # all lanes may have stored rows

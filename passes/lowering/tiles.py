@@ -19,13 +19,14 @@ class Tile:
     """
     One tile: its first row and column in D.
 
-    `group` and `rows`, how many rows from the first on are the group's, are None where there is one group.
+    `group`, and which rows of the tile are the group's, from `begin` up to `end`, are None where there is one group.
     """
 
     m0: SSAValue
     n0: SSAValue
     group: SSAValue | None = None
-    rows: SSAValue | None = None
+    begin: SSAValue | None = None
+    end: SSAValue | None = None
 
 
 def count_tiles(emit: Emitter, plan: Plan, parameters: Parameters) -> SSAValue | None:

@@ -22,6 +22,10 @@ def plus(value: str, offset: int) -> str:
     return f"{value} + {offset}" if offset else value
 
 
+def minus(value: str, offset: int) -> str:
+    return f"{value} - {offset}" if offset else value
+
+
 class Printing:
     """The state of printing one kernel. `cluster` is its extent along M and N."""
 

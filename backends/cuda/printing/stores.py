@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from gemmir.backends.cuda.printing.base import Printing, plus
+from gemmir.backends.cuda.printing.base import Printing, minus, plus
 from gemmir.dialects import hopper
 from gemmir.dialects.hopper.base import number
 from gemmir.errors import UnsupportedError
@@ -38,12 +38,12 @@ class PrintsStores(Printing):
         assert isinstance(box, hopper.TensorMapType)
         rows, columns = box.dims
         row, column = plus(self.out[op.row], number(op.row_offset)), plus(self.out[op.column], number(op.column_offset))
-        left = f"{self.out[op.rows]} - {number(op.row_offset)}" if number(op.row_offset) else self.out[op.rows]
+        begin, end = (minus(self.out[value], number(op.row_offset)) for value in (op.begin, op.end))
         swizzle = box.swizzle_mode
         shape = f"{rows}, {columns * box.element_bytes}, {swizzle.row_shift}, {swizzle.row_mask}"
         group = [] if op.group is None else [self.out[op.group]]
         self.call(
             f"{'store_rows' if op.group is None else 'store_rows_of_group'}<{shape}>",
-            *(left, self.out[op.map], column, row, *group),
+            *(begin, end, self.out[op.map], column, row, *group),
             *(plus(self.out[op.staging], number(op.offset)), self.out[op.pointer], self.out[op.stride], "N"),
         )

@@ -17,6 +17,7 @@ from xdsl.utils.exceptions import VerifyException
 from gemmir.dialects.hopper.arithmetic import LoadScalesOp, PromoteOp, WgmmaOp
 from gemmir.dialects.hopper.base import number
 from gemmir.dialects.hopper.control import (
+    TILE_ARGUMENTS,
     CountTilesOp,
     KBlocksOp,
     KernelOp,
@@ -228,8 +229,9 @@ def _store_rows(kernel: KernelOp, op: StoreRowsOp) -> None:
     of_rows = (BindName(stride.kind.data), stride.tensor.data, stride.dimension.data)
     if _check_map(kernel, op, op.group) != tensor or of_rows != (BindName.STRIDE, tensor, len(shape) - 2):
         raise VerifyException(f"{op.name} takes the map, the address and the stride of one tensor")
-    tiles = op.rows.owner.parent_op() if isinstance(op.rows, BlockArgument) else None
-    if not isinstance(tiles, TilesOp) or op.rows is not tiles.body.block.args[-1] or len(tiles.body.block.args) != 4:
+    tiles = op.row.owner.parent_op() if isinstance(op.row, BlockArgument) else None
+    given = () if not isinstance(tiles, TilesOp) else tiles.body.block.args
+    if len(given) != len(TILE_ARGUMENTS) or (op.row, op.begin, op.end) != (given[0], *given[3:]):
         raise VerifyException("rows that may be written are those that hopper.tiles gives")
 
 

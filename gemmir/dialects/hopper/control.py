@@ -33,7 +33,7 @@ from gemmir.problem import Grouping
 MAX_K_STEP = max(PROMOTE_CHUNKS)
 """Blocks of K that a loop does at a time."""
 
-TILE_ARGUMENTS = ("row", "column", "group", "rows")
+TILE_ARGUMENTS = ("row", "column", "group", "begin", "end")
 OpT = TypeVar("OpT", bound=Operation)
 
 
@@ -162,8 +162,8 @@ class TilesOp(HopperOperation):
 
     Tiles are visited in groups of `group` cluster rows (or columns, along_n); consecutive clusters take
     consecutive tiles. In a kernel with a grouping they are `count` tiles, those of one segment of rows after another
-    (see `gemmir.segments`), and there are two more arguments: the group, and how many rows from the tile's first row on
-    are the group's. All lanes of a warp find a tile together.
+    (see `gemmir.segments`), and there are three more arguments: the group, and which rows of the tile, from `begin` up to
+    `end`, are the group's: it starts at a multiple of 4 rows. All lanes of a warp find a tile together.
     """
 
     name = "hopper.tiles"
@@ -175,7 +175,7 @@ class TilesOp(HopperOperation):
     assembly_format = "($count^ `of`)? $raster `group` $group $body attr-dict"
 
     def verify_(self) -> None:
-        arguments = 2 if self.count is None else 4
+        arguments = 2 if self.count is None else len(TILE_ARGUMENTS)
         if [a.type for a in self.body.block.args] != [IndexType()] * arguments:
             raise VerifyException(f"hopper.tiles takes {arguments} index arguments here: {TILE_ARGUMENTS[:arguments]}")
         kernel = enclosing(self, KernelOp)

@@ -46,7 +46,7 @@ class TmaStoreOp(HopperOperation):
 @irdl_op_definition
 class StoreRowsOp(HopperOperation):
     """
-    As `hopper.tma_store`, but of the rows from `row` on only `rows` may be written: others belong to other groups.
+    As `hopper.tma_store`, but of the rows from `row` on only `begin` to `end` may be written: others are other groups'.
 
     A box that is not whole is stored by the lanes of the warp, with ordinary accesses, to `pointer` (the matrix, its
     rows `stride` elements apart); a whole one by TMA. A matrix of rank 3 is stored to at `group` of its first
@@ -58,7 +58,8 @@ class StoreRowsOp(HopperOperation):
     map = operand_def(TensorMapType)
     row = operand_def(IndexType)
     column = operand_def(IndexType)
-    rows = operand_def(IndexType)
+    begin = operand_def(IndexType)
+    end = operand_def(IndexType)
     pointer = operand_def(PointerType)
     stride = operand_def(i64)
     group = opt_operand_def(IndexType)
@@ -66,8 +67,8 @@ class StoreRowsOp(HopperOperation):
     row_offset = prop_def(NATURAL)
     column_offset = prop_def(NATURAL)
     assembly_format = (
-        "$staging `at` $offset `->` $map `[` $row `+` $row_offset `,` $column `+` $column_offset `]` `rows` $rows "
-        "`to` $pointer `stride` $stride (`of` $group^)? attr-dict `:` type($staging) `,` type($map) `,` type($pointer)"
+        "$staging `at` $offset `->` $map `[` $row `+` $row_offset `,` $column `+` $column_offset `]` `rows` $begin "
+        "`until` $end `to` $pointer `stride` $stride (`of` $group^)? attr-dict `:` type($staging) `,` type($map) `,` type($pointer)"
     )
 
 
