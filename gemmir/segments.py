@@ -12,7 +12,6 @@ from dataclasses import dataclass
 from gemmir.problem import GROUP_ALIGNMENT, Grouping
 from gemmir.target import SM_90A
 
-
 TILE_ALIGNMENT = SM_90A.tma_alignment // 4
 """Rows at whose multiples tiles start: f32 scales of so many fill TMA's 16 bytes."""
 
