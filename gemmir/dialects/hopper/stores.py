@@ -68,7 +68,8 @@ class StoreRowsOp(HopperOperation):
     column_offset = prop_def(NATURAL)
     assembly_format = (
         "$staging `at` $offset `->` $map `[` $row `+` $row_offset `,` $column `+` $column_offset `]` `rows` $begin "
-        "`until` $end `to` $pointer `stride` $stride (`of` $group^)? attr-dict `:` type($staging) `,` type($map) `,` type($pointer)"
+        "`until` $end `to` $pointer `stride` $stride (`of` $group^)? attr-dict "
+        "`:` type($staging) `,` type($map) `,` type($pointer)"
     )
 
 
