@@ -22,9 +22,9 @@ def align_scales(scale: torch.Tensor) -> torch.Tensor:
     """
     Lay out the 1x128 scales of A so that TMA can load those of neighbouring rows at once.
 
-    `scale`: float32, shape (M, ceil(K/128)), any strides. Returns the same values and shape, on the same device, with
-    strides (1, M rounded up to a multiple of 4): row index fastest. Returns `scale` itself if it already lies so.
-    Raises `InputError`: GMR-I001 if it is not float32, GMR-I002 if its rank is not 2.
+    `scale`: float32, shape (M, ceil(K/128)) or (G, M, ceil(K/128)), any strides. Returns the same values and shape, on
+    the same device: row index fastest, blocks of K a multiple of 4 rows apart, then groups. Returns `scale` itself if
+    it already lies so. Raises `InputError`: GMR-I001 if it is not float32, GMR-I002 if its rank is neither 2 nor 3.
     """
     import torch
 
@@ -32,16 +32,17 @@ def align_scales(scale: torch.Tensor) -> torch.Tensor:
         raise InputError(
             "GMR-I001", f"scale: dtype is {scale.dtype}", rule="scales are torch.float32", fix="pass scale.float()"
         )
-    if scale.dim() != 2:
+    if scale.dim() not in (2, 3):
         raise InputError(
             "GMR-I002",
             f"scale: shape is {tuple(scale.shape)}",
-            rule="1x128 scales of A have the shape (M, ceil(K/128))",
+            rule="1x128 scales of A have the shape (M, ceil(K/128)), or (G, M, ceil(K/128)) for groups",
             fix="reshape it to one row per row of A",
         )
-    m, blocks = scale.shape
+    m, blocks = scale.shape[-2:]
     pitch = scale_pitch(m)
-    if scale.stride() == (1, pitch) and scale.data_ptr() % 16 == 0:
+    strides = (blocks * pitch, 1, pitch)[-scale.dim() :]
+    if scale.stride() == strides and scale.data_ptr() % 16 == 0:
         return scale
-    aligned = scale.new_zeros((blocks, pitch)).t()[:m]
+    aligned = scale.new_zeros((*scale.shape[:-2], blocks, pitch)).transpose(-1, -2)[..., :m, :]
     return aligned.copy_(scale)

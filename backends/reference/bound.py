@@ -37,8 +37,10 @@ from dataclasses import dataclass
 import torch
 
 from gemmir.backends.reference.checks import check_operands
+from gemmir.backends.reference.groups import Operands, products_of, result_shape
 from gemmir.backends.reference.scaling import scale_per_row
-from gemmir.backends.reference.tensor_core import Approximation, Operands, tensor_core_sum, zeros
+from gemmir.backends.reference.tensor_core import Approximation, tensor_core_sum, zeros
+from gemmir.backends.reference.tensor_core import Operands as PanelOperands
 from gemmir.dtypes import BF16, F16, F32, DType
 from gemmir.errors import UnsupportedError
 from gemmir.matmul_rules import is_block_wise
@@ -75,7 +77,7 @@ class Panel:
     """Some rows of a problem, with a row of scales for each row of A and each column of B: see `scale_per_row`."""
 
     problem: GemmProblem
-    operands: Operands
+    operands: PanelOperands
     scale_a: torch.Tensor | None
     scale_b: torch.Tensor | None
 
@@ -113,6 +115,7 @@ def exact_and_bound(
     scale_b: torch.Tensor | None = None,
     c: torch.Tensor | None = None,
     *,
+    index: torch.Tensor | None = None,
     rows_per_panel: int | None = None,
 ) -> tuple[torch.Tensor, torch.Tensor]:
     """
@@ -123,24 +126,37 @@ def exact_and_bound(
     and the bound, which includes the rounding to `problem.d`. If the problem has an epilogue both are those of the
     float32 accumulator that enters it: `epilogue_bound` carries them through.
 
+    Of several groups all have the shapes of `gemmir.matmul_rules.DIMS`, and `index` says which elements are whose.
+    Elements that no group writes may hold anything: 0 is expected there, with an infinite bound.
+
     The work goes by panels of `rows_per_panel` rows (default: what keeps the buffers under 2 GiB). Raises
     `InputError` for tensors that do not fit the problem and `UnsupportedError` for numerics without a derivation.
     """
-    check_operands(problem, a, b, scale_a, scale_b, c)
+    whole = Operands(a, b, scale_a, scale_b, c, index)
+    check_operands(problem, whole)
     _check_numerics(problem)
-    m, n = a.shape[0], b.shape[1]
-    left = None if scale_a is None else scale_per_row(scale_a, problem.scale_a, m)
-    right = None if scale_b is None else scale_per_row(scale_b.t(), problem.scale_b, n)
-    exact = torch.empty((m, n), dtype=torch.float64, device=a.device)
+    exact = torch.zeros(result_shape(problem.grouping, whole), dtype=torch.float64, device=a.device)
+    bound = torch.full_like(exact, torch.inf)
+    for group, product, part in products_of(problem, whole):
+        exact[group.in_result], bound[group.in_result] = _of_one(product, part, rows_per_panel)
+    return exact, bound
+
+
+def _of_one(problem: GemmProblem, whole: Operands, rows_per_panel: int | None) -> tuple[torch.Tensor, torch.Tensor]:
+    """Exact result and bound of one product."""
+    m, n = whole.a.shape[0], whole.b.shape[1]
+    left = None if whole.scale_a is None else scale_per_row(whole.scale_a, problem.scale_a, m)
+    right = None if whole.scale_b is None else scale_per_row(whole.scale_b.t(), problem.scale_b, n)
+    exact = torch.empty((m, n), dtype=torch.float64, device=whole.a.device)
     bound = torch.empty_like(exact)
     rows = rows_per_panel or max(SCALE_BLOCK, PANEL_ELEMENTS // max(1, n) // SCALE_BLOCK * SCALE_BLOCK)
     for first in range(0, m, rows):
         span = slice(first, min(first + rows, m))
-        operands = Operands(a[span], b, problem.a, problem.b)
+        panel = PanelOperands(whole.a[span], whole.b, problem.a, problem.b)
         rows_left = left if left is None or left.dim() == 0 else left[span]
-        total = _accumulate(Panel(problem, operands, rows_left, right))
-        if c is not None:
-            _add(total, c[span])
+        total = _accumulate(Panel(problem, panel, rows_left, right))
+        if whole.c is not None:
+            _add(total, whole.c[span])
         _finish(problem, total)
         exact[span], bound[span] = total.value, total.error
     return exact, bound

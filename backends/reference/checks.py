@@ -6,9 +6,10 @@ from collections.abc import Sequence
 
 import torch
 
-from gemmir.dtypes import BY_TORCH_NAME, F32, DType
+from gemmir.backends.reference.groups import Operands
+from gemmir.dtypes import BY_TORCH_NAME, F32, I32, DType
 from gemmir.errors import InputError
-from gemmir.matmul_rules import scale_shape
+from gemmir.matmul_rules import DIMS, operand_scale_shape
 from gemmir.problem import GemmProblem, Recipe
 
 
@@ -63,35 +64,35 @@ def check_one_device(names: Sequence[str], tensors: Sequence[torch.Tensor]) -> N
             )
 
 
-def check_operands(
-    problem: GemmProblem,
-    a: torch.Tensor,
-    b: torch.Tensor,
-    scale_a: torch.Tensor | None,
-    scale_b: torch.Tensor | None,
-    c: torch.Tensor | None,
-) -> None:
+def check_operands(problem: GemmProblem, operands: Operands) -> None:
     """`InputError` unless these are the operands of `problem`: present or absent, dtypes, shapes, one device."""
-    m = a.shape[0] if problem.m is None and a.dim() == 2 else problem.m or 0
+    a, dims = operands.a, DIMS[problem.grouping]
+    m = a.shape[-2] if problem.m is None and a.dim() >= 2 else problem.m or 0
+    sizes = {"G": problem.groups, "M": m, "N": problem.n, "K": problem.k}
+
+    def shape(text: str) -> tuple[int | None, ...]:
+        return tuple(sizes[dim] for dim in text.split(" x "))
+
     scaled_a, scaled_b = problem.scale_a is not Recipe.NONE, problem.scale_b is not Recipe.NONE
-    left = scale_shape(problem.scale_a, m, problem.k, k_axis=1)
-    right = scale_shape(problem.scale_b, problem.k, problem.n, k_axis=0)
+    left = operand_scale_shape(problem.scale_a, shape(dims.a), k_axis=1)
+    right = operand_scale_shape(problem.scale_b, shape(dims.b), k_axis=0)
     wanted: list[tuple[str, torch.Tensor | None, DType | None, tuple[int | None, ...] | None]] = [
-        ("a", a, problem.a, (m, problem.k)),
-        ("b", b, problem.b, (problem.k, problem.n)),
-        ("scale_a", scale_a, F32, left if scaled_a else None),
-        ("scale_b", scale_b, F32, right if scaled_b else None),
-        ("c", c, None, (m, problem.n) if problem.has_c else None),
+        ("a", a, problem.a, shape(dims.a)),
+        ("b", operands.b, problem.b, shape(dims.b)),
+        ("scale_a", operands.scale_a, F32, left if scaled_a else None),
+        ("scale_b", operands.scale_b, F32, right if scaled_b else None),
+        ("c", operands.c, None, shape(dims.d) if problem.has_c else None),
+        ("index", operands.index, I32, shape(dims.index) if dims.index else None),
     ]
     given: dict[str, torch.Tensor] = {}
-    for name, tensor, dtype, shape in wanted:
-        if (tensor is None) != (shape is None):
+    for name, tensor, dtype, size in wanted:
+        if (tensor is None) != (size is None):
             state = "is missing" if tensor is None else "was given"
             raise InputError("GMR-I005", f"{name}: {state}", rule=f"the problem is {problem}")
-        if tensor is None or shape is None:
+        if tensor is None or size is None:
             continue
         if dtype is not None:
             check_dtype(name, tensor, dtype)
-        check_shape(name, tensor, shape)
+        check_shape(name, tensor, size)
         given[name] = tensor
     check_one_device(list(given), list(given.values()))

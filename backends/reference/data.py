@@ -3,7 +3,8 @@ Inputs for a module: random ones as in practice, and ones on which every kernel 
 
 Both are made for the arguments of the module's only function and returned by argument name, in the memory layouts that
 the GPU backend wants: k-major operands have strides (K, 1) for A and (1, K) for B, and the 1x128 scales of A are laid
-out by `gemmir.scales.align_scales`.
+out by `gemmir.scales.align_scales`. An operand with a matrix for each group is made matrix by matrix. Index operands
+are valid; some groups are empty, and some rows or elements of K belong to none.
 """
 
 from __future__ import annotations
@@ -17,11 +18,13 @@ from xdsl.dialects.builtin import DYNAMIC_INDEX, ModuleOp
 from xdsl.ir import BlockArgument, SSAValue
 
 from gemmir.backends.reference.checks import torch_dtype
+from gemmir.backends.reference.index_data import DRAWN_PER_GROUP, draw_index
 from gemmir.backends.reference.values import element_dtype, tensor_type
-from gemmir.dialects.gemm import ProductOp, argument_names, the_function
+from gemmir.dialects.gemm import ProductOp, argument_names, problem_of, the_function
 from gemmir.dtypes import DType
 from gemmir.errors import InputError
-from gemmir.matmul_rules import is_block_wise, scale_shape
+from gemmir.groups import K_ALIGNMENT_BYTES, Extent
+from gemmir.matmul_rules import is_block_wise, operand_scale_shape, scale_shape
 from gemmir.problem import SCALE_BLOCK, Recipe
 from gemmir.scales import align_scales
 
@@ -32,7 +35,7 @@ EXACT_LIMIT = 4
 
 @dataclass(frozen=True, slots=True)
 class Operand:
-    """What the data of a matmul's A or B depend on; both are seen as outer x K."""
+    """What the data of a product's A or B depend on; their matrices are seen as outer x K."""
 
     op: ProductOp
     is_a: bool
@@ -54,15 +57,15 @@ class Operand:
         return (self.op.a_major if self.is_a else self.op.b_major) == "k"
 
     def lay_out(self, values: torch.Tensor) -> torch.Tensor:
-        """outer x K values as the operand, in its memory layout."""
-        stored = values.contiguous() if self.k_major else values.t().contiguous().t()
-        return stored if self.is_a else stored.t()
+        """(G x) outer x K values as the operand, in its memory layout."""
+        stored = values.contiguous() if self.k_major else values.transpose(-1, -2).contiguous().transpose(-1, -2)
+        return stored if self.is_a else stored.transpose(-1, -2)
 
     def lay_out_scale(self, scale: torch.Tensor) -> torch.Tensor:
-        """The scale of an outer x K operand as the scale operand."""
+        """The scale of a (G x) outer x K operand as the scale operand."""
         if self.is_a:
             return align_scales(scale) if self.recipe is Recipe.BLOCK_WISE_1X128 else scale
-        return scale.t().contiguous() if scale.dim() == 2 else scale
+        return scale.transpose(-1, -2).contiguous() if scale.dim() >= 2 else scale
 
 
 @dataclass(frozen=True, slots=True)
@@ -91,8 +94,8 @@ class Source:
         return torch.randint(-limit, limit + 1, shape, generator=self.generator, device=self.device).float()
 
 
-Make = Callable[[Operand, Source], tuple[torch.Tensor, torch.Tensor | None]]
-"""Makes the values (outer x K) and the scale of an operand."""
+Make = Callable[[Operand, Source, int, int], tuple[torch.Tensor, torch.Tensor | None]]
+"""Makes the values, outer x K, and the scale of one matrix of an operand."""
 
 
 def random_inputs(
@@ -136,6 +139,8 @@ def _inputs(
     for op in function.body.block.ops:
         for operand in (Operand(op, True), Operand(op, False)) if isinstance(op, ProductOp) else ():
             _make_operand(operand, source, make, made)
+        if isinstance(op, ProductOp) and op.index is not None and op.index not in made:
+            made[op.index] = _make_index(op, source)
     arguments = function.body.block.args
     for value in arguments:
         if value not in made:
@@ -143,25 +148,47 @@ def _inputs(
     return {name: made[value] for name, value in zip(argument_names(function), arguments, strict=True)}
 
 
+def _make_index(op: ProductOp, source: Source) -> torch.Tensor:
+    problem = problem_of(op)
+    extent = Extent(problem.groups, source.shape(op.a)[-2], problem.k, K_ALIGNMENT_BYTES // problem.a.bytes)
+    drawn = torch.rand(DRAWN_PER_GROUP * problem.groups, generator=source.generator, device=source.device)
+    index = draw_index(problem.grouping, extent, drawn.tolist())
+    return torch.tensor(index, dtype=torch.int32, device=source.device)
+
+
 def _make_operand(operand: Operand, source: Source, make: Make, made: dict[SSAValue, torch.Tensor]) -> None:
     """Make an operand and its scale, as far as they are arguments that nothing has been made for."""
     value, scale = operand.value, operand.scale
     factors = None
     if isinstance(value, BlockArgument) and value not in made:
-        values, factors = make(operand, source)
+        values, factors = _make_matrices(operand, source, make)
         made[value] = operand.lay_out(values)
     if isinstance(scale, BlockArgument) and scale not in made:
-        factors = _powers_of_two(operand, source, 1) if factors is None else factors
+        factors = _powers_of_two(operand, source, _outer_shape(operand, source), 1) if factors is None else factors
         made[scale] = operand.lay_out_scale(factors)
 
 
-def _outer_and_k(operand: Operand, source: Source) -> tuple[int, int]:
-    rows, columns = source.shape(operand.value)
-    return (rows, columns) if operand.is_a else (columns, rows)
+def _make_matrices(operand: Operand, source: Source, make: Make) -> tuple[torch.Tensor, torch.Tensor | None]:
+    """Values, (G x) outer x K, and their scales: those of each matrix are made by itself, unless all have one."""
+    *groups, outer, k = _outer_shape(operand, source)
+    if not groups:
+        return make(operand, source, outer, k)
+    if operand.recipe in (Recipe.NONE, Recipe.TENSOR_WISE):
+        values, scale = make(operand, source, groups[0] * outer, k)
+        return values.view(*groups, outer, k), scale
+    made = [make(operand, source, outer, k) for _ in range(groups[0])]
+    scales = [scale for _, scale in made if scale is not None]
+    return torch.stack([values for values, _ in made]), torch.stack(scales)
 
 
-def _random_operand(operand: Operand, source: Source) -> tuple[torch.Tensor, torch.Tensor | None]:
-    values = source.normal(*_outer_and_k(operand, source))
+def _outer_shape(operand: Operand, source: Source) -> tuple[int, ...]:
+    """The shape of an operand, K last."""
+    *groups, rows, columns = source.shape(operand.value)
+    return (*groups, rows, columns) if operand.is_a else (*groups, columns, rows)
+
+
+def _random_operand(operand: Operand, source: Source, outer: int, k: int) -> tuple[torch.Tensor, torch.Tensor | None]:
+    values = source.normal(outer, k)
     dtype = element_dtype(operand.value)
     if operand.scale is None:
         return values.to(torch_dtype(dtype)), None
@@ -193,15 +220,14 @@ def quantise(values: torch.Tensor, recipe: Recipe, dtype: DType) -> tuple[torch.
     return quantised, scale.reshape(()) if recipe is Recipe.TENSOR_WISE else scale.reshape(scale.shape[0], -1)
 
 
-def _exact_operand(operand: Operand, source: Source) -> tuple[torch.Tensor, torch.Tensor | None]:
-    outer, k = _outer_and_k(operand, source)
+def _exact_operand(operand: Operand, source: Source, outer: int, k: int) -> tuple[torch.Tensor, torch.Tensor | None]:
     op = operand.op
     budget = exact_budget(k, op.info().numerics.promote_every, fp8=op.info().a.dtype.is_fp8, block_wise=_block_wise(op))
     values = source.integers(budget.largest, outer, k)
     if operand.is_a and budget.step > 1:
         row, column = torch.arange(outer, device=source.device), torch.arange(k, device=source.device)
         values.masked_fill_((row[:, None] + column) % budget.step != 0, 0.0)
-    factors = None if operand.scale is None else _powers_of_two(operand, source, budget.scale_exponent)
+    factors = None if operand.scale is None else _powers_of_two(operand, source, (outer, k), budget.scale_exponent)
     return values.to(torch_dtype(element_dtype(operand.value))), factors
 
 
@@ -209,10 +235,9 @@ def _block_wise(op: ProductOp) -> bool:
     return is_block_wise(op.scale_a_recipe) or is_block_wise(op.scale_b_recipe)
 
 
-def _powers_of_two(operand: Operand, source: Source, exponent: int) -> torch.Tensor:
-    """Random scales of an outer x K operand from 2^-exponent to 2^exponent."""
-    outer, k = _outer_and_k(operand, source)
-    shape = [size or 0 for size in scale_shape(operand.recipe, outer, k, k_axis=1)]
+def _powers_of_two(operand: Operand, source: Source, of: tuple[int, ...], exponent: int) -> torch.Tensor:
+    """Random scales of an operand of shape `of`, (G x) outer x K, from 2^-exponent to 2^exponent."""
+    shape = [size or 0 for size in operand_scale_shape(operand.recipe, of, k_axis=1)]
     powers = torch.tensor([2.0**e for e in range(-exponent, exponent + 1)], device=source.device)
     return powers[source.integers(exponent, *shape).long() + exponent]
 

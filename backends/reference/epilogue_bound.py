@@ -13,21 +13,25 @@ itself is on the GPU:
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from functools import partial
 
 import torch
 from xdsl.dialects import arith, math
 from xdsl.dialects.builtin import IntegerType
-from xdsl.ir import Attribute, Operation, SSAValue
+from xdsl.ir import Attribute, Block, Operation, SSAValue
 
 from gemmir.backends.reference import interval
-from gemmir.backends.reference.interpreter import spread
+from gemmir.backends.reference.bound import exact_and_bound
+from gemmir.backends.reference.groups import Group, groups_of
+from gemmir.backends.reference.interpreter import epilogue_operands, operands_of
 from gemmir.backends.reference.interval import Accuracy, Interval, rounded
 from gemmir.backends.reference.scalars import PREDICATES, evaluate
-from gemmir.dialects.gemm import ProductOp, YieldOp, dtype_of
+from gemmir.dialects.gemm import ProductOp, YieldOp, dtype_of, problem_of
 from gemmir.dtypes import BF16, F8E4M3FN, F8E5M2, F16, F32, DType
-from gemmir.errors import UnsupportedError
+from gemmir.errors import InputError, UnsupportedError
+from gemmir.groups import Span
+from gemmir.problem import Grouping
 
 Rule = Callable[..., Interval]
 
@@ -101,26 +105,61 @@ FUNCTIONS: dict[type[Operation], Rule] = {
 
 
 def epilogue_bound(
-    op: ProductOp, operands: Sequence[torch.Tensor], exact: torch.Tensor, bound: torch.Tensor
+    op: ProductOp,
+    operands: Sequence[torch.Tensor],
+    exact: torch.Tensor,
+    bound: torch.Tensor,
+    groups: Sequence[Group] | None = None,
 ) -> tuple[torch.Tensor, torch.Tensor]:
     """
     The exact result of an epilogue and a bound on |kernel's result - exact|, both float64 (M, N).
 
     `operands`: the tensors of `op.epilogue_operands`; `exact` and `bound`: of the accumulator, as `exact_and_bound`
-    returns them for this op. The bound is infinite where the kernel's value cannot be limited, for instance because it
-    divides by something that may be zero. Raises `UnsupportedError` GMR-U001 for an op without a rule.
+    returns them for this op. `groups`: those of a grouped product, from `groups_of`; what none of them writes stays as
+    it is. The bound is infinite where the kernel's value cannot be limited, for instance because it divides by
+    something that may be zero. Raises `UnsupportedError` GMR-U001 for an op without a rule.
     """
     if op.epilogue is None:
         return exact, bound
-    block = op.epilogue.block
+    exact, bound = exact.clone(), bound.clone()
+    values = dict(zip(op.epilogue_operands, operands, strict=True))
+    if groups is None:
+        if op.grouping is not Grouping.NONE:
+            raise InputError("GMR-I005", f"no groups for {op.name}", rule="they say which operands belong where")
+        groups = (Group(Grouping.NONE, Span(0, 0, exact.shape[0], 0, 0)),)
+    for group in groups:
+        spread_out = epilogue_operands(op, group, values)
+        at = group.in_result
+        exact[at], bound[at] = _through(op.epilogue.block, spread_out, exact[at], bound[at])
+    return exact, bound
+
+
+def _through(
+    block: Block, operands: Sequence[torch.Tensor], exact: torch.Tensor, bound: torch.Tensor
+) -> tuple[torch.Tensor, torch.Tensor]:
+    """Exact result and bound of one group; `operands` broadcast to its M x N."""
     values: dict[SSAValue, Interval] = {block.args[0]: Interval(exact, exact - bound, exact + bound)}
-    for argument, operand, kind in zip(block.args[1:], operands, op.epilogue_kinds, strict=True):
-        values[argument] = Interval.point(spread(operand, kind).double())
+    for argument, operand in zip(block.args[1:], operands, strict=True):
+        values[argument] = Interval.point(operand.double())
     for inner in block.ops:
         if isinstance(inner, YieldOp):
             return _limits(values[inner.value], exact)
         values[inner.results[0]] = _evaluate(inner, [values[operand] for operand in inner.operands], exact.device)
     raise UnsupportedError("GMR-U001", "an epilogue without gemm.yield")
+
+
+def exact_and_bound_of(op: ProductOp, values: Mapping[SSAValue, torch.Tensor]) -> tuple[torch.Tensor, torch.Tensor]:
+    """
+    The exact result of `op`, epilogue included, and the bound on how far a kernel may be from it: see
+    `exact_and_bound`. `values`: the tensors of its operands, all on one device.
+    """
+    operands = operands_of(op, values)
+    given = (operands.a, operands.b, operands.scale_a, operands.scale_b, operands.c)
+    exact, bound = exact_and_bound(problem_of(op), *given, index=operands.index)
+    if op.epilogue is None:
+        return exact, bound
+    groups = groups_of(op.grouping, operands)
+    return epilogue_bound(op, [values[v] for v in op.epilogue_operands], exact, bound, groups)
 
 
 def _limits(result: Interval, like: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:

@@ -14,7 +14,8 @@ class WorstElement:
     """
     The element of a result that uses up most of its bound: `ratio` = `error` / `bound`.
 
-    The result is right if `holds`, that is, if `ratio` <= 1. An empty result has row and column -1 and ratio 0.
+    The result is right if `holds`, that is, if `ratio` <= 1. An empty result has row and column -1 and ratio 0. Rows of
+    several matrices are counted through all of them.
     """
 
     row: int
@@ -36,18 +37,21 @@ class WorstElement:
 
 def worst_element(result: torch.Tensor, exact: torch.Tensor, bound: torch.Tensor) -> WorstElement:
     """
-    Compare a kernel's `result` with `exact` element by element and return the worst; all (M, N), on one device.
+    Compare a kernel's `result` with `exact` element by element and return the worst; all (M, N), or (G, M, N), on one
+    device.
 
     Where `exact` is NaN or infinite the result must be the same (ratio 0, else infinity). Where it is finite a result
     of NaN or infinity has ratio infinity, unless the bound is infinite, which says that the kernel may overflow there.
     Raises `InputError` GMR-I002 if the shapes disagree.
     """
-    if not result.shape == exact.shape == bound.shape or result.dim() != 2:
+    if not result.shape == exact.shape == bound.shape or result.dim() not in (2, 3):
         shapes = ", ".join(str(tuple(t.shape)) for t in (result, exact, bound))
-        raise InputError("GMR-I002", f"result, exact and bound have the shapes {shapes}", rule="all are M x N")
+        raise InputError(
+            "GMR-I002", f"result, exact and bound have the shapes {shapes}", rule="all are M x N, or G x M x N"
+        )
     if result.numel() == 0:
         return WorstElement(-1, -1, 0.0, 0.0, 0.0, 0.0, 0.0)
-    got = result.double()
+    got, exact, bound = (t.reshape(-1, t.shape[-1]) for t in (result.double(), exact, bound))
     ratio = _ratios(got, exact, bound)
     row, column = divmod(int(ratio.argmax()), ratio.shape[1])
     values = [float(t[row, column]) for t in (got, exact, bound, ratio)]

@@ -110,14 +110,14 @@ def multiply_adds(kernel: KernelOp, m: int) -> int:
 
 
 def rows_in(module: ModuleOp, inputs: dict[str, torch.Tensor]) -> int:
-    """M: the rows of A. Raises `InputError` for tensors that the program does not take."""
+    """M: the rows of A, or of one matrix of it. Raises `InputError` for tensors that the program does not take."""
     from gemmir.backends.reference.interpreter import check_inputs
     from gemmir.cli.inputs import arguments_of, function_of
     from gemmir.dialects.gemm import the_matmul
 
     op = the_matmul(module)
     check_inputs(function_of(op), list(inputs.values()))
-    return next(inputs[argument.name].shape[0] for argument in arguments_of(op) if argument.role == "a")
+    return next(inputs[argument.name].shape[-2] for argument in arguments_of(op) if argument.role == "a")
 
 
 def on_reference(module: ModuleOp, inputs: dict[str, torch.Tensor]) -> Outcome:

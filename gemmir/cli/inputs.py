@@ -42,7 +42,7 @@ def arguments_of(op: ProductOp) -> tuple[Argument, ...]:
     """The arguments of the function around `op` (from `the_matmul`), in order."""
     from gemmir.dialects.gemm import argument_names, tensor_info
 
-    roles = {"a": op.a, "b": op.b, "scale_a": op.scale_a, "scale_b": op.scale_b, "c": op.c}
+    roles = {"a": op.a, "b": op.b, "scale_a": op.scale_a, "scale_b": op.scale_b, "c": op.c, "index": op.index}
     found: list[Argument] = []
     function = function_of(op)
     for name, value in zip(argument_names(function), function.args, strict=True):
@@ -91,7 +91,7 @@ def _load_npz(path: Path, arguments: tuple[Argument, ...]) -> dict[str, torch.Te
 def _from_array(name: str, array: np.ndarray, dtype: DType) -> torch.Tensor:
     import torch
 
-    raw = {8: "uint8", 16: "uint16", 32: "float32"}[dtype.bits]
+    raw = {8: "uint8", 16: "uint16", 32: dtype.torch_name}[dtype.bits]
     accepted = (raw, "float16") if dtype.name == "f16" else (raw,)
     if str(array.dtype) not in accepted:
         raise InputError(

@@ -13,6 +13,9 @@ from gemmir.cli.diagnostics import UsageError
 from gemmir.cli.sources import FILE_HELP, read_module
 
 if TYPE_CHECKING:
+    import torch
+    from xdsl.ir import SSAValue
+
     from gemmir.cli.backends import Outcome
     from gemmir.dialects.gemm import ProductOp
 
@@ -66,7 +69,7 @@ def execute(args: argparse.Namespace) -> int:
     if outcome.note:
         write(f"backend  {outcome.note}\n")
     write(f"result   {'x'.join(map(str, outcome.result.shape))} {problem_of(op).d}, by {outcome.where}\n")
-    write(f"time     {duration(outcome.seconds)}{rate(op, outcome)}\n")
+    write(f"time     {duration(outcome.seconds)}{rate(op, inputs, outcome)}\n")
     if args.output is not None:
         save_output(args.output, outcome.result)
         write(f"output   {args.output}\n")
@@ -95,10 +98,16 @@ def duration(seconds: float) -> str:
     return f"{seconds * 1e6:.1f} us" if seconds < 1e-3 else f"{seconds * 1e3:.1f} ms"
 
 
-def rate(op: ProductOp, outcome: Outcome) -> str:
+def rate(op: ProductOp, inputs: dict[str, torch.Tensor], outcome: Outcome) -> str:
     """Arithmetic per second, where the time is that of a kernel on a GPU."""
+    if not outcome.on_gpu:
+        return ""
+    from gemmir.backends.reference.groups import groups_of
+    from gemmir.backends.reference.interpreter import operands_of
+    from gemmir.cli.inputs import function_of
     from gemmir.dialects.gemm import problem_of
 
-    problem = problem_of(op)
-    flops = 2 * outcome.result.shape[0] * problem.n * problem.k
-    return f", {flops / outcome.seconds / 1e12:.0f} TFLOP/s" if outcome.on_gpu else ""
+    values: dict[SSAValue, torch.Tensor] = dict(zip(function_of(op).args, inputs.values(), strict=True))
+    spans = (group.span for group in groups_of(op.grouping, operands_of(op, values)))
+    multiplied = sum((span.last - span.first) * (span.k_last - span.k_first) for span in spans)
+    return f", {2 * multiplied * problem_of(op).n / outcome.seconds / 1e12:.0f} TFLOP/s"

@@ -5,6 +5,8 @@ Is a kernel right? Three judges, none with a tuned tolerance.
 (T1): random data against the bit model of the arithmetic. `check_bound` (T2): random data within the derived bound,
 for programs without a bit model, such as those with an epilogue.
 
+What no group writes is not compared.
+
 A kernel is anything that is called with one tensor per argument of the program and returns the result: a
 `CompiledKernel`, or what `simulated` makes of a program.
 """
@@ -24,9 +26,11 @@ from gemmir.testing import torch_model
 
 if TYPE_CHECKING:
     from xdsl.dialects.builtin import ModuleOp
+    from xdsl.ir import SSAValue
 
     from gemmir.compiler import Source
     from gemmir.dialects.gemm import ProductOp
+    from gemmir.problem import GemmProblem
 
 Kernel: TypeAlias = Callable[..., torch.Tensor]
 
@@ -74,13 +78,13 @@ def check_exact(
     """
     from gemmir.backends.reference import exact_inputs, run
 
-    module, _ = _module(program)
+    module, op = _module(program)
     tensors = list(exact_inputs(module, m, seed, device).values())
     expected = run(module, tensors)
     assert isinstance(expected, torch.Tensor)
     got = kernel(*tensors)
     _shapes(got, expected)
-    same = (got == expected) | (torch.isnan(got) & torch.isnan(expected))
+    same = (got == expected) | (torch.isnan(got) & torch.isnan(expected)) | ~_written(op, tensors)
     _compare(got, expected, same, f"exact data, seed {seed}: {_describe(module)}")
 
 
@@ -106,25 +110,46 @@ def check_bits(
     got = kernel(*tensors)
     width = {2: torch.int16, 4: torch.int32}[expected.element_size()]
     _shapes(got, expected)
-    same = got.contiguous().view(width) == expected.view(width)
+    same = (got.contiguous().view(width) == expected.view(width)) | ~_written(op, tensors)
     data = f"random data, seed {seed}" if inputs is None else "given data"
     _compare(got, expected, same, f"{data}: {_describe(module)}")
 
 
 def model_of(op: ProductOp, tensors: Sequence[torch.Tensor]) -> torch.Tensor:
-    """What the bit model says of `op`, the only one of its function, given one tensor per argument of the function."""
+    """
+    What the bit model says of `op`, the only one of its function, given one tensor per argument of the function.
+
+    Elements that no group writes are zero.
+    """
+    from gemmir.backends.reference.groups import products_of, result_shape
+    from gemmir.backends.reference.interpreter import operands_of
     from gemmir.dialects.gemm import problem_of
 
-    by_value = _by_value(op, tensors)
-    a, b = by_value[op.a], by_value[op.b]
-    scale_a = None if op.scale_a is None else by_value[op.scale_a]
-    scale_b = None if op.scale_b is None else by_value[op.scale_b]
-    problem = problem_of(op)
+    problem, operands = problem_of(op), operands_of(op, _by_value(op, tensors))
+    shape, dtype = result_shape(problem.grouping, operands), getattr(torch, problem.d.torch_name)
+    result = torch.zeros(shape, dtype=dtype, device=operands.a.device)
+    for group, product, part in products_of(problem, operands):
+        result[group.in_result] = _model_of_one(product, part.a, part.b, part.scale_a, part.scale_b)
+    return result
+
+
+def _model_of_one(
+    problem: GemmProblem, a: torch.Tensor, b: torch.Tensor, scale_a: torch.Tensor | None, scale_b: torch.Tensor | None
+) -> torch.Tensor:
+    """The bit model of one product: in torch on a GPU, in NumPy on the CPU."""
     if a.is_cuda:
         return torch_model.gemm_model(problem, a, b, scale_a, scale_b)
     scales = [None if scale is None else scale.numpy() for scale in (scale_a, scale_b)]
     bits = numpy_model(problem, raw_bits(a), raw_bits(b), *scales)
     return torch.from_numpy(bits.view(f"i{problem.d.bytes}")).view(getattr(torch, problem.d.torch_name))
+
+
+def _written(op: ProductOp, tensors: Sequence[torch.Tensor]) -> torch.Tensor:
+    """Which elements of the result `op` writes."""
+    from gemmir.backends.reference.groups import written
+    from gemmir.backends.reference.interpreter import operands_of
+
+    return written(op.grouping, operands_of(op, _by_value(op, tensors)))
 
 
 def check_bound(
@@ -141,18 +166,11 @@ def check_bound(
 
     `AssertionError` names the element that uses up most of its bound.
     """
-    from gemmir.backends.reference import exact_and_bound, random_inputs, worst_element
-    from gemmir.backends.reference.epilogue_bound import epilogue_bound
-    from gemmir.dialects.gemm import problem_of
+    from gemmir.backends.reference import exact_and_bound_of, random_inputs, worst_element
 
     module, op = _module(program)
     tensors = list(random_inputs(module, m, seed, device).values()) if inputs is None else list(inputs)
-    values = _by_value(op, tensors)
-    scales = [None if scale is None else values[scale] for scale in (op.scale_a, op.scale_b, op.c)]
-    exact, bound = exact_and_bound(problem_of(op), values[op.a], values[op.b], *scales)
-    if op.epilogue is not None:
-        exact, bound = epilogue_bound(op, [values[v] for v in op.epilogue_operands], exact, bound)
-    worst = worst_element(kernel(*tensors), exact, bound)
+    worst = worst_element(kernel(*tensors), *exact_and_bound_of(op, _by_value(op, tensors)))
     if not worst.holds:
         raise AssertionError(f"out of its bound: {worst}\n  seed {seed}: {_describe(module)}")
 
@@ -165,10 +183,11 @@ def _module(program: Source) -> tuple[ModuleOp, ProductOp]:
     return module, the_matmul(module)
 
 
-def _by_value(op: ProductOp, tensors: Sequence[torch.Tensor]) -> dict[object, torch.Tensor]:
+def _by_value(op: ProductOp, tensors: Sequence[torch.Tensor]) -> dict[SSAValue, torch.Tensor]:
     block = op.parent_block()
     assert block is not None
-    return dict(zip(block.args, tensors, strict=True))
+    values: dict[SSAValue, torch.Tensor] = dict(zip(block.args, tensors, strict=True))
+    return values
 
 
 def _describe(module: ModuleOp) -> str:
@@ -187,9 +206,11 @@ def _shapes(got: torch.Tensor, expected: torch.Tensor) -> None:
 
 
 def _compare(got: torch.Tensor, expected: torch.Tensor, same: torch.Tensor, context: str) -> None:
+    """Rows of results of several groups are counted through all of them."""
     if bool(same.all()):
         return
-    wrong = ~same
+    got, expected = (tensor.reshape(-1, tensor.shape[-1]) for tensor in (got, expected))
+    wrong = ~same.reshape(got.shape)
     first = int(wrong.reshape(-1).to(torch.uint8).argmax())
     row, column = divmod(first, got.shape[1])
     rows = wrong.any(dim=1).nonzero().reshape(-1)

@@ -11,7 +11,7 @@ from functools import cache
 
 from hypothesis import strategies as st
 
-from gemmir.dtypes import BF16, F8E4M3FN, F8E5M2, F16, DType
+from gemmir.dtypes import BF16, F8E4M3FN, F8E5M2, F16, F32, I32, DType
 from gemmir.legality import (
     BLOCK_M,
     MATH_WARPGROUPS,
@@ -21,8 +21,9 @@ from gemmir.legality import (
     WG_COLUMN_STEP,
     is_legal,
 )
+from gemmir.matmul_rules import DIMS, operand_scale_shape
 from gemmir.numerics import NumericsSpec
-from gemmir.problem import SCALE_BLOCK, GemmProblem, Recipe
+from gemmir.problem import SCALE_BLOCK, GemmProblem, Grouping, Recipe
 from gemmir.schedule import Family, RasterAxis, Schedule, Split
 from gemmir.tile import tile_geometry, widest_scale_batch
 
@@ -186,7 +187,11 @@ def small_problems(draw: st.DrawFn, most_m: int = 200, most_n: int = 200, most_k
 
 
 def program_text(problem: GemmProblem, schedule: Schedule | None = None, name: str = "product") -> str:
-    """The function `name`, which computes `problem` (k-major, no C, no epilogue), with `schedule` fixed, as IR text."""
+    """
+    The function `name`, which computes `problem` (k-major, no C, no epilogue), with `schedule` fixed, as IR text.
+
+    Its arguments are x, w, the index operand of groups, and the scales xs and ws, as far as there are such.
+    """
     from gemmir.dialects.gemm import set_schedule, the_matmul
     from gemmir.ir_text import parse_module
 
@@ -197,20 +202,32 @@ def program_text(problem: GemmProblem, schedule: Schedule | None = None, name: s
 
 
 def _text(problem: GemmProblem, name: str) -> str:
-    m, n, k = "?" if problem.m is None else problem.m, problem.n, problem.k
-    x, w, d = f"tensor<{m}x{k}x{problem.a}>", f"tensor<{k}x{n}x{problem.b}>", f"tensor<{m}x{n}x{problem.d}>"
-    if problem.scale_a is Recipe.NONE:
-        arguments, scaled, operands = "", "", f"({x}, {w})"
-    else:
-        blocks = -(-k // SCALE_BLOCK)
-        xs, ws = f"tensor<{m}x{blocks}xf32>", f"tensor<{blocks}x{-(-n // SCALE_BLOCK)}xf32>"
-        arguments, operands = f", %xs: {xs}, %ws: {ws}", f"({x}, {w}, {xs}, {ws})"
-        scaled = f" scaled (%xs by {problem.scale_a.value}, %ws by {problem.scale_b.value})"
+    dims = DIMS[problem.grouping]
+    sizes = {"G": problem.groups, "M": problem.m, "N": problem.n, "K": problem.k}
+
+    def shape(text: str) -> tuple[int | None, ...]:
+        return tuple(sizes[dim] for dim in text.split(" x "))
+
+    result, clauses = _tensor(shape(dims.d), problem.d), ""
+    operands = {"x": _tensor(shape(dims.a), problem.a), "w": _tensor(shape(dims.b), problem.b)}
+    if dims.index:
+        operands["index"] = _tensor(shape(dims.index), I32)
+        clauses += f" groups (%index by {problem.grouping.value})"
+    if problem.scale_a is not Recipe.NONE:
+        operands["xs"] = _tensor(operand_scale_shape(problem.scale_a, shape(dims.a), k_axis=1), F32)
+        operands["ws"] = _tensor(operand_scale_shape(problem.scale_b, shape(dims.b), k_axis=0), F32)
+        clauses += f" scaled (%xs by {problem.scale_a.value}, %ws by {problem.scale_b.value})"
+    arguments = ", ".join(f"%{operand}: {type_}" for operand, type_ in operands.items())
+    op = {Grouping.NONE: "matmul", Grouping.BATCH: "batched_matmul"}.get(problem.grouping, "grouped_matmul")
     return f"""
-func.func @{name}(%x: {x}, %w: {w}{arguments}) -> {d} {{
-  %y = gemm.matmul %x, %w{scaled} : {operands} -> {d}
-  func.return %y : {d}
+func.func @{name}({arguments}) -> {result} {{
+  %y = gemm.{op} %x, %w{clauses} : ({", ".join(operands.values())}) -> {result}
+  func.return %y : {result}
 }}"""
+
+
+def _tensor(shape: tuple[int | None, ...], dtype: DType) -> str:
+    return f"tensor<{'x'.join(['?' if size is None else str(size) for size in shape] + [str(dtype)])}>"
 
 
 @st.composite

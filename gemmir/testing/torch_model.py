@@ -12,6 +12,7 @@ from functools import cache
 
 import torch
 
+from gemmir.backends.reference.groups import Operands, products_of, result_shape
 from gemmir.dtypes import F32, DType
 from gemmir.problem import SCALE_BLOCK, GemmProblem, Recipe
 from gemmir.tensor_core import FLOOR, FP8_CORE, NAN, NO_EXPONENT, SAFE_EXPONENT, Core, check_modelled, core_of, table
@@ -161,15 +162,33 @@ def gemm_model(
     scale_a: torch.Tensor | None = None,
     scale_b: torch.Tensor | None = None,
     *,
+    index: torch.Tensor | None = None,
     panel: tuple[int, int] = PANEL,
 ) -> torch.Tensor:
     """
     What a kernel for `problem` computes, bit for bit, whatever its schedule.
 
     `a` (M, K), `b` (K, N) of the operand types; scales: float32 in the shapes of `gemmir.problem.Recipe`; all on one
-    device, where the work is done. Returns (M, N) of the result type. `UnsupportedError` (GMR-U001) where there is no
-    model.
+    device, where the work is done. Returns (M, N) of the result type. Of several groups all have the shapes of
+    `gemmir.matmul_rules.DIMS`, `index` says which elements are whose, and what no group writes is zero.
+    `UnsupportedError` (GMR-U001) where there is no model.
     """
+    whole = Operands(a, b, scale_a, scale_b, None, index)
+    dtype = getattr(torch, problem.d.torch_name)
+    result = torch.zeros(result_shape(problem.grouping, whole), dtype=dtype, device=a.device)
+    for group, product, part in products_of(problem, whole):
+        result[group.in_result] = _model_of_one(product, part.a, part.b, part.scale_a, part.scale_b, panel)
+    return result
+
+
+def _model_of_one(
+    problem: GemmProblem,
+    a: torch.Tensor,
+    b: torch.Tensor,
+    scale_a: torch.Tensor | None,
+    scale_b: torch.Tensor | None,
+    panel: tuple[int, int],
+) -> torch.Tensor:
     check_modelled(problem)
     m, n = a.shape[0], b.shape[1]
     result = torch.zeros(m, n, dtype=getattr(torch, problem.d.torch_name), device=a.device)

@@ -62,6 +62,31 @@ def test_a_right_result_holds(fp8: str, capsys: pytest.CaptureFixture[str]):
     assert "check    every element is within its bound; worst element [" in out
 
 
+GROUPED = """
+func.func @up(%x: tensor<?x64xbf16>, %w: tensor<3x64x16xbf16>, %ends: tensor<3xi32>) -> tensor<?x16xbf16> {
+  %d = gemm.grouped_matmul %x, %w groups (%ends by offs)
+      : (tensor<?x64xbf16>, tensor<3x64x16xbf16>, tensor<3xi32>) -> tensor<?x16xbf16>
+  func.return %d : tensor<?x16xbf16>
+}
+"""
+
+
+def test_products_of_several_groups(tmp_path: Path, capsys: pytest.CaptureFixture[str]):
+    file, inputs, output = tmp_path / "up.mlir", tmp_path / "in.npz", tmp_path / "out.npz"
+    file.write_text(GROUPED)
+    assert on_cpu(str(file), "--shape", "M=40", "--check") == 0
+    assert "result   40x16 bf16, by the CPU (reference)\n" in capsys.readouterr().out
+    ones, ends = np.full((3, 64, 16), 0x3F80, np.uint16), np.array([2, 2, 5], np.int32)
+    np.savez(inputs, x=ones[0].T.copy()[:6], w=ones, ends=ends)
+    assert on_cpu(str(file), "--inputs", str(inputs), "--output", str(output), "--check") == 0
+    result = torch.from_numpy(np.load(output)["output"]).view(torch.bfloat16)
+    assert result[:5].eq(64).all()
+    assert result[5].eq(0).all()
+    np.savez(inputs, x=ones[0].T.copy()[:6], w=ones, ends=ends.astype(np.int64))
+    assert on_cpu(str(file), "--inputs", str(inputs)) == 1
+    assert "i32 is stored in an .npz as int32" in capsys.readouterr().err
+
+
 @pytest.fixture
 def no_gpu(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(backends, "has_hopper", lambda: False)

@@ -164,7 +164,7 @@ def test_aligned_scales_of_odd_shapes(shape):
 
 @pytest.mark.parametrize(
     ("scale", "code"),
-    [(torch.ones(4, 2).double(), "GMR-I001"), (torch.ones(8), "GMR-I002"), (torch.ones(2, 2, 2), "GMR-I002")],
+    [(torch.ones(4, 2).double(), "GMR-I001"), (torch.ones(8), "GMR-I002"), (torch.ones(2, 2, 2, 2), "GMR-I002")],
 )
 def test_scales_that_cannot_be_aligned(scale, code):
     with pytest.raises(InputError) as error:
