@@ -59,13 +59,13 @@ def simulated(
 
 
 def _rows(kernel: object, tensors: Sequence[torch.Tensor]) -> int:
-    """M: the rows of the tensor that the kernel's first tensor map is of, A."""
+    """M: the rows of (a matrix of) the tensor that the kernel's first tensor map is of, A."""
     from gemmir.dialects.hopper import KernelOp
     from gemmir.dialects.hopper.types import BindName
 
     assert isinstance(kernel, KernelOp)
     maps = [bind for bind in kernel.binds if bind.kind.data == BindName.MAP.value]
-    return tensors[maps[0].tensor.data].shape[0]
+    return tensors[maps[0].tensor.data].shape[-2]
 
 
 def check_exact(
