@@ -11,6 +11,8 @@ import json
 from dataclasses import asdict, dataclass
 from typing import Any
 
+from gemmir.problem import GROUP_ALIGNMENT, Grouping
+
 SCHEMA = 3
 
 
@@ -121,6 +123,18 @@ class Manifest:
     decisions: tuple[str, ...] = ()
     grouping: str = "none"
     groups: int = 1
+
+    def most_cluster_tiles(self, m: int) -> int:
+        """Cluster tiles that a call with this M can have: how many there are, where one product is computed."""
+        rows, columns = self.block_m * self.cluster_m, self.block_n * self.cluster_n
+        tall = -(-m // rows)
+        if self.grouping == Grouping.OFFS.value:
+            tall = min(m, tall + 2 * self.groups)  # each group's first and last rows may fill only part of a tile
+        elif self.grouping == Grouping.GROUP_IDS.value:
+            tall = -(-m // GROUP_ALIGNMENT) * -(-GROUP_ALIGNMENT // rows)
+        elif self.grouping != Grouping.NONE.value:
+            tall *= self.groups
+        return tall * -(-self.n // columns)
 
     def to_json(self) -> str:
         return json.dumps({"schema": SCHEMA, **asdict(self)}, sort_keys=True)

@@ -107,6 +107,9 @@ def _columns(p: GemmProblem) -> Unlowered | None:
 
 
 def _depth(p: GemmProblem) -> Unlowered | None:
+    if p.k == 0 and p.grouping is not Grouping.NONE:
+        rule = "kernels without K are not launched, and only the index says which rows are zero"
+        return Unlowered("K = 0 of several groups", rule, "clear the result")
     return _multiple("K", p.k, p.a.bytes, "rows of the operands")
 
 

@@ -9,7 +9,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 from dataclasses import dataclass
 from functools import cache
-from math import ceil, prod
+from math import prod
 from typing import Any
 
 from gemmir.backends.cuda.tensor_map import group_pitch, row_pitch
@@ -223,14 +223,17 @@ def _check_shapes(manifest: Manifest, infos: Sequence[TensorInfo]) -> int:
 
 
 def _shape_error(spec: TensorSpec, info: TensorInfo, why: str) -> InputError:
-    turned = len(info.shape) == 2 and all(
-        w in (None, f) for w, f in zip(spec.shape, reversed(info.shape), strict=False)
+    transposed = (*info.shape[:-2], *info.shape[:-3:-1])
+    turned = len(info.shape) == len(spec.shape) >= 2 and all(
+        w in (None, f) for w, f in zip(spec.shape, transposed, strict=True)
     )
     return InputError(
         "GMR-I002",
         f"{info.name}: shape is {_shape_text(info.shape)}: {why}",
         rule=f"this kernel takes {info.name} of shape {_shape_text(spec.shape)}",
-        fix=f"pass {info.name}.t()" if turned and len(spec.shape) == 2 else "compile a kernel for these shapes",
+        fix=f"pass {info.name}.{'t()' if len(spec.shape) == 2 else 'mT'}"
+        if turned
+        else "compile a kernel for these shapes",
     )
 
 
@@ -257,7 +260,7 @@ def _check_sizes(manifest: Manifest, m: int, infos: Sequence[TensorInfo]) -> Non
                 rule=f"dimensions are at most {MAX_EXTENT}",
                 fix="split the tensor",
             )
-    tiles = ceil(m / manifest.block_m) * ceil(manifest.n / manifest.block_n)
+    tiles = manifest.most_cluster_tiles(m) * manifest.cluster_m * manifest.cluster_n
     if tiles > MAX_EXTENT:
         raise InputError("GMR-I007", f"{tiles} tiles", rule=f"at most {MAX_EXTENT}", fix="split M")
 

@@ -27,7 +27,6 @@ from gemmir.backends.cuda.tensor_map import TensorMapFields, encode, tensor_map_
 from gemmir.dtypes import DTYPES
 from gemmir.errors import DeviceError, InputError, UnsupportedError
 from gemmir.manifest import Manifest, Param, PointerParam, RowsParam, SeedParam, StrideParam, TensorMapParam
-from gemmir.problem import GROUP_ALIGNMENT, Grouping
 from gemmir.target import balanced_clusters, find_target
 
 if TYPE_CHECKING:
@@ -80,15 +79,7 @@ def grid_size(manifest: Manifest, m: int, resident_clusters: int) -> int:
 
     The tiles of groups are counted on the device; here, the most that there can be.
     """
-    rows, columns = manifest.block_m * manifest.cluster_m, manifest.block_n * manifest.cluster_n
-    tall = -(-m // rows)
-    if manifest.grouping == Grouping.OFFS.value:
-        tall = min(m, tall + 2 * manifest.groups)  # each group's first and last rows may fill only part of a tile
-    elif manifest.grouping == Grouping.GROUP_IDS.value:
-        tall = -(-m // GROUP_ALIGNMENT) * -(-GROUP_ALIGNMENT // rows)
-    elif manifest.grouping != Grouping.NONE.value:
-        tall *= manifest.groups
-    tiles = tall * -(-manifest.n // columns)
+    tiles = manifest.most_cluster_tiles(m)
     clusters = balanced_clusters(tiles, resident_clusters) if manifest.balanced else min(resident_clusters, tiles)
     return clusters * manifest.cluster_m * manifest.cluster_n
 

@@ -102,10 +102,15 @@ def lowered_kernel(module: ModuleOp, options: Options) -> KernelOp:
 
 
 def multiply_adds(kernel: KernelOp, m: int) -> int:
-    """What the kernel's tiles compute with this M, padding included: the simulator's time goes with it."""
+    """At most what the kernel's tiles compute with this M, padding included: the simulator's time goes with it."""
+    from gemmir.problem import Grouping
+
     tile_m = kernel.tile.m.data * kernel.cluster.m.data
     tile_n = kernel.tile.n.data * kernel.cluster.n.data
-    tiles = -(-m // tile_m) * -(-kernel.columns.value.data // tile_n)
+    groups = 1 if kernel.groups is None else kernel.groups.value.data
+    contiguous = kernel.grouping is not None and Grouping(kernel.grouping.data.value).contiguous
+    tall = -(-m // tile_m) + groups - 1 if contiguous else -(-m // tile_m) * groups
+    tiles = tall * -(-kernel.columns.value.data // tile_n)
     return tiles * tile_m * tile_n * kernel.depth.value.data
 
 
@@ -165,8 +170,8 @@ def laid_out(spec: TensorSpec, tensor: torch.Tensor) -> torch.Tensor:
     """The same values in the order of memory that the kernel wants."""
     from gemmir.scales import align_scales
 
-    if spec.free_strides or tensor.dim() != 2:
+    if spec.free_strides or tensor.dim() < 2:
         return tensor
-    if spec.order == (0, 1):
+    if spec.order == tuple(range(tensor.dim())):
         return tensor.contiguous()
-    return align_scales(tensor) if spec.dtype == "f32" else tensor.t().contiguous().t()
+    return align_scales(tensor) if spec.dtype == "f32" else tensor.mT.contiguous().mT

@@ -90,6 +90,8 @@ class RecordingDriver:
     launches: list[Launch] = field(default_factory=list)
     contexts: list[int] = field(default_factory=list)
     maps: list[tuple[Any, ...]] = field(default_factory=list)
+    manifest: Manifest = MANIFEST
+    """Of the kernel that is launched."""
 
     def _done(self, call: str, *values: object) -> tuple[object, ...]:
         self.calls.append(call)
@@ -163,10 +165,10 @@ class RecordingDriver:
     def cuLaunchKernel(self, function: str, *rest: int) -> tuple[object, ...]:
         grid, grid_y, grid_z, threads, threads_y, threads_z, shared, stream, parameters, extra = rest
         assert (grid_y, grid_z, threads_y, threads_z, extra) == (1, 1, 1, 1, 0)
-        addresses = (ctypes.c_uint64 * len(MANIFEST.params)).from_address(parameters)
+        addresses = (ctypes.c_uint64 * len(self.manifest.params)).from_address(parameters)
         scalars = [
             (ctypes.c_int32 if isinstance(param, RowsParam) else ctypes.c_int64).from_address(address).value
-            for param, address in zip(MANIFEST.params, addresses, strict=True)
+            for param, address in zip(self.manifest.params, addresses, strict=True)
             if not isinstance(param, TensorMapParam)
         ]
         result = self._done("cuLaunchKernel")
