@@ -1,0 +1,38 @@
+"""Simulated kernels of several groups have the bits of the model, for valid and for invalid indices."""
+
+import torch
+from hypothesis import given
+from hypothesis import strategies as st
+
+from gemmir.backends.reference import random_inputs
+from gemmir.ir_text import parse_module
+from gemmir.problem import Grouping
+from gemmir.testing.groups import any_indices, extent_of, grouped_problems, indices
+from gemmir.testing.oracles import check_bits, simulated
+from gemmir.testing.strategies import program_text
+
+ROW_FORMS = (Grouping.OFFS, Grouping.GROUP_IDS, Grouping.COUNTS, Grouping.BATCH)
+
+
+@given(data=st.data(), grouping=st.sampled_from(ROW_FORMS), valid=st.booleans(), seed=st.integers(0, 1 << 16))
+def test_drawn_groups(data: st.DataObject, grouping: Grouping, valid: bool, seed: int):
+    problem = data.draw(grouped_problems(grouping, most_m=140, most_groups=4))
+    text = program_text(problem)
+    inputs = random_inputs(parse_module(text), None, seed)
+    if grouping is not Grouping.BATCH:
+        index = data.draw((indices if valid else any_indices)(grouping, extent_of(problem)))
+        inputs["index"] = torch.tensor(index, dtype=torch.int32)
+    check_bits(simulated(text, seed=seed), text, inputs=list(inputs.values()))
+
+
+def test_hundreds_of_groups():
+    """Far more groups than rows in a tile: most are empty, some have one row."""
+    text = """
+func.func @f(%x: tensor<300x64xbf16>, %w: tensor<333x64x8xbf16>, %ends: tensor<333xi32>) -> tensor<300x8xbf16> {
+  %y = gemm.grouped_matmul %x, %w groups (%ends by offs)
+      : (tensor<300x64xbf16>, tensor<333x64x8xbf16>, tensor<333xi32>) -> tensor<300x8xbf16>
+  func.return %y : tensor<300x8xbf16>
+}"""
+    inputs = random_inputs(parse_module(text), None, 0)
+    inputs["ends"] = torch.tensor([min(300, g // 3 + (97 if g > 100 else 0)) for g in range(333)], dtype=torch.int32)
+    check_bits(simulated(text), text, inputs=list(inputs.values()))
