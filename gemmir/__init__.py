@@ -6,6 +6,10 @@ gemmir: a GEMM compiler for NVIDIA Hopper.
     kernel = gemmir.compile(p)
     y = kernel(x, xs, w.t(), ws)
 
+or in one call, compiled on first use:
+
+    y = gemmir.matmul(x, w.t(), scale_a=xs, scale_b=ws)
+
 Importing gemmir loads neither xDSL, torch, NumPy nor CUDA; each name below loads what it needs when first used.
 """
 
@@ -18,17 +22,31 @@ if TYPE_CHECKING:
     from gemmir import errors
     from gemmir.compiler import compile
     from gemmir.kernel import CompiledKernel
+    from gemmir.ops import batched_matmul, grouped_matmul, matmul
     from gemmir.program import Program
     from gemmir.scales import align_scales
 
 __version__ = "0.1.0"
-__all__ = ["CompiledKernel", "Program", "__version__", "align_scales", "compile", "errors"]
+__all__ = [
+    "CompiledKernel",
+    "Program",
+    "__version__",
+    "align_scales",
+    "batched_matmul",
+    "compile",
+    "errors",
+    "grouped_matmul",
+    "matmul",
+]
 
 _HOMES = {
     "CompiledKernel": "gemmir.kernel",
     "Program": "gemmir.program",
     "align_scales": "gemmir.scales",
+    "batched_matmul": "gemmir.ops",
     "compile": "gemmir.compiler",
+    "grouped_matmul": "gemmir.ops",
+    "matmul": "gemmir.ops",
 }
 
 

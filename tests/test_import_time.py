@@ -31,6 +31,7 @@ def seconds(code: str) -> float:
     "code",
     [
         "import gemmir",
+        "import gemmir; gemmir.matmul, gemmir.grouped_matmul, gemmir.batched_matmul",
         "import gemmir.errors, gemmir.schedule, gemmir.legality, gemmir.manifest",
         "import gemmir.cli.main as m; m.make_parser().format_help()",
     ],

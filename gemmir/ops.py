@@ -1,0 +1,313 @@
+"""
+Products of torch tensors in one call: `gemmir.matmul`, `gemmir.grouped_matmul`, `gemmir.batched_matmul`.
+
+On a GPU each builds a program from the tensors' shapes and types, with M open, compiles it once and launches the
+kernel: later calls, with any M, only look it up. On the CPU the reference backend computes the same product, slowly.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass
+from functools import lru_cache
+from typing import TYPE_CHECKING, Any, TypeAlias
+
+from gemmir.errors import InputError
+from gemmir.matmul_rules import blocks
+from gemmir.problem import Grouping
+
+if TYPE_CHECKING:
+    import torch
+
+    from gemmir.kernel import CompiledKernel
+    from gemmir.program import Program
+
+MAX_KERNELS = 1024
+"""Kernels that are kept in memory."""
+MAX_SHAPES = 4096
+"""Shapes and strides of calls, M included, whose kernel is found at once."""
+
+Shape = tuple[int | None, ...]
+Compute: TypeAlias = "Callable[..., torch.Tensor]"
+_known: dict[object, Compute] = {}
+"""What computes calls whose tensors have the shapes, strides, types and devices of the key."""
+
+
+@dataclass(frozen=True, slots=True)
+class Call:
+    """All that a kernel depends on. `tensors`: name, shape with None where M stands, and dtype of each argument."""
+
+    grouping: Grouping
+    tensors: tuple[tuple[str, Shape, object], ...]
+    recipe: tuple[str, str] | None
+    majors: tuple[str, str]
+    result: object
+    expected_m: int | None
+
+
+def matmul(
+    a: torch.Tensor,
+    b: torch.Tensor,
+    *,
+    scale_a: torch.Tensor | None = None,
+    scale_b: torch.Tensor | None = None,
+    c: torch.Tensor | None = None,
+    out: torch.Tensor | None = None,
+    out_dtype: torch.dtype | None = None,
+    expected_m: int | None = None,
+) -> torch.Tensor:
+    """
+    A @ B (+ C), accumulated in float32.
+
+    `a`: (M, K), `b`: (K, N); both 16-bit of one type or both FP8; kernels take A row by row and B column by column, as
+    `w.t()` of a weight lies. `scale_a`, `scale_b`: float32 multipliers that decode FP8; their shapes say how (see
+    `gemmir.problem.Recipe`; 1x128 scales of A lie as `gemmir.align_scales` lays them out). `c`: (M, N).
+
+    The result is written to `out` where it is given, else to a new tensor of `out_dtype`: by default bfloat16 for FP8
+    operands, else the operands' type. `expected_m`: the M that the schedule is chosen for; any M is computed.
+
+    Raises `InputError` if a tensor does not fit, `UnsupportedError` if there is no such kernel, `DeviceError` without a
+    GPU that it runs on.
+    """
+    given = {"a": a, "b": b, "scale_a": scale_a, "scale_b": scale_b, "c": c}
+    return _call(Grouping.NONE, given, out, out_dtype, expected_m)
+
+
+def grouped_matmul(
+    a: torch.Tensor,
+    b: torch.Tensor,
+    *,
+    offs: torch.Tensor | None = None,
+    group_ids: torch.Tensor | None = None,
+    counts: torch.Tensor | None = None,
+    scale_a: torch.Tensor | None = None,
+    scale_b: torch.Tensor | None = None,
+    c: torch.Tensor | None = None,
+    out: torch.Tensor | None = None,
+    out_dtype: torch.dtype | None = None,
+    expected_m: int | None = None,
+    validate: bool = False,
+) -> torch.Tensor:
+    """
+    One product for each of G groups. Exactly one int32 tensor on the same device says what belongs to which group.
+
+    - `offs` (G,), where each group ends, with `b` of rank 3: `a` (M, K), `b` (G, K, N), result (M, N).
+    - `offs` (G,) along K, with `b` of rank 2: `a` (M, K), `b` (K, N), result (G, M, N), by default float32. Groups end
+      at multiples of 128 elements of K (FP8) or 64.
+    - `group_ids` (M,), the group of each row, -1 for padding; a group starts at a multiple of 128 rows: `a` (M, K), `b`
+      (G, K, N), result (M, N).
+    - `counts` (G,), how many rows of each group count: `a` (G, M, K), `b` (G, K, N), result (G, M, N).
+
+    Rows of no group, padding, and rows that do not count are not written: `out` keeps there what it held, and a new
+    tensor holds anything. Nothing waits for the device, so an invalid entry is not an error: its group or row is not
+    written, and nothing out of bounds is touched. `validate=True` reads the index on the host first, and raises an
+    `InputError` (GMR-I009) that names the first invalid entry; not during graph capture.
+
+    Scales have a leading G where their operand has one. `expected_m`: rows of all groups; with `counts`, how many rows
+    of a group are expected to count. The rest as for `matmul`.
+    """
+    indices = {Grouping.OFFS: offs, Grouping.GROUP_IDS: group_ids, Grouping.COUNTS: counts}
+    found = [(grouping, index) for grouping, index in indices.items() if index is not None]
+    if len(found) != 1:
+        what = " and ".join(grouping.value for grouping, _ in found) or "no index"
+        rule = "one of offs, group_ids and counts says what belongs to which group"
+        raise InputError("GMR-I005", f"grouped_matmul with {what}", rule=rule, fix="pass offs")
+    grouping, index = found[0]
+    given = {"a": a, "b": b, grouping.value: index, "scale_a": scale_a, "scale_b": scale_b, "c": c}
+    if grouping is Grouping.OFFS and _rank(a, "a") == _rank(b, "b") == 2:
+        grouping = Grouping.K_OFFS
+    return _call(grouping, given, out, out_dtype, expected_m, validate=validate)
+
+
+def batched_matmul(
+    a: torch.Tensor,
+    b: torch.Tensor,
+    *,
+    scale_a: torch.Tensor | None = None,
+    scale_b: torch.Tensor | None = None,
+    c: torch.Tensor | None = None,
+    out: torch.Tensor | None = None,
+    out_dtype: torch.dtype | None = None,
+    expected_m: int | None = None,
+) -> torch.Tensor:
+    """G products: `a` (G, M, K), `b` (G, K, N), result (G, M, N). The rest as for `grouped_matmul`."""
+    given = {"a": a, "b": b, "scale_a": scale_a, "scale_b": scale_b, "c": c}
+    return _call(Grouping.BATCH, given, out, out_dtype, expected_m)
+
+
+def _call(
+    grouping: Grouping,
+    given: dict[str, torch.Tensor | None],
+    out: torch.Tensor | None,
+    out_dtype: torch.dtype | None,
+    expected_m: int | None,
+    *,
+    validate: bool = False,
+) -> torch.Tensor:
+    tensors = {name: tensor for name, tensor in given.items() if tensor is not None}
+    try:
+        facts = tuple([(t.shape, t.stride(), t.dtype, t.device) for t in tensors.values()])
+        key = (grouping, tuple(tensors), facts, out_dtype if out is None else (out_dtype, out.dtype), expected_m)
+        compute = _known.get(key)
+    except (AttributeError, TypeError):  # something is no tensor, or hides its strides: found below
+        key, compute = None, None
+    if compute is None:
+        compute = _resolve(grouping, tensors, out, out_dtype, expected_m)
+        if len(_known) >= MAX_SHAPES:
+            _known.clear()
+        _known[key] = compute
+    if validate:
+        _validate(grouping, tensors)
+    return compute(*tensors.values(), out=out)
+
+
+def _resolve(
+    grouping: Grouping,
+    tensors: dict[str, torch.Tensor],
+    out: torch.Tensor | None,
+    out_dtype: torch.dtype | None,
+    expected_m: int | None,
+) -> Compute:
+    """What computes a call with such tensors: its kernel, or the reference."""
+    for name, tensor in (tensors if out is None else tensors | {"out": out}).items():
+        _rank(tensor, name)
+    call = Call(
+        grouping,
+        tuple((name, _open_shape(grouping, name, tensor), tensor.dtype) for name, tensor in tensors.items()),
+        _recipe(tensors),
+        (_major(tensors["a"], -1, "m"), _major(tensors["b"], -2, "n")),
+        _result_type(grouping, tensors["a"], out, out_dtype),
+        expected_m,
+    )
+    device = tensors["a"].device.type
+    if device == "cuda":
+        return _kernel(call)
+    if device == "cpu":
+        return _reference(call)
+    rule = "products are computed on CUDA devices, or by the reference on the CPU"
+    raise InputError("GMR-I004", f"a: is on {device}", rule=rule, fix="pass tensors on a GPU")
+
+
+def _rank(tensor: Any, name: str) -> int:
+    """The rank of what should be a tensor; `InputError` (GMR-I005) if it is none."""
+    if not all(hasattr(tensor, attribute) for attribute in ("dim", "stride", "dtype", "device")):
+        fix = "pass torch.as_tensor(...)"
+        raise InputError("GMR-I005", f"{name}: {type(tensor).__name__}", rule="operands are torch tensors", fix=fix)
+    return tensor.dim()
+
+
+def _open_shape(grouping: Grouping, name: str, tensor: torch.Tensor) -> Shape:
+    """The shape of an argument with None where M stands."""
+    rank, shape = tensor.dim(), tuple(tensor.shape)
+    axis = None
+    if name in ("a", "scale_a", "c") and rank >= 2:
+        axis = rank - 2
+    elif name == grouping.value and grouping is Grouping.GROUP_IDS and rank == 1:
+        axis = 0
+    return tuple(None if i == axis else extent for i, extent in enumerate(shape))
+
+
+def _recipe(tensors: dict[str, torch.Tensor]) -> tuple[str, str] | None:
+    """How FP8 operands are scaled, from the shapes of their scales; a recipe that does not fit is refused later."""
+    scale_a, scale_b = tensors.get("scale_a"), tensors.get("scale_b")
+    if scale_a is None and scale_b is None:
+        return None
+    ranks = {scale.dim() for scale in (scale_a, scale_b) if scale is not None}
+    if ranks == {0}:
+        return ("tensor_wise", "tensor_wise")
+    b = tensors["b"]
+    if scale_a is None or scale_b is None or b.dim() < 2 or scale_b.dim() < 2:
+        return ("block_wise_1x128", "block_wise_128x128")
+    depth, columns = blocks(b.shape[-2]), blocks(b.shape[-1])
+    found = tuple(scale_b.shape[-2:])
+    if found == (depth, b.shape[-1]) != (depth, columns):
+        return ("block_wise_1x128", "block_wise_1x128")
+    if found == (1, b.shape[-1]) and scale_a.shape[-1] == 1 and depth != 1:
+        return ("row_wise", "row_wise")
+    return ("block_wise_1x128", "block_wise_128x128")
+
+
+def _major(tensor: torch.Tensor, k_axis: int, other: str) -> str:
+    """Which dimension's elements are neighbours; FP8 is read along K only, and refused later if it lies otherwise."""
+    if tensor.element_size() == 1 or tensor.dim() < 2:
+        return "k"
+    outer_axis = -3 - k_axis
+    along_k = tensor.stride(k_axis) == 1 or tensor.shape[k_axis] == 1
+    return "k" if along_k or tensor.stride(outer_axis) != 1 else other
+
+
+def _result_type(
+    grouping: Grouping, a: torch.Tensor, out: torch.Tensor | None, out_dtype: torch.dtype | None
+) -> torch.dtype:
+    import torch
+
+    if out_dtype is not None or out is not None:
+        return out_dtype or out.dtype  # pyright: ignore[reportOptionalMemberAccess]
+    if grouping is Grouping.K_OFFS:
+        return torch.float32
+    return torch.bfloat16 if a.element_size() == 1 else a.dtype
+
+
+def _program(call: Call) -> Program:
+    """The program of a call; `InputError` if its tensors do not fit each other."""
+    from gemmir.program import Options, Program
+
+    program = Program({Grouping.NONE: "matmul", Grouping.BATCH: "batched_matmul"}.get(call.grouping, "grouped_matmul"))
+    inputs = {name: program.input(name, shape, dtype) for name, shape, dtype in call.tensors}
+    options = Options(
+        scale_a=inputs.get("scale_a"),
+        scale_b=inputs.get("scale_b"),
+        recipe=call.recipe,
+        c=inputs.get("c"),
+        expected_m=call.expected_m,
+        a_major=call.majors[0],
+        b_major=call.majors[1],
+    )
+    a, b = inputs["a"], inputs["b"]
+    if call.grouping is Grouping.NONE:
+        product = program.matmul(a, b, **options)
+    elif call.grouping is Grouping.BATCH:
+        product = program.batched_matmul(a, b, **options)
+    else:
+        index = {word: inputs.get(word) for word in ("offs", "group_ids", "counts")}
+        product = program.grouped_matmul(a, b, **index, **options)
+    program.output(product.cast(call.result))
+    return program
+
+
+@lru_cache(MAX_KERNELS)
+def _kernel(call: Call) -> CompiledKernel:
+    from gemmir.compiler import compile
+
+    return compile(_program(call))
+
+
+@lru_cache(MAX_KERNELS)
+def _reference(call: Call) -> Compute:
+    """The reference backend on the program of a call."""
+    from gemmir.backends.cuda.arguments import refuse_gradient
+    from gemmir.backends.reference import run
+
+    module = _program(call).module
+
+    def compute(*tensors: torch.Tensor, out: torch.Tensor | None = None) -> torch.Tensor:
+        import torch
+
+        tracked = [name for (name, *_), tensor in zip(call.tensors, tensors, strict=True) if tensor.requires_grad]
+        if tracked and torch.is_grad_enabled():
+            raise refuse_gradient(tracked[0])
+        result = run(module, tensors, out=out)
+        assert isinstance(result, torch.Tensor)
+        return result
+
+    return compute
+
+
+def _validate(grouping: Grouping, tensors: dict[str, torch.Tensor]) -> None:
+    """`InputError` (GMR-I009) for the first invalid entry of the index; waits for the device."""
+    from gemmir.backends.reference.groups import Operands, groups_of
+
+    index = next(tensors[name] for name in ("offs", "group_ids", "counts") if name in tensors)
+    if grouping is Grouping.GROUP_IDS and index.shape[0] != tensors["a"].shape[0]:
+        return  # M disagrees: refused by what computes
+    groups_of(grouping, Operands(tensors["a"], tensors["b"], index=index), validate=True)
