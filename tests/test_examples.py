@@ -105,6 +105,24 @@ def test_05_shows_each_schedule(run: Run):
     assert "GMR-S001: 5 stages x" in refused
 
 
+def test_a_mixture_of_experts_layer(run: Run):
+    out = run("moe_layer.py", "--tokens", "5")
+    found = re.search(r"y is \(5, 256\) from (\d+) rows of 4 experts; FP8 moved it by ([0-9.]+)%", out)
+    assert found is not None
+    assert int(found.group(1)) % 128 == 0
+    assert 1 < float(found.group(2)) < 10
+    gradients = re.search(r"gradients of 4 down projections are \(4, 256, 128\), off by at most (\S+)", out)
+    assert gradients is not None
+    assert float(gradients.group(1)) < 1e-5
+
+
+def test_steps_of_decoding(run: Run):
+    out = run("masked_decode.py", "--steps", "2")
+    found = re.findall(r"step \d: counts \[.*\], off by at most ([0-9.]+), other rows are as they were\n", out)
+    assert len(found) == 2
+    assert all(float(worst) < 0.02 for worst in found)
+
+
 def test_the_demo_runs_and_checks_the_kernel(tmp_path: Path, run: Run, monkeypatch: pytest.MonkeyPatch):
     monkeypatch.setattr("gemmir.cli.backends.has_hopper", lambda: False)
     narrow = tmp_path / "narrow.mlir"
