@@ -51,7 +51,7 @@ def main() -> None:
 
     inputs = random_inputs(module, rows, seed=0)
     outcome = run(module, inputs)
-    print(f"ran       on {outcome.where}: {duration(outcome.seconds)}{rate(op, outcome)}")
+    print(f"ran       on {outcome.where}: {duration(outcome.seconds)}{rate(op, inputs, outcome)}")
 
     worst = check_result(op, inputs, outcome.result)
     state = "every element is within its bound" if worst.holds else "FAILED"

@@ -90,7 +90,9 @@ def weight_gradient(output_gradient: torch.Tensor, x: torch.Tensor, ends: torch.
         return on_cpu.to(x.device)
 
 
-def expected(x: torch.Tensor, expert: torch.Tensor, weights: torch.Tensor, up: torch.Tensor, down: torch.Tensor):
+def expected(
+    x: torch.Tensor, expert: torch.Tensor, weights: torch.Tensor, up: torch.Tensor, down: torch.Tensor
+) -> torch.Tensor:
     """The layer in float32, token by token."""
     result = torch.zeros_like(x, dtype=torch.float32)
     for token in range(x.shape[0]):

@@ -13,7 +13,8 @@ MAX_FILE_LINES = 500
 MAX_FUNCTION_LINES = 60
 
 PLAIN_NAMES = (
-    "errors dtypes target layouts numerics problem schedule tile legality decisions manifest matmul_rules ir_gate"
+    "errors dtypes target layouts numerics problem schedule tile legality decisions manifest matmul_rules ir_gate "
+    "segments groups"
 )
 PLAIN = {f"gemmir.{name}" for name in PLAIN_NAMES.split()}
 """Plain data: the standard library and each other, nothing else."""
@@ -33,6 +34,7 @@ KNOWN_ONLY_BY = {
         "gemmir.pipeline",
         "gemmir.compiler",
         "gemmir.kernel",
+        "gemmir.ops",
         "gemmir.universe",
         "gemmir.bench",
         "gemmir.cli",
