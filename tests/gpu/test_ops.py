@@ -1,0 +1,131 @@
+"""
+Products in one call on a Hopper GPU: every bit against the model, rows that no group writes, invalid indices, graphs.
+
+The result holds a value of its own before each call, so that a row that is written and should not be is seen.
+"""
+
+from __future__ import annotations
+
+from dataclasses import replace
+
+import pytest
+import torch
+
+import gemmir
+from gemmir.backends.reference.data import exact_inputs, random_inputs
+from gemmir.backends.reference.groups import Operands, result_shape, written
+from gemmir.backends.reference.interpreter import run
+from gemmir.errors import InputError
+from gemmir.ir_text import parse_module
+from gemmir.problem import GemmProblem, Grouping
+from gemmir.testing.strategies import fp8_problem, half_problem, program_text
+from gemmir.testing.torch_model import gemm_model
+
+pytestmark = pytest.mark.gpu
+
+DEVICE = "cuda"
+HELD = -77.0
+ROW_FORMS = (Grouping.NONE, Grouping.OFFS, Grouping.GROUP_IDS, Grouping.COUNTS, Grouping.BATCH)
+SHAPES = ((300, 256, 512, 5), (1, 8, 128, 1), (129, 136, 208, 3), (1000, 512, 256, 333))
+"""M (of one matrix where there is one for each group), N, K, groups."""
+INVALID = {
+    Grouping.OFFS: [-5, 40, 20, 1 << 30, 300, -(2**31), 2**31 - 1],
+    Grouping.GROUP_IDS: [7, -2, 2**31 - 1, -(2**31), 0],
+    Grouping.COUNTS: [-1, 301, 7, 2**31 - 1, 300],
+}
+
+
+def problem_of(grouping: Grouping, fp8: bool, shape: tuple[int, int, int, int]) -> GemmProblem:
+    m, n, k, groups = shape
+    problem = fp8_problem(m, n, k) if fp8 else half_problem(m, n, k)
+    return problem if grouping is Grouping.NONE else replace(problem, grouping=grouping, groups=groups)
+
+
+def operands_of(inputs: dict[str, torch.Tensor]) -> Operands:
+    return Operands(inputs["x"], inputs["w"], inputs.get("xs"), inputs.get("ws"), None, inputs.get("index"))
+
+
+def called(problem: GemmProblem, inputs: dict[str, torch.Tensor], out: torch.Tensor) -> torch.Tensor:
+    """The eager function of the problem's form."""
+    scales = {"scale_a": inputs.get("xs"), "scale_b": inputs.get("ws")}
+    a, b = inputs["x"], inputs["w"]
+    if problem.grouping is Grouping.NONE:
+        return gemmir.matmul(a, b, out=out, **scales)
+    if problem.grouping is Grouping.BATCH:
+        return gemmir.batched_matmul(a, b, out=out, **scales)
+    index = {problem.grouping.value: inputs["index"]}
+    return gemmir.grouped_matmul(a, b, out=out, **index, **scales)  # type: ignore[arg-type]
+
+
+def check(problem: GemmProblem, inputs: dict[str, torch.Tensor], expected: torch.Tensor) -> None:
+    """Every written element has the bits of `expected`, every other one those that it had."""
+    operands = operands_of(inputs)
+    shape, dtype = result_shape(problem.grouping, operands), getattr(torch, problem.d.torch_name)
+    out = torch.full(shape, HELD, dtype=dtype, device=DEVICE)
+    called(problem, inputs, out)
+    wanted = torch.where(written(problem.grouping, operands), expected, torch.full_like(out, HELD))
+    wrong = (out.view(torch.int16) != wanted.view(torch.int16)).nonzero()
+    assert len(wrong) == 0, f"{len(wrong)} elements differ, first at {wrong[0].tolist()}"
+
+
+def check_bits(problem: GemmProblem, inputs: dict[str, torch.Tensor]) -> None:
+    o = operands_of(inputs)
+    check(problem, inputs, gemm_model(problem, o.a, o.b, o.scale_a, o.scale_b, index=o.index))
+
+
+@pytest.mark.parametrize("shape", SHAPES, ids=str)
+@pytest.mark.parametrize("fp8", [True, False], ids=["fp8", "bf16"])
+@pytest.mark.parametrize("grouping", ROW_FORMS)
+def test_bits(grouping: Grouping, fp8: bool, shape: tuple[int, int, int, int]) -> None:
+    problem = problem_of(grouping, fp8, shape)
+    module = parse_module(program_text(problem))
+    for seed in range(3):
+        check_bits(problem, random_inputs(module, None, seed, DEVICE))
+    inputs = exact_inputs(module, None, 0, DEVICE)
+    expected = run(module, list(inputs.values()))
+    assert isinstance(expected, torch.Tensor)
+    check(problem, inputs, expected + 0.0)  # sums of kernels are never -0
+
+
+@pytest.mark.parametrize("fp8", [True, False], ids=["fp8", "bf16"])
+@pytest.mark.parametrize("grouping", INVALID)
+def test_invalid_indices(grouping: Grouping, fp8: bool) -> None:
+    problem = problem_of(grouping, fp8, (300, 256, 512, 5))
+    inputs = random_inputs(parse_module(program_text(problem)), None, 0, DEVICE)
+    bad = INVALID[grouping]
+    for first in range(len(bad)):
+        numbers = [bad[(first + i) % len(bad)] for i in range(len(inputs["index"]))]
+        inputs["index"] = torch.tensor(numbers, dtype=torch.int32, device=DEVICE)
+        check_bits(problem, inputs)
+    word = {grouping.value: inputs["index"]}
+    scales = {"scale_a": inputs.get("xs"), "scale_b": inputs.get("ws")}
+    with pytest.raises(InputError, match=r"\[\d+\] = "):
+        gemmir.grouped_matmul(inputs["x"], inputs["w"], validate=True, **word, **scales)  # type: ignore[arg-type]
+
+
+def test_one_kernel_serves_every_m_and_index() -> None:
+    for m in (1, 64, 65, 700):
+        problem = problem_of(Grouping.OFFS, True, (m, 256, 512, 5))
+        module = parse_module(program_text(problem))
+        for seed in range(2):
+            check_bits(problem, random_inputs(module, None, seed, DEVICE))
+
+
+def test_a_captured_step_reads_new_counts() -> None:
+    problem = problem_of(Grouping.COUNTS, False, (16, 256, 128, 8))
+    inputs = random_inputs(parse_module(program_text(problem)), None, 0, DEVICE)
+    operands = operands_of(inputs)
+    out = torch.full((8, 16, 256), HELD, dtype=torch.bfloat16, device=DEVICE)
+    called(problem, inputs, out)
+    torch.cuda.synchronize()
+    graph = torch.cuda.CUDAGraph()
+    with torch.cuda.graph(graph):
+        called(problem, inputs, out)
+    for step in range(5):
+        inputs["index"].copy_(torch.tensor([(step * 5 + 3 * g) % 17 for g in range(8)], device=DEVICE))
+        inputs["x"].normal_()
+        out.fill_(HELD)
+        graph.replay()
+        model = gemm_model(problem, operands.a, operands.b, index=operands.index)
+        wanted = torch.where(written(problem.grouping, operands), model, torch.full_like(out, HELD))
+        assert torch.equal(out.view(torch.int16), wanted.view(torch.int16))
