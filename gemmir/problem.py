@@ -146,4 +146,8 @@ class GemmProblem:
     def __str__(self) -> str:
         m = "?" if self.m is None else str(self.m)
         scaling = "" if self.scale_a is Recipe.NONE else f", scales {self.scale_a.value} x {self.scale_b.value}"
-        return f"{m}x{self.n}x{self.k} {self.a} x {self.b} -> {self.d}{scaling}"
+        groups = {
+            Grouping.NONE: "",
+            Grouping.BATCH: f", a batch of {self.groups}",
+        }.get(self.grouping, f", {self.groups} groups by {self.grouping.value}")
+        return f"{m}x{self.n}x{self.k} {self.a} x {self.b} -> {self.d}{scaling}{groups}"

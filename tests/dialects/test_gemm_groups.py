@@ -139,6 +139,11 @@ def test_problems(text: str, kind: type[ProductOp], grouping: Grouping):
     assert problem.k == (640 if grouping is Grouping.K_OFFS else 64)
 
 
+def test_problems_say_their_groups():
+    assert str(problem_of(op_of(OFFS))) == "?x48x64 bf16 x bf16 -> bf16, 5 groups by offs"
+    assert str(problem_of(op_of(BATCH))) == "?x48x64 bf16 x bf16 -> bf16, a batch of 5"
+
+
 def test_one_product_is_of_one_group():
     text = product("matmul", "tensor<4x64xbf16>", "tensor<64x48xbf16>", "tensor<4x48xbf16>")
     op = op_of(text)
