@@ -47,7 +47,9 @@ class Grouping(Enum):
     - counts: A is G x M x K, D G x M x N; `counts` (G) holds how many rows of each group count; others are not written.
     - batch: A is G x M x K, B G x K x N, D G x M x N; no index operand.
     - k_offs: columns of A and rows of B belong to groups; A is M x K, B K x N, D G x M x N. `offs` (G) holds where each
-      group ends along K.
+      group ends along K, at multiples of 128 bytes.
+
+    What an invalid entry stands for is not written: see `gemmir.groups`.
     """
 
     NONE = "none"

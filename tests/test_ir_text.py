@@ -260,6 +260,21 @@ def mutate(text: str, choose: random.Random) -> str:
     return text
 
 
+GROUPED = """\
+func.func @down(%x: tensor<?x512xf8E4M3FN>, %xs: tensor<?x4xf32>, %w: tensor<6x512x256xf8E4M3FN>,
+                %ws: tensor<6x4x2xf32>, %ends: tensor<6xi32>, %bias: tensor<6x256xf32>) -> tensor<?x256xf32> {
+  %y = gemm.grouped_matmul %x, %w groups (%ends by offs) scaled (%xs by 1x128, %ws by 128x128)
+      epilogue (%bias by column) {
+      ^bb0(%acc: f32, %b: f32):
+        %sum = arith.addf %acc, %b : f32
+        gemm.yield %sum : f32
+      }
+      : (tensor<?x512xf8E4M3FN>, tensor<6x512x256xf8E4M3FN>, tensor<6xi32>, tensor<?x4xf32>, tensor<6x4x2xf32>,
+         tensor<6x256xf32>) -> tensor<?x256xf32>
+  func.return %y : tensor<?x256xf32>
+}"""
+
+
 def generic(text: str) -> str:
     stream = StringIO()
     Printer(stream, print_generic_format=True).print_op(parse_module(text))
@@ -267,7 +282,7 @@ def generic(text: str) -> str:
 
 
 @settings(derandomize=True, deadline=None, max_examples=300)
-@given(st.integers(0, 2**32), st.sampled_from([TEXT, generic(TEXT)]))
+@given(st.integers(0, 2**32), st.sampled_from([TEXT, generic(TEXT), GROUPED, generic(GROUPED)]))
 def test_mutated_text_raises_typed_errors_only(seed: int, source: str):
     text = mutate(source, random.Random(seed))
     try:

@@ -22,7 +22,7 @@ from gemmir.dialects.gemm import schedule_of, the_matmul
 from gemmir.dialects.hopper import KernelOp
 from gemmir.ir_text import parse_module
 from gemmir.pipeline import parse_pipeline, run_passes
-from gemmir.problem import GemmProblem
+from gemmir.problem import GemmProblem, Grouping
 from gemmir.schedule import Schedule
 from gemmir.testing import check_bits, simulated
 from gemmir.testing.gemm_programs import gemm_programs
@@ -130,9 +130,9 @@ def kept_by(partial: Schedule, found: Schedule, name: str) -> None:
 
 
 @settings(max_examples=60)
-@given(text=gemm_programs(), seed=st.integers(0, 1 << 16))
+@given(text=st.sampled_from(Grouping).flatmap(lambda g: gemm_programs(grouping=g)), seed=st.integers(0, 1 << 16))
 def test_canonical_programs_have_the_bits_of_what_was_written(text: str, seed: int):
-    """Recipes, layouts, C, numerics and epilogues, whether or not a kernel computes them yet."""
+    """Groups, recipes, layouts, C, numerics and epilogues, whether or not a kernel computes them yet."""
     module = parse_module(text)
     assert str(parse_module(str(module))) == str(module)
     tensors = list(exact_inputs(module, None, seed).values())

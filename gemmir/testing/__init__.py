@@ -5,8 +5,8 @@ For whoever tests kernels: oracles that say whether a result is right, a simulat
 
     check_bits(simulated(program, seed=3), program, m=300)
 
-`gemmir.testing.strategies` and `gemmir.testing.gemm_programs` need hypothesis, `gemmir.testing.torch_model` is the bit
-model on a GPU.
+`gemmir.testing.strategies`, `gemmir.testing.groups` and `gemmir.testing.gemm_programs` need hypothesis,
+`gemmir.testing.torch_model` is the bit model on a GPU.
 """
 
 from gemmir.testing.oracles import Kernel, check_bits, check_bound, check_exact, model_of, simulated
