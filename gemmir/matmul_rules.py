@@ -29,6 +29,9 @@ RECIPE_PAIRS: tuple[tuple[Recipe, Recipe], ...] = (
 """How A and B may be scaled together."""
 
 EPILOGUE_KINDS = ("column", "row", "element", "scalar")
+MAX_SPLIT_K = 64
+"""Parts of K: far more than pay."""
+
 MAX_DIM = 2**31 - 1
 """Coordinates of the TMA engine are 32-bit signed integers."""
 
@@ -145,9 +148,9 @@ def default_numerics(a: DType, recipe_a: Recipe) -> NumericsSpec:
     return numerics_with(a, SCALE_BLOCK if is_block_wise(recipe_a) else None)
 
 
-def numerics_with(a: DType, promote_every: int | None) -> NumericsSpec:
-    """The numerics of operands of type `a` with the given interval of promotion."""
-    return NumericsSpec(instruction_k=32 if a.is_fp8 else 16, promote_every=promote_every)
+def numerics_with(a: DType, promote_every: int | None, split_k: int = 1) -> NumericsSpec:
+    """The numerics of operands of type `a` with the given interval of promotion, and K in so many parts."""
+    return NumericsSpec(32 if a.is_fp8 else 16, promote_every, split_k)
 
 
 def blocks(dim: Dim) -> Dim:
@@ -351,6 +354,23 @@ def _numerics(info: MatmulInfo) -> Fault | None:
     return Fault("GMR-I009", what, rule, f"use {max(1, min(every, MAX_DIM) // step) * step}")
 
 
+def _split_k(info: MatmulInfo) -> Fault | None:
+    parts = info.numerics.split_k
+    if parts == 1:
+        return None
+    what = f"split_k = {parts}"
+    if info.grouping is not Grouping.NONE:
+        rule = "the products of several groups sum K as a whole"
+        return Fault("GMR-I009", f"{what} with {info.grouping.value}", rule, "leave split_k out")
+    if not 1 <= parts <= MAX_SPLIT_K:
+        return Fault("GMR-I009", what, f"1 <= split_k <= {MAX_SPLIT_K}", "use split_k = 2")
+    blocks_of_k = problem_from(info, has_epilogue=False).k_blocks
+    if info.k is None or parts <= blocks_of_k:
+        return None
+    rule = "each part has at least one k-block: 128 bytes of K, of which the last one may be partial"
+    return Fault("GMR-I009", f"{what} with {blocks_of_k} k-blocks (K = {info.k})", rule, f"use split_k = {blocks_of_k}")
+
+
 def _expected_m(info: MatmulInfo) -> Fault | None:
     if info.expected_m is None:
         return None
@@ -392,6 +412,7 @@ RULES: tuple[Rule, ...] = (
     _recipes,
     _accumulator,
     _numerics,
+    _split_k,
     _expected_m,
     _epilogue_operands,
 )

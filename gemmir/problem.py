@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 from enum import Enum
+from itertools import pairwise
 
 from gemmir.dtypes import DType
 from gemmir.numerics import NumericsSpec
@@ -135,6 +136,22 @@ class GemmProblem:
     def k_blocks(self) -> int:
         """Blocks of K, the last one possibly partial. K = 0 has one block, wholly outside the operands."""
         return max(1, -(-self.k // self.block_k))
+
+    @property
+    def part_k_blocks(self) -> int:
+        """Blocks of K in the largest part of K: all of them where K is not split."""
+        return -(-self.k_blocks // self.numerics.split_k)
+
+    @property
+    def parts(self) -> tuple[range, ...]:
+        """
+        Elements of K of each part: part p of P has the k-blocks from p * k_blocks // P up to (p + 1) * k_blocks // P.
+
+        K = 0 has one part, which is empty.
+        """
+        count, step = self.numerics.split_k, self.block_k
+        ends = [min(p * self.k_blocks // count * step, self.k) for p in range(count + 1)]
+        return tuple(range(*pair) for pair in pairwise(ends))
 
     @property
     def promoted(self) -> bool:

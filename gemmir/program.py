@@ -61,6 +61,7 @@ class Options(TypedDict, total=False):
     recipe: object
     c: Input | None
     promote_every: PromoteEvery
+    split_k: int
     expected_m: int | None
     schedule: Schedule | Mapping[str, object] | None
     a_major: str
@@ -69,7 +70,9 @@ class Options(TypedDict, total=False):
 
 @dataclass(frozen=True, slots=True)
 class Product:
-    """One recorded product. `promote_every`: as in `NumericsSpec`, or "default" for what the recipe implies."""
+    """
+    One recorded product. `promote_every` and `split_k` are as in `NumericsSpec`; "default": what the recipe implies.
+    """
 
     a: Input
     b: Input
@@ -80,6 +83,7 @@ class Product:
     a_major: str
     b_major: str
     promote_every: PromoteEvery
+    split_k: int
     expected_m: int | None
     schedule: Schedule
     grouping: Grouping = Grouping.NONE
@@ -96,13 +100,12 @@ class Product:
     def info(self, dtype: DType, epilogue: tuple[tuple[str, Input], ...] = ()) -> MatmulInfo:
         """The product as plain data for `gemmir.matmul_rules`, with a result of type `dtype`."""
         numerics = default_numerics(self.a.dtype, self.recipe[0])
-        if self.promote_every != "default":
-            numerics = numerics_with(self.a.dtype, self.promote_every)
+        every = numerics.promote_every if self.promote_every == "default" else self.promote_every
         return MatmulInfo(
             a=_info(self.a),
             b=_info(self.b),
             d=TensorInfo("the result", self.result_shape, dtype),
-            numerics=numerics,
+            numerics=numerics_with(self.a.dtype, every, self.split_k),
             scale_a=None if self.scale_a is None else _info(self.scale_a),
             scale_b=None if self.scale_b is None else _info(self.scale_b),
             recipe_a=self.recipe[0],
@@ -170,7 +173,8 @@ class Program:
         operands may be scaled: `recipe` is a pair of names ("tensor_wise", "row_wise", "block_wise_1x128",
         "block_wise_128x128") or of torch's `ScalingType`, and `scale_a`, `scale_b` are f32 multipliers that decode
         (shapes: `gemmir.problem.Recipe`). `c` is M x N of any type. `promote_every`: elements of K between promotions,
-        or None. `expected_m`: a hint where M is None. `schedule`: choices that no pass may change.
+        or None. `split_k`: parts of K that are summed by themselves, then added. `expected_m`: a hint where M is None.
+        `schedule`: choices that no pass may change.
 
         Raises `InputError`, or `ScheduleError` if a fixed choice is illegal.
         """
@@ -226,6 +230,7 @@ class Program:
         recipe: object = None,
         c: Input | None = None,
         promote_every: PromoteEvery = "default",
+        split_k: int = 1,
         expected_m: int | None = None,
         schedule: Schedule | Mapping[str, object] | None = None,
         a_major: str = "k",
@@ -246,6 +251,7 @@ class Program:
             a_major=a_major,
             b_major=b_major,
             promote_every=_integer_or(promote_every, "promote_every", (None, "default")),
+            split_k=_integer_or(split_k, "split_k", ()),
             expected_m=_integer_or(expected_m, "expected_m", (None,)),
             schedule=_schedule(schedule),
             grouping=grouping,

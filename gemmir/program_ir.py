@@ -9,7 +9,7 @@ from xdsl.ir import Attribute, Block, Operation, Region, SSAValue
 from xdsl.rewriter import InsertPoint
 
 from gemmir.dialects.gemm import BatchedMatmulOp, GroupedMatmulOp, MatmulOp, ProductOp, YieldOp
-from gemmir.dialects.gemm_attributes import Layout, NumericsAttr
+from gemmir.dialects.gemm_attributes import Layout, Numerics, NumericsAttr
 from gemmir.dialects.gemm_types import element_type, tensor_element
 from gemmir.dtypes import F32, DType
 from gemmir.expression import Input, Step
@@ -73,13 +73,18 @@ def _product(program: Description, arguments: dict[str, SSAValue], result: Attri
         recipe=None if product.recipe == (Recipe.NONE, Recipe.NONE) else product.recipe,
         c=value(product.c),
         layout=_layout(product),
-        numerics=None if product.promote_every == "default" else NumericsAttr(product.promote_every),
+        numerics=_numerics(product),
         expected_m=product.expected_m,
         schedule=None if product.schedule == Schedule() else product.schedule,
         epilogue_operands=[arguments[tensor.name] for _, tensor in program.epilogue],
         epilogue_kinds=[kind for kind, _ in program.epilogue],
         epilogue=_epilogue(program),
     )
+
+
+def _numerics(product: Product) -> NumericsAttr | None:
+    said = Numerics(product.promote_every, product.split_k)
+    return None if said == Numerics() else NumericsAttr(said)
 
 
 def _layout(product: Product) -> Layout | None:

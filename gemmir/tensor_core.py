@@ -319,6 +319,12 @@ def multiply(a: Singles, b: Singles) -> Singles:
         return canonical(np.asarray(a * b, np.float32))
 
 
+def add(a: Singles, b: Singles) -> Singles:
+    """`__fadd_rn`: rounded to nearest even; every NaN is 0x7fffffff."""
+    with np.errstate(invalid="ignore", over="ignore"):
+        return canonical(np.asarray(a + b, np.float32))
+
+
 def canonical(x: Singles) -> Singles:
     """`x`, every NaN in it replaced by the one that the hardware makes, in place."""
     x.view(np.uint32)[np.isnan(x)] = NAN
@@ -410,13 +416,28 @@ def accumulate(
     problem: GemmProblem, a: Operand, b: Operand, scales: tuple[NDArray[np.float32], NDArray[np.float32]] | None
 ) -> Singles:
     """The float32 result of a panel. `scales`: (rows, blocks of K) and (blocks of K, columns)."""
-    k, every = problem.k, problem.numerics.promote_every
+    first, *others = (_accumulate_part(problem, a, b, scales, part) for part in problem.parts)
+    for part in others:
+        first = add(first, part)
+    return first
+
+
+def _accumulate_part(
+    problem: GemmProblem,
+    a: Operand,
+    b: Operand,
+    scales: tuple[NDArray[np.float32], NDArray[np.float32]] | None,
+    part: range,
+) -> Singles:
+    """The sum over the elements `part` of K."""
+    every = problem.numerics.promote_every
     if every is None:
-        return chain(a, b, slice(0, k))
+        return chain(a, b, slice(part.start, part.stop))
     total = np.zeros((a.finite.shape[1], b.finite.shape[1]), np.float32)
     one = np.ones((1, 1), np.float32)
-    for block, first in enumerate(range(0, k, every)):
-        partial = chain(a, b, slice(first, min(first + every, k)))
+    for first in range(part.start, part.stop, every):
+        partial = chain(a, b, slice(first, min(first + every, part.stop)))
+        block = first // SCALE_BLOCK
         scale = one if scales is None else multiply(scales[0][:, block, None], scales[1][block, None, :])
         total = fma(partial, scale, total)
     return total

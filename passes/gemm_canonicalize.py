@@ -37,7 +37,7 @@ from xdsl.rewriter import Rewriter
 from xdsl.traits import IsTerminator, is_side_effect_free
 
 from gemmir.dialects.gemm import ProductOp, YieldOp, schedule_of, set_schedule
-from gemmir.dialects.gemm_attributes import EpilogueKindsAttr, Layout, NumericsAttr
+from gemmir.dialects.gemm_attributes import EpilogueKindsAttr, Layout, Numerics, NumericsAttr
 
 _F32 = Float32Type()
 _SMALLEST_NORMAL = 2.0**-126
@@ -67,7 +67,8 @@ class GemmCanonicalizePass(ModulePass):
 
 
 def _normalize_clauses(op: ProductOp) -> None:
-    op.numerics = NumericsAttr(op.info().numerics.promote_every)
+    spec = op.info().numerics
+    op.numerics = NumericsAttr(Numerics(spec.promote_every, spec.split_k))
     if op.layout is not None and op.layout.data == Layout():
         op.layout = None
     set_schedule(op, schedule_of(op))

@@ -16,6 +16,8 @@ the others 2^-150 is added for each. Scales that do not change along K (tensor, 
 once at the end: the errors of both ways are added up. Without scales the promotion is an addition and s = 1; without
 promotion there is one stretch, and no rounding unless there is a scale.
 
+SPLIT K. The sums of the parts of K are added one by one in float32: E' = T + u (|t + p| + T), T = E_t + E_p.
+
 OPERAND C is added in float32: E' = E + u (|t + c| + E) + 2^-150.
 
 RESULT. Rounding to BF16 adds 2^-8 (|t| + E) + 2^-134, to FP16 2^-11 (|t| + E) + 2^-25 (half the smallest subnormal),
@@ -85,6 +87,11 @@ class Panel:
     def stretch(self) -> int:
         """Elements of K between promotions; all of them if there are none."""
         return self.problem.numerics.promote_every or max(1, self.problem.k)
+
+    @property
+    def stretches(self) -> int:
+        """How many there are in all parts of K."""
+        return sum(-(-len(part) // self.stretch) for part in self.problem.parts)
 
     @property
     def block_wise(self) -> bool:
@@ -180,23 +187,32 @@ def _check_numerics(problem: GemmProblem) -> None:
 
 
 def _accumulate(panel: Panel) -> Approximation:
-    """A @ B with its scales: the stretches of K, promoted one after the other."""
+    """A @ B with its scales: the parts of K, one after the other."""
+    problem = panel.problem
+    total, *others = (_accumulate_part(panel, part) for part in problem.parts)
+    for part in others:
+        total.value.add_(part.value)
+        total.error.add_(part.error).mul_(1 + U).add_(total.value.abs(), alpha=U)
+    if panel.scaled and not panel.block_wise and problem.k > 0:
+        _scale(total, panel.scales(0))
+    total.error.add_((panel.stretches + 4) * TINY if panel.scaled or problem.promoted else 0.0)
+    if problem.k > 0:
+        total.error.masked_fill_(_reach(panel) >= OVERFLOW, torch.inf)
+    return total
+
+
+def _accumulate_part(panel: Panel, part: range) -> Approximation:
+    """The sum over the elements `part` of K: its stretches, promoted one after the other."""
     problem, stretch = panel.problem, panel.stretch
-    total = zeros(panel.operands, -(-problem.k // stretch) * TINY)
-    for first in range(0, problem.k, stretch):
-        last = min(first + stretch, problem.k)
-        partial = tensor_core_sum(panel.operands, first, last)
+    total = zeros(panel.operands, -(-len(part) // stretch) * TINY)
+    for first in range(part.start, part.stop, stretch):
+        partial = tensor_core_sum(panel.operands, first, min(first + stretch, part.stop))
         if not problem.promoted:
             total = partial
         elif panel.block_wise:
             _promote(total, partial, panel.scales(first), scaled=True)
         else:
             _promote(total, partial, None, scaled=panel.scaled)
-    if panel.scaled and not panel.block_wise and problem.k > 0:
-        _scale(total, panel.scales(0))
-    total.error.add_((-(-problem.k // stretch) + 4) * TINY if panel.scaled or problem.promoted else 0.0)
-    if problem.k > 0:
-        total.error.masked_fill_(_reach(panel) >= OVERFLOW, torch.inf)
     return total
 
 

@@ -183,7 +183,9 @@ class ProductOp(IRDLOperation):
         a = tensor_info("A", self.a)
         numerics = default_numerics(a.dtype, self.scale_a_recipe)
         if self.numerics is not None:
-            numerics = numerics_with(a.dtype, self.numerics.data)
+            said = self.numerics.data
+            every = numerics.promote_every if said.promote_every == "default" else said.promote_every
+            numerics = numerics_with(a.dtype, every, said.split_k)
         operands = (tensor_info(f"epilogue operand {i}", v) for i, v in enumerate(self.epilogue_operands))
         return MatmulInfo(
             a=a,

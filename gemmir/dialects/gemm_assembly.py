@@ -4,7 +4,7 @@ How products are written: their clauses, parsed in any order and printed in one.
     %y = gemm.matmul %x, %w scaled (%xs by 1x128, %ws by 128x128)
         accumulate %c
         layout <a = m, b = n>
-        numerics <promote_every = 128>
+        numerics <promote_every = 128, split_k = 2>
         expect <m = 4096>
         schedule <block = 128x256x128>
         epilogue (%bias by column) { ... }

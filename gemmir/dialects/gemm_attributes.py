@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable
 from dataclasses import dataclass, fields, replace
 from enum import Enum
-from typing import Any, TypeVar
+from typing import Any, Literal, TypeVar
 
 from xdsl.dialects.builtin import DYNAMIC_INDEX
 from xdsl.ir import Data
@@ -132,21 +132,41 @@ class LayoutAttr(Data[Layout]):
         printer.print_string(f"<a = {self.data.a}, b = {self.data.b}>")
 
 
+@dataclass(frozen=True, slots=True)
+class Numerics:
+    """
+    What a product says of its arithmetic: see `gemmir.numerics.NumericsSpec`.
+
+    `promote_every` is "default" where it is left to the scaling recipe.
+    """
+
+    promote_every: int | Literal["default"] | None = "default"
+    split_k: int = 1
+
+
 @irdl_attr_definition
-class NumericsAttr(Data[int | None]):
-    """Elements of K between promotions to f32: `#gemm.numerics<promote_every = 128>` or `none`."""
+class NumericsAttr(Data[Numerics]):
+    """`#gemm.numerics<promote_every = 128, split_k = 2>`; either may be left out, and 128 may be `none`."""
 
     name = "gemm.numerics"
 
     @classmethod
-    def parse_parameter(cls, parser: AttrParser) -> int | None:
-        with parser.in_angle_brackets():
-            parser.parse_keyword("promote_every")
-            parser.parse_punctuation("=")
-            return None if parser.parse_optional_keyword("none") else _parse_positive(parser)
+    def parse_parameter(cls, parser: AttrParser) -> Numerics:
+        values: dict[str, Any] = {}
+
+        def entry() -> None:
+            key = _new_key(parser, ("promote_every", "split_k"), values)
+            never = key == "promote_every" and parser.parse_optional_keyword("none") is not None
+            values[key] = None if never else _parse_positive(parser)
+
+        parser.parse_comma_separated_list(parser.Delimiter.ANGLE, entry)
+        return Numerics(**values)
 
     def print_parameter(self, printer: Printer) -> None:
-        printer.print_string(f"<promote_every = {'none' if self.data is None else self.data}>")
+        every, parts = self.data.promote_every, self.data.split_k
+        entries = [] if every == "default" else [f"promote_every = {'none' if every is None else every}"]
+        entries += [f"split_k = {parts}"] if parts != 1 else []
+        printer.print_string(f"<{', '.join(entries)}>")
 
 
 @irdl_attr_definition

@@ -212,13 +212,23 @@ def _column_scales(problem: GemmProblem, scale_b: torch.Tensor, columns: slice) 
 def _accumulate(
     problem: GemmProblem, a: Operand, b: Operand, scales: tuple[torch.Tensor, torch.Tensor] | None
 ) -> torch.Tensor:
-    k, every, core = problem.k, problem.numerics.promote_every, core_of(problem.a, problem.b)
+    first, *others = (_accumulate_part(problem, a, b, scales, part) for part in problem.parts)
+    for part in others:
+        first = canonical(first + part)
+    return first
+
+
+def _accumulate_part(
+    problem: GemmProblem, a: Operand, b: Operand, scales: tuple[torch.Tensor, torch.Tensor] | None, part: range
+) -> torch.Tensor:
+    """The sum over the elements `part` of K."""
+    every, core = problem.numerics.promote_every, core_of(problem.a, problem.b)
     if every is None:
-        return chain(a, b, slice(0, k), core)
+        return chain(a, b, slice(part.start, part.stop), core)
     total = torch.zeros(a.finite.shape[1], b.finite.shape[1], device=a.finite.device)
-    for block, first in enumerate(range(0, k, every)):
-        partial = chain(a, b, slice(first, min(first + every, k)), core)
-        scale = total.new_ones(1, 1)
+    for first in range(part.start, part.stop, every):
+        partial = chain(a, b, slice(first, min(first + every, part.stop)), core)
+        block, scale = first // SCALE_BLOCK, total.new_ones(1, 1)
         if scales is not None:
             scale = scales[0][:, block, None] * scales[1][block, None, :]
         total = fma(partial, scale, total)
