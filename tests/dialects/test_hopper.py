@@ -17,6 +17,7 @@ from gemmir.dialects.hopper.bounds import check_kernel_bounds
 from gemmir.errors import IRError
 from gemmir.ir_text import parse_module
 from gemmir.schedule import Schedule, Split
+from gemmir.testing.strategies import split_in_two
 from tests.kernels import BF16_SCHEDULE, FP8_SCHEDULE, lowered
 from tests.schedules import fp8_problem, half_problem
 
@@ -25,6 +26,7 @@ TURNS = replace(FP8_SCHEDULE, block_n=192, split=Split.ALONG_M, turns=True, num_
 CHUNKS = replace(TURNS, block_n=128, turns=False, promote_chunk=4)
 WHOLE = replace(FP8_SCHEDULE, store_slices=1, num_stages=3)
 BATCHES = replace(FP8_SCHEDULE, scale_batch=16)
+SPLIT = replace(FP8_SCHEDULE, cluster_m=1, num_stages=4)
 KERNELS = {
     "fp8": (FP8, FP8_SCHEDULE),
     "whole": (FP8, WHOLE),
@@ -32,6 +34,7 @@ KERNELS = {
     "chunks": (FP8, CHUNKS),
     "batches": (FP8, BATCHES),
     "bf16": (BF16, BF16_SCHEDULE),
+    "split": (split_in_two(FP8), SPLIT),
 }
 
 
@@ -228,3 +231,35 @@ def test_all_scales_of_a_batch_are_outside_where_there_are_none() -> None:
     text = fp8_text(BATCHES).replace("tensor<16x56xf32>", "tensor<16x55xf32>")
     with pytest.raises(IRError, match="columns of scales that are read: 56 of 55"):
         parse_module(text)
+
+
+SEND = r"hopper.send_sums %total0 registers 0, 32 "
+OF_A_SPLIT = {
+    "sums in a kernel that does not split K": (r" split_k 2", "", "does not split K among 2 CTAs"),
+    "more parts than CTAs of a cluster": (r" split_k 2", " split_k 3", "CTAs in a cluster: 3 of 2"),
+    "parts and a cluster": (r"cluster <1x1>", "cluster <2x1>", "CTAs in a cluster: 4 of 2"),
+    "registers that a fragment has not": (SEND, SEND.replace("0, 32", "64, 32"), "registers 64 to 96 of"),
+    "registers that are no quads": (SEND, SEND.replace("0, 32", "2, 32"), "registers 2 to 34 of"),
+    "more sums than a slot holds": (SEND, SEND.replace("0, 32", "0, 64"), "bytes of sums in a slot: 65536 of 32768"),
+    "scales past the last row": (
+        r"part_block (%k_?\d*) of 8",
+        r"part_block \1 of 9",
+        "rows of scales that are read: 17",
+    ),
+    "waves that are not swapped": (r"rows 64 \+ 0 columns", "rows 32 + 0 columns", "two waves are swapped"),
+    "a slot of two barriers": (
+        r"(full.*)barriers<4x1>",
+        r"\1barriers<4x2>",
+        "the slots of a ring have one barrier each",
+    ),
+}
+
+
+@pytest.mark.parametrize("name", OF_A_SPLIT)
+def test_exchanges_stay_inside(name: str) -> None:
+    old, new, message = OF_A_SPLIT[name]
+    text = str(lowered(split_in_two(FP8), SPLIT).module)
+    changed = re.sub(old, new, text)
+    assert changed != text
+    with pytest.raises(IRError, match=re.escape(message)):
+        parse_module(changed)

@@ -57,6 +57,7 @@ from gemmir.dialects.hopper.loads import (
     StartScalesOp,
     TmaLoadOp,
 )
+from gemmir.dialects.hopper.split_k import AddSumsOp, GrantOp, PartBlockOp, SendSumsOp
 from gemmir.dialects.hopper.storage import (
     AdvanceOp,
     BarriersOp,
@@ -96,6 +97,7 @@ Hopper = Dialect(
     "hopper",
     [
         AcquireOp,
+        AddSumsOp,
         AdvanceOp,
         ArriveOp,
         BarriersOp,
@@ -107,6 +109,7 @@ Hopper = Dialect(
         FenceProxyAsyncOp,
         FetchScalesOp,
         FragmentOp,
+        GrantOp,
         GroupPointerOp,
         InitBarriersOp,
         KBlocksOp,
@@ -115,6 +118,7 @@ Hopper = Dialect(
         MoveScalesOp,
         NextOp,
         NextScalesOp,
+        PartBlockOp,
         PassTurnOp,
         PrefetchMapsOp,
         PromoteOp,
@@ -123,6 +127,7 @@ Hopper = Dialect(
         RingOp,
         RolesOp,
         ScalesOp,
+        SendSumsOp,
         SetMaxRegistersOp,
         StageFragmentOp,
         StagingOp,

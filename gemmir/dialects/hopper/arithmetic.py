@@ -6,7 +6,7 @@ from xdsl.dialects.builtin import IndexType, UnitAttr
 from xdsl.irdl import irdl_op_definition, operand_def, opt_prop_def, prop_def, var_operand_def
 from xdsl.utils.exceptions import VerifyException
 
-from gemmir.dialects.hopper.base import NATURAL, POSITIVE, HopperOperation
+from gemmir.dialects.hopper.base import NATURAL, POSITIVE, HopperOperation, number
 from gemmir.dialects.hopper.types import CursorType, FragmentType, RingType, ScalesType
 
 
@@ -25,7 +25,8 @@ class LoadScalesOp(HopperOperation):
     Read a slot's scales into registers with ordinary loads.
 
     A thread reads the scales of its two rows of each wave, from row `group` * `group_rows` on, and the column scales
-    from step `group` * `group_steps` on.
+    from step `group` * `group_steps` on. `by_part`: in the CTA that sums the second part of K, the two waves are
+    swapped.
     """
 
     name = "hopper.load_scales"
@@ -36,8 +37,10 @@ class LoadScalesOp(HopperOperation):
     group = operand_def(IndexType)
     group_rows = prop_def(NATURAL)
     group_steps = prop_def(NATURAL)
+    by_part = opt_prop_def(UnitAttr)
     assembly_format = (
-        "$rows `,` $steps `[` $cursor `]` `->` $scales `for` $group `rows` $group_rows `steps` $group_steps attr-dict "
+        "$rows `,` $steps `[` $cursor `]` `->` $scales `for` $group `rows` $group_rows `steps` $group_steps "
+        "(`by_part` $by_part^)? attr-dict "
         "`:` type($rows) `,` type($steps) `,` type($cursor) `,` type($scales)"
     )
 
@@ -66,7 +69,8 @@ class WgmmaOp(HopperOperation):
     Multiply one slot: 64 rows of A by the fragment's columns of B over 128 bytes of K, in four instructions.
 
     A's rows start at `group` * `a_group_rows` + `a_row`, B's at `group` * `b_group_rows`. `fresh`: the fragment's
-    contents are overwritten, not added to.
+    contents are overwritten, not added to. `by_part`: in the CTA that sums the second part of K, rows 0 and 64 are
+    swapped.
     """
 
     name = "hopper.wgmma"
@@ -79,12 +83,16 @@ class WgmmaOp(HopperOperation):
     a_group_rows = prop_def(NATURAL)
     b_group_rows = prop_def(NATURAL)
     fresh = opt_prop_def(UnitAttr)
+    by_part = opt_prop_def(UnitAttr)
     assembly_format = (
         "$a `,` $b `[` $cursor `]` `->` $fragment `for` $group `rows` $a_row `+` $a_group_rows `columns` $b_group_rows "
-        "(`fresh` $fresh^)? attr-dict `:` type($a) `,` type($b) `,` type($cursor) `,` type($fragment)"
+        "(`fresh` $fresh^)? (`by_part` $by_part^)? attr-dict "
+        "`:` type($a) `,` type($b) `,` type($cursor) `,` type($fragment)"
     )
 
     def verify_(self) -> None:
+        if self.by_part is not None and number(self.a_row) not in (0, 64):
+            raise VerifyException(f"two waves are swapped, with rows 0 and 64, not {number(self.a_row)}")
         a, b, fragment = self.a.type, self.b.type, self.fragment.type
         if not isinstance(a, RingType) or not isinstance(b, RingType) or not isinstance(fragment, FragmentType):
             return

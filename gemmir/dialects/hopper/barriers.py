@@ -48,7 +48,7 @@ class ClusterSyncOp(HopperOperation):
     assembly_format = "(`release` $release^)? attr-dict"
 
 
-class _OnBarrier(HopperOperation):
+class OnBarrier(HopperOperation):
     """An op on barrier [stage of `cursor`, `group`] (group 0 if absent)."""
 
     barriers = operand_def(BarriersType)
@@ -67,17 +67,19 @@ class _OnBarrier(HopperOperation):
 
 
 @irdl_op_definition
-class WaitOp(_OnBarrier):
+class WaitOp(OnBarrier):
     """
     Wait until the phase at the cursor has completed (a consumer's wait).
 
-    `unless_last`: not in the last k-block of this CTA's last tile, where nothing more will come. Outside a loop over
+    `of_peer`: it is a signal of the CTA that sums the other part of K, and what that did before is seen. `unless_last`:
+    not in the last k-block of this CTA's last tile, where nothing more will come. Outside a loop over
     k-blocks it stands in a tile's last one.
     """
 
     name = "hopper.wait"
     unless_last = opt_prop_def(UnitAttr)
-    assembly_format = _OnBarrier.BARRIER + " (`unless_last` $unless_last^)?" + _OnBarrier.TYPES
+    of_peer = opt_prop_def(UnitAttr)
+    assembly_format = OnBarrier.BARRIER + " (`of_peer` $of_peer^)? (`unless_last` $unless_last^)?" + OnBarrier.TYPES
 
     def verify_(self) -> None:
         super().verify_()
@@ -86,32 +88,32 @@ class WaitOp(_OnBarrier):
 
 
 @irdl_op_definition
-class AcquireOp(_OnBarrier):
+class AcquireOp(OnBarrier):
     """Wait until the phase before the one at the cursor has completed (a producer's wait; passes at first)."""
 
     name = "hopper.acquire"
-    assembly_format = _OnBarrier.BARRIER + _OnBarrier.TYPES
+    assembly_format = OnBarrier.BARRIER + OnBarrier.TYPES
 
 
 @irdl_op_definition
-class ArriveOp(_OnBarrier):
+class ArriveOp(OnBarrier):
     """One arrival per warp, by its first lane."""
 
     name = "hopper.arrive"
-    assembly_format = _OnBarrier.BARRIER + _OnBarrier.TYPES
+    assembly_format = OnBarrier.BARRIER + OnBarrier.TYPES
 
 
 @irdl_op_definition
-class ReleaseOp(_OnBarrier):
+class ReleaseOp(OnBarrier):
     """One arrival per warp on this barrier of each of the `peers` CTAs of the cluster, this one included."""
 
     name = "hopper.release"
     peers = prop_def(POSITIVE)
-    assembly_format = _OnBarrier.BARRIER + " `peers` $peers" + _OnBarrier.TYPES
+    assembly_format = OnBarrier.BARRIER + " `peers` $peers" + OnBarrier.TYPES
 
 
 @irdl_op_definition
-class ExpectOp(_OnBarrier):
+class ExpectOp(OnBarrier):
     """
     One arrival that also makes the phase wait for `bytes` from TMA.
 
@@ -120,7 +122,7 @@ class ExpectOp(_OnBarrier):
 
     name = "hopper.expect"
     bytes = prop_def(POSITIVE)
-    assembly_format = _OnBarrier.BARRIER + " `bytes` $bytes" + _OnBarrier.TYPES
+    assembly_format = OnBarrier.BARRIER + " `bytes` $bytes" + OnBarrier.TYPES
 
 
 @irdl_op_definition

@@ -35,6 +35,7 @@ from gemmir.dialects.hopper.loads import (
     StartScalesOp,
     TmaLoadOp,
 )
+from gemmir.dialects.hopper.split_k import AddSumsOp, GrantOp, PartBlockOp, SendSumsOp
 from gemmir.dialects.hopper.storage import StagingOp
 from gemmir.dialects.hopper.stores import StageFragmentOp, StoreRowsOp, TmaStoreOp
 from gemmir.dialects.hopper.types import (
@@ -49,7 +50,7 @@ from gemmir.dialects.hopper.types import (
     TensorMapType,
 )
 from gemmir.layouts import Swizzle
-from gemmir.legality import MAX_CLUSTER
+from gemmir.legality import MAX_CLUSTER, MAX_SPLIT_K
 from gemmir.problem import SCALE_BLOCK, Grouping
 from gemmir.target import SM_90A, WARP_LANES
 
@@ -62,7 +63,7 @@ def _fits(what: str, needed: int, available: int) -> None:
 def check_kernel_bounds(kernel: KernelOp) -> None:
     """Raise `VerifyException` for the first access or binding that does not fit."""
     _fits("bytes of shared memory", number(kernel.shared), SM_90A.shared_bytes)
-    _fits("CTAs in a cluster", kernel.cluster.m.data * kernel.cluster.n.data, MAX_CLUSTER)
+    _fits("CTAs in a cluster", kernel.cluster_ctas, MAX_CLUSTER)
     _check_threads(kernel)
     if kernel.output.type.get_shape()[-1:] != (number(kernel.columns),):
         raise VerifyException(f"the kernel gives {kernel.output.type}, and has {number(kernel.columns)} columns")
@@ -73,9 +74,11 @@ def check_kernel_bounds(kernel: KernelOp) -> None:
             _KERNEL_CHECKS[type(op)](kernel, op)
         elif isinstance(op, FetchScalesOp):
             _fits("lanes that read a scale", number(op.steps), WARP_LANES)
-            _check_scales(kernel, op, _last_block(op))
+            _check_scales(kernel, op, _last_block(op, kernel.parts))
         elif isinstance(op, StartScalesOp):
-            _check_scales(kernel, op, number(op.blocks))
+            _check_scales(kernel, op, number(op.blocks) * (1 if op.in_part is None else kernel.parts))
+        elif isinstance(op, AddSumsOp | GrantOp | PartBlockOp | SendSumsOp):
+            _check_split(kernel, op)
         elif (check := _CHECKS.get(type(op))) is not None:
             check(op)
 
@@ -138,8 +141,8 @@ def _last_group(op: Operation) -> int:
 def _wgmma(op: WgmmaOp) -> None:
     a, b, fragment = op.a.type, op.b.type, op.fragment.type
     assert isinstance(a, RingType) and isinstance(b, RingType) and isinstance(fragment, FragmentType)
-    last = _last_group(op)
-    _fits("rows of A that a WGMMA reads", last * number(op.a_group_rows) + number(op.a_row) + 64, a.dims[1])
+    last, a_row = _last_group(op), number(op.a_row) if op.by_part is None else 64
+    _fits("rows of A that a WGMMA reads", last * number(op.a_group_rows) + a_row + 64, a.dims[1])
     _fits("rows of B that a WGMMA reads", last * number(op.b_group_rows) + fragment.dims[1], b.dims[1])
 
 
@@ -147,6 +150,8 @@ def _load_scales(op: LoadScalesOp) -> None:
     rows, steps, scales = op.rows.type, op.steps.type, op.scales.type
     assert isinstance(rows, RingType) and isinstance(steps, RingType) and isinstance(scales, ScalesType)
     last, (waves, count) = _last_group(op), scales.dims
+    if op.by_part is not None and waves != MAX_SPLIT_K:
+        raise VerifyException(f"{waves} waves in {op.name} by_part, which swaps two")
     _fits("row scales that are read", last * number(op.group_rows) + waves * 64, rows.dims[1] * rows.dims[2])
     _fits("column scales that are read", last * number(op.group_steps) + count, steps.dims[1] * steps.dims[2])
 
@@ -255,12 +260,26 @@ def _bind_of(kernel: KernelOp, value: SSAValue) -> BindAttr:
     return kernel.binds.data[value.index]
 
 
-def _last_block(op: FetchScalesOp | NextScalesOp) -> int:
-    """One past the number of the last k-block for which `op` runs."""
-    loop = op.k.owner.parent_op() if isinstance(op.k, BlockArgument) else None
+def _last_block(op: FetchScalesOp | NextScalesOp, parts: int = 1) -> int:
+    """One past the number of the last k-block for which `op` runs, in any of so many parts of K."""
+    k, before = op.k, 0
+    if isinstance(in_part := k.owner, PartBlockOp):
+        k, before = in_part.k, (parts - 1) * number(in_part.blocks)
+    loop = k.owner.parent_op() if isinstance(k, BlockArgument) else None
     if not isinstance(loop, KBlocksOp):
         raise VerifyException(f"{op.name} reads the scales of a k-block")
-    return number(loop.last)
+    return before + number(loop.last)
+
+
+def _check_split(kernel: KernelOp, op: AddSumsOp | GrantOp | PartBlockOp | SendSumsOp) -> None:
+    """Two CTAs swap sums, through slots that hold those of all warpgroups."""
+    if kernel.parts != MAX_SPLIT_K:
+        raise VerifyException(f"{op.name} in a kernel that does not split K among {MAX_SPLIT_K} CTAs")
+    if isinstance(op, AddSumsOp | SendSumsOp):
+        ring = op.ring.type
+        assert isinstance(ring, RingType)
+        group_bytes = SM_90A.warpgroup_threads * number(op.registers) * 4
+        _fits("bytes of sums in a slot", (_last_group(op) + 1) * group_bytes, ring.slot_bytes)
 
 
 def _next_scales(op: NextScalesOp) -> None:

@@ -43,8 +43,9 @@ class KernelOp(HopperOperation):
     One kernel. Block arguments are its parameters, bound by `binds` to the tensors that it `takes` and `gives`.
 
     `tile` is the output tile of a CTA, `threads` and `shared` (bytes) those of a CTA. `columns` and `depth` are N and
-    K; M is a parameter. `balanced`: it is launched with no more clusters than the rounds of tiles need. With a
-    `grouping` it computes the product of each of `groups` groups.
+    K; M is a parameter. With `split_k` each tile is computed by so many CTAs, which sum a part of K each; the CTAs of a
+    cluster are numbered part by part within a tile. `balanced`: it is launched with no more clusters than the rounds of
+    tiles need. With a `grouping` it computes the product of each of `groups` groups.
     """
 
     name = "hopper.kernel"
@@ -63,14 +64,25 @@ class KernelOp(HopperOperation):
     balanced = opt_prop_def(UnitAttr)
     grouping = opt_prop_def(GroupingAttr)
     groups = opt_prop_def(POSITIVE)
+    split_k = opt_prop_def(POSITIVE)
 
     traits = traits_def(IsolatedFromAbove(), NoTerminator(), SymbolOpInterface())
 
     assembly_format = (
         "$sym_name `cluster` $cluster `tile` $tile `columns` $columns `depth` $depth `threads` $threads "
-        "`shared` $shared (`balanced` $balanced^)? (`grouping` $grouping^)? "
+        "`shared` $shared (`split_k` $split_k^)? (`balanced` $balanced^)? (`grouping` $grouping^)? "
         "(`groups` $groups^)? `takes` $inputs `gives` $output `binds` $binds $body attr-dict"
     )
+
+    @property
+    def parts(self) -> int:
+        """Parts of K."""
+        return 1 if self.split_k is None else number(self.split_k)
+
+    @property
+    def cluster_ctas(self) -> int:
+        """CTAs of a cluster."""
+        return self.cluster.m.data * self.cluster.n.data * self.parts
 
     def verify_(self) -> None:
         if len(self.body.block.args) != len(self.binds):

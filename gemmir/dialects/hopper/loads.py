@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from xdsl.dialects.builtin import IndexType, f32, i64
+from xdsl.dialects.builtin import IndexType, UnitAttr, f32, i64
 from xdsl.irdl import (
     irdl_op_definition,
     operand_def,
@@ -119,7 +119,7 @@ class StartScalesOp(HopperOperation):
 
     With so many lanes for each k-block, lane l reads the scale of k-block l / lanes of a batch, and of columns
     `column` + l % lanes * `step` ..; scales lie as for `fetch_scales`. Nothing is read past `blocks` k-blocks, or
-    outside the matrix.
+    outside the matrix. `in_part`: they are the k-blocks of this CTA's part of K.
     """
 
     name = "hopper.start_scales"
@@ -129,10 +129,11 @@ class StartScalesOp(HopperOperation):
     stride_n = operand_def(i64)
     step = prop_def(POSITIVE)
     blocks = prop_def(POSITIVE)
+    in_part = opt_prop_def(UnitAttr)
     result = result_def(ScaleBatchType)
     assembly_format = (
-        "$pointer `[` $column `]` `strides` $stride_k `,` $stride_n `of` $step `blocks` $blocks attr-dict "
-        "`:` type($pointer) `->` type($result)"
+        "$pointer `[` $column `]` `strides` $stride_k `,` $stride_n `of` $step `blocks` $blocks "
+        "(`in_part` $in_part^)? attr-dict `:` type($pointer) `->` type($result)"
     )
 
 

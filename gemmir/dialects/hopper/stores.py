@@ -3,9 +3,9 @@
 from __future__ import annotations
 
 from xdsl.dialects.builtin import IndexType, i64
-from xdsl.irdl import irdl_op_definition, operand_def, opt_operand_def, prop_def
+from xdsl.irdl import irdl_op_definition, operand_def, opt_operand_def, opt_prop_def, prop_def
 
-from gemmir.dialects.hopper.base import NATURAL, HopperOperation
+from gemmir.dialects.hopper.base import NATURAL, POSITIVE, HopperOperation
 from gemmir.dialects.hopper.types import FragmentType, PointerType, StagingType, TensorMapType
 
 
@@ -26,6 +26,8 @@ class TmaStoreOp(HopperOperation):
     """
     Store one box from `offset` bytes into the staging area to D at (`row` + `row_offset`, `column` + `column_offset`).
 
+    With `part_rows` the CTA that sums the first part of K stores so many rows further down: it finishes those.
+
     Nothing is written outside the matrix.
     """
 
@@ -37,8 +39,10 @@ class TmaStoreOp(HopperOperation):
     offset = prop_def(NATURAL)
     row_offset = prop_def(NATURAL)
     column_offset = prop_def(NATURAL)
+    part_rows = opt_prop_def(POSITIVE)
     assembly_format = (
-        "$staging `at` $offset `->` $map `[` $row `+` $row_offset `,` $column `+` $column_offset `]` attr-dict "
+        "$staging `at` $offset `->` $map `[` $row `+` $row_offset `,` $column `+` $column_offset `]` "
+        "(`part_rows` $part_rows^)? attr-dict "
         "`:` type($staging) `,` type($map)"
     )
 
