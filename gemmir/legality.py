@@ -14,7 +14,7 @@ from gemmir.errors import ScheduleError
 from gemmir.problem import GROUP_ALIGNMENT, GemmProblem, Grouping
 from gemmir.schedule import Schedule, Split
 from gemmir.target import SM_90A, WARP_LANES, Target, launch_registers, setmaxnreg_split
-from gemmir.tile import STAGE_ROW_BYTES, TileGeometry, shared_layout, tile_geometry, widest_scale_batch
+from gemmir.tile import STAGE_ROW_BYTES, TileGeometry, exchange, shared_layout, tile_geometry, widest_scale_batch
 
 BLOCK_M = (64, 128, 192, 256)
 MATH_WARPGROUPS = (1, 2, 3)
@@ -25,6 +25,9 @@ WG_COLUMN_STEP = 16
 
 MAX_CLUSTER = 2
 """CTAs: the printer and the proof know clusters of one row or column of two."""
+
+MAX_SPLIT_K = MAX_CLUSTER
+"""Parts of K: the CTAs of a cluster sum one each."""
 
 REGISTER_OVERHEAD = 28
 REGISTERS_PER_WAVE = 4
@@ -169,20 +172,26 @@ def registers(problem: GemmProblem, s: Schedule, target: Target) -> Violation | 
     )
 
 
+def least_stages(problem: GemmProblem, s: Schedule) -> int:
+    """Slots of the ring; where K is split, the last k-block of a tile, and what the other CTA sends meanwhile."""
+    return MIN_STAGES if problem.numerics.split_k == 1 else max(MIN_STAGES, exchange(s).parts + 1)
+
+
 def shared_memory(problem: GemmProblem, s: Schedule, target: Target) -> Violation | None:
     """The ring, the outgoing tile and the barriers fit one block's shared memory."""
     if _missing(s, "block_m", "block_n", "math_warpgroups", "split"):
         return None
-    stages = MIN_STAGES if s.num_stages is None else s.num_stages
-    if not MIN_STAGES <= stages <= MAX_STAGES:
+    fewest = least_stages(problem, s)
+    stages = fewest if s.num_stages is None else s.num_stages
+    if not fewest <= stages <= MAX_STAGES:
         return Violation(
-            "GMR-S001", f"num_stages = {stages}", f"{MIN_STAGES} <= num_stages <= {MAX_STAGES}", "leave num_stages open"
+            "GMR-S001", f"num_stages = {stages}", f"{fewest} <= num_stages <= {MAX_STAGES}", "leave num_stages open"
         )
     layout = shared_layout(problem, s, stages)
     if layout.total_bytes <= target.shared_bytes:
         return None
     fitting = (target.shared_bytes - layout.fixed_bytes) // layout.stage_bytes
-    fix = f"use num_stages = {fitting}" if fitting >= MIN_STAGES else "use a smaller block_m or block_n"
+    fix = f"use num_stages = {fitting}" if fitting >= fewest else "use a smaller block_m or block_n"
     return Violation(
         "GMR-S001",
         f"{stages} stages x {layout.stage_bytes} + {layout.fixed_bytes} (outgoing tile, barriers) = "
@@ -227,8 +236,12 @@ def cluster(problem: GemmProblem, s: Schedule, target: Target) -> Violation | No
             "CTAs that may have no tile, or tiles of different groups, stand alone",
             "use cluster = 1x1",
         )
-    if min(m, n) >= 1 and m * n <= MAX_CLUSTER:
+    parts = 1 if s.cluster_m is None and s.cluster_n is None else problem.numerics.split_k
+    if min(m, n) >= 1 and m * n * parts <= MAX_CLUSTER:
         return None
+    if parts > 1:
+        what = f"cluster of {m} x {n} tiles with split_k = {parts}: {m * n * parts} CTAs"
+        return Violation("GMR-S004", what, "a cluster of two sums both parts of K of one tile", "use cluster = 1x1")
     return Violation("GMR-S004", f"cluster of {m} x {n} CTAs", "1x1, 2x1 or 1x2", "use cluster = 2x1")
 
 
@@ -302,18 +315,45 @@ def scale_batch(problem: GemmProblem, s: Schedule, target: Target) -> Violation 
     )
 
 
+def split_k(problem: GemmProblem, s: Schedule, target: Target) -> Violation | None:
+    """Each of two CTAs finishes one of the two waves of a warpgroup; what it gets for it fits few slots of the ring."""
+    parts = problem.numerics.split_k
+    if parts == 1 or _missing(s, "block_m", "block_n", "math_warpgroups", "split"):
+        return None
+    tile = tile_geometry(s)
+    if parts > MAX_SPLIT_K or tile.waves != parts:
+        return Violation(
+            "GMR-S003",
+            f"{tile.waves} waves a warpgroup with split_k = {parts}",
+            f"split_k is at most {MAX_SPLIT_K}, and each of two CTAs finishes one of two waves of 64 rows",
+            "use block_m = 128 along n, or 128 rows a warpgroup along m",
+        )
+    found = exchange(s)
+    whole = found.parts * found.registers == tile.fragment_registers and found.registers % 4 == 0
+    if found.parts <= MIN_STAGES and whole:
+        return None
+    return Violation(
+        "GMR-S003",
+        f"{tile.fragment_registers} sums a thread in {found.parts} slots of the ring",
+        f"sums are exchanged in at most {MIN_STAGES} slots, four at a time",
+        "use columns a warpgroup a multiple of 16, and block_n about block_m or more",
+    )
+
+
 def store_slices(problem: GemmProblem, s: Schedule, target: Target) -> Violation | None:
     """A tile leaves whole, or wave by wave where each wave's total is final before the next one's."""
     if s.store_slices in (None, 1) or _missing(s, "block_m", "block_n", "math_warpgroups", "split"):
         return None
     waves = tile_geometry(s).waves
-    if problem.promoted and s.store_slices == waves:
+    by_wave = problem.promoted and problem.numerics.split_k == 1
+    if by_wave and s.store_slices == waves:
         return None
-    legal = f"1 or {waves}" if problem.promoted and waves > 1 else "1"
+    legal = f"1 or {waves}" if by_wave and waves > 1 else "1"
     return Violation(
         "GMR-S003",
         f"slices = {s.store_slices} of {waves} waves a warpgroup",
-        "a tile leaves in one slice, or in one a wave where sums are promoted",
+        "a tile leaves in one slice, or in one a wave where sums are promoted"
+        + (" and K is not split" if problem.numerics.split_k > 1 else ""),
         f"use slices = {legal}",
     )
 
@@ -355,6 +395,7 @@ RULES: tuple[Rule, ...] = (
     scale_steps,
     cluster,
     tma_boxes,
+    split_k,
     raster,
     groups,
     turns,

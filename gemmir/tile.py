@@ -72,12 +72,46 @@ def widest_scale_batch(problem: GemmProblem, schedule: Schedule) -> int:
     return max(1, WARP_LANES // (1 << (steps - 1).bit_length()))
 
 
+@dataclass(frozen=True, slots=True)
+class Exchange:
+    """
+    How two CTAs that sum a part of K each swap what they have of a tile, through slots of their operand rings.
+
+    A CTA finishes one wave of each warpgroup, and gets the other CTA's sums of it: in `parts` slots one after another,
+    of A's ring if `in_a`, else of B's. In each, every warpgroup has `registers` registers of its 128 threads.
+    """
+
+    parts: int
+    in_a: bool
+    registers: int
+
+    @property
+    def group_bytes(self) -> int:
+        """Bytes of one slot that one warpgroup's sums take."""
+        return SM_90A.warpgroup_threads * self.registers * 4
+
+
+def exchange(schedule: Schedule) -> Exchange:
+    """
+    The exchange for a schedule whose blocks are chosen, with the fewest parts that fit the larger ring's slots.
+
+    `gemmir.legality.split_k` says where registers fall into that many parts.
+    """
+    block_m, block_n, groups = schedule.block_m, schedule.block_n, schedule.math_warpgroups
+    assert block_m is not None and block_n is not None and groups is not None
+    registers = tile_geometry(schedule).fragment_registers
+    wave_bytes = groups * SM_90A.warpgroup_threads * registers * 4
+    parts = -(-wave_bytes // (max(block_m, block_n) * STAGE_ROW_BYTES))
+    return Exchange(parts, block_m >= block_n, registers // parts)
+
+
 def default_store_slices(problem: GemmProblem, geometry: TileGeometry) -> int:
     """
     One slice a wave where sums are promoted: a wave's total is final while the next wave of the last k-block runs, so
-    that the ring gets the shared memory and nothing waits. Sums in the tensor core are final all at once.
+    that the ring gets the shared memory and nothing waits. Sums in the tensor core are final all at once, and so are
+    those of several parts of K.
     """
-    return geometry.waves if problem.promoted else 1
+    return geometry.waves if problem.promoted and problem.numerics.split_k == 1 else 1
 
 
 def _round_up(value: int, multiple: int) -> int:
@@ -91,7 +125,7 @@ class SharedLayout:
 
     A ring of `num_stages` slots for A, B and, if promoted with block scales, for the row scales of A (`scale_a`, one
     f32 a row) and the expanded column scales of B (`scale_b`, one f32 a column step); a staging area a warpgroup for
-    one slice of the outgoing tile; then the barriers.
+    one slice of the outgoing tile; then the barriers, with `room_barriers` for the exchange where K is split.
     """
 
     num_stages: int
@@ -101,6 +135,7 @@ class SharedLayout:
     scale_a_bytes: int
     scale_b_bytes: int
     staging_bytes: int
+    room_barriers: int = 0
 
     @property
     def stage_bytes(self) -> int:
@@ -110,7 +145,8 @@ class SharedLayout:
 
     @property
     def fixed_bytes(self) -> int:
-        return self.math_warpgroups * (self.staging_bytes + 2 * BARRIER_BYTES)
+        barriers = 2 * self.math_warpgroups + self.room_barriers
+        return self.math_warpgroups * self.staging_bytes + barriers * BARRIER_BYTES
 
     @property
     def total_bytes(self) -> int:
@@ -152,6 +188,10 @@ class SharedLayout:
     def drained_offset(self) -> int:
         return self.staged_offset + self.math_warpgroups * BARRIER_BYTES
 
+    @property
+    def room_offset(self) -> int:
+        return self.drained_offset + self.math_warpgroups * BARRIER_BYTES
+
 
 def shared_layout(problem: GemmProblem, schedule: Schedule, num_stages: int | None = None) -> SharedLayout:
     """
@@ -165,7 +205,8 @@ def shared_layout(problem: GemmProblem, schedule: Schedule, num_stages: int | No
     geometry = tile_geometry(schedule)
     steps = block_n // geometry.column_step
     slices = schedule.store_slices or default_store_slices(problem, geometry)
-    slice_bytes = geometry.wg_rows // slices * geometry.wg_columns * problem.d.bytes
+    parts = problem.numerics.split_k
+    slice_bytes = geometry.wg_rows // (slices * parts) * geometry.wg_columns * problem.d.bytes
     return SharedLayout(
         num_stages=stages,
         math_warpgroups=groups,
@@ -174,4 +215,5 @@ def shared_layout(problem: GemmProblem, schedule: Schedule, num_stages: int | No
         scale_a_bytes=block_m * 4 if problem.promoted else 0,
         scale_b_bytes=_round_up(steps * 4, 16) if problem.promoted else 0,
         staging_bytes=_round_up(slice_bytes, SM_90A.shared_alignment),
+        room_barriers=1 if parts > 1 else 0,
     )

@@ -107,6 +107,12 @@ class Constants:
     launch_seconds: float = 4.651e-06
     """Launch, barriers, tensor maps, the first bytes from DRAM and the last store (fitted)."""
 
+    exchange_bytes_per_clock: float = 14.0
+    """Rate at which each of two CTAs sends sums to the other: 3.27 TB/s over all SMs (by published measurements)."""
+
+    exchange_clocks: float = 1500.0
+    """Clocks of an exchange beside that: the other CTA may be behind, and nothing is in flight (estimate)."""
+
     cluster_seconds: float = 0.2e-6
     """Meeting of a cluster before the first load and before exit (estimate)."""
 

@@ -121,13 +121,24 @@ def _tile_clocks(problem: GemmProblem, schedule: Schedule, rounds: int, target: 
     """
     assert schedule.block_m is not None and schedule.block_n is not None
     rows, columns = min(schedule.block_m, problem.group_rows), min(schedule.block_n, problem.n)
+    if (parts := problem.numerics.split_k) > 1:
+        rows //= parts
     leaving = rows * (columns * problem.d.bytes / target.store_bytes_per_clock_per_sm + c.store_row_clocks)
     slices = schedule.store_slices or default_store_slices(problem, tile_geometry(schedule))
     exposed = c.store_exposed if slices == 1 else c.sliced_store_exposed
     bubble = c.in_place_bubble
     if problem.promoted:
         bubble = 0.0 if schedule.promote_chunk in (None, 1) else c.chunk_bubble * (1 - 1 / max(1, rounds))
-    return exposed * leaving + bubble
+    return exposed * leaving + bubble + _exchange_clocks(problem, schedule, c)
+
+
+def _exchange_clocks(problem: GemmProblem, schedule: Schedule, c: Constants) -> float:
+    """Clocks in which the CTAs of a tile swap their sums, where K is split."""
+    if (parts := problem.numerics.split_k) == 1:
+        return 0.0
+    assert schedule.block_m is not None and schedule.block_n is not None
+    sent = schedule.block_m * schedule.block_n * 4 * (parts - 1) / parts
+    return c.exchange_clocks + sent / c.exchange_bytes_per_clock
 
 
 def operand_bytes(problem: GemmProblem) -> int:
@@ -188,13 +199,14 @@ def predict(
     tensor = _tensor_clocks(schedule, target)
     math = _math_clocks(problem, schedule, tensor, target, c)
     loads = _load_clocks(problem, schedule, spread, target, c)
-    cluster = (schedule.cluster_m or 1) * (schedule.cluster_n or 1)
-    k_block = _norm(math, loads, c.overlap_order) * (c.cluster_coupling if cluster > 1 else 1.0)
+    parts, shared = problem.numerics.split_k, (schedule.cluster_m or 1) * (schedule.cluster_n or 1)
+    cluster = shared * parts
+    k_block = _norm(math, loads, c.overlap_order) * (c.cluster_coupling if shared > 1 else 1.0)
     rows, columns = cluster_tiles(problem, schedule)
-    rounds = -(-rows * columns // resident_clusters(schedule, target))
+    rounds = -(-rows * columns // resident_clusters(schedule, target, split_k=parts))
     tile = _tile_clocks(problem, schedule, rounds, target, c)
-    cycles = rounds * (problem.k_blocks * k_block + tile)
-    working = rows * columns * cluster * problem.k_blocks * tensor
+    cycles = rounds * (problem.part_k_blocks * k_block + tile)
+    working = rows * columns * cluster * problem.part_k_blocks * tensor
     utilisation = working / (target.sms * cycles) if cycles else 0.0
     dram = dram_seconds(problem, target, c, again)
     clock = _clock(cycles, utilisation, dram, c)
@@ -251,7 +263,7 @@ def tile_bound(
     rows = min(block_m, problem.group_rows) + min(block_n, problem.n)
     transfer = rows * STAGE_ROW_BYTES / (c.l2_efficiency * target.l2_bytes_per_clock_per_sm)
     k_block = max(block_m * block_n * clocks_per_element, transfer)
-    cycles = -(-tiles // target.sms) * problem.k_blocks * k_block
+    cycles = -(-tiles // (target.sms // problem.numerics.split_k)) * problem.part_k_blocks * k_block
     return c.launch_seconds + _norm(cycles / c.boost_clock_hz, dram, c.dram_overlap_order)
 
 
@@ -259,5 +271,5 @@ def cluster_bound(problem: GemmProblem, alone: Cost, constants: Constants = DEFA
     """Seconds that no cluster beats in `predict`, for a shape that costs `alone` without one."""
     c = constants
     loads = alone.loads / (1 + max(c.spread_a, c.spread_b))
-    cycles = alone.rounds * (problem.k_blocks * _norm(alone.math, loads, c.overlap_order) + alone.tile)
+    cycles = alone.rounds * (problem.part_k_blocks * _norm(alone.math, loads, c.overlap_order) + alone.tile)
     return c.launch_seconds + cycles / c.boost_clock_hz

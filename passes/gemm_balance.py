@@ -62,7 +62,8 @@ class GemmBalancePass(ModulePass):
             record(Decision(self.name, "balanced", "false", "how many tiles groups have is not known before"))
             return
         rows, columns = cluster_tiles(problem, wanted)
-        resident, clocks = resident_clusters(wanted), problem.k_blocks * predict(problem, wanted).tensor
+        resident = resident_clusters(wanted, split_k=problem.numerics.split_k)
+        clocks = problem.part_k_blocks * predict(problem, wanted).tensor
         chosen = clocks >= LONG_TILE_CLOCKS
         write_schedule(matmul, problem, wanted.filled(balanced=chosen))
         tiles, than = rows * columns, "at least" if chosen else "less than"

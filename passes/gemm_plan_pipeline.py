@@ -19,14 +19,14 @@ from xdsl.dialects.builtin import ModuleOp
 from xdsl.passes import ModulePass
 
 from gemmir.decisions import Decision, record
-from gemmir.legality import MAX_STAGES, MIN_STAGES
+from gemmir.legality import MAX_STAGES, least_stages
 from gemmir.passes.cost_model import fitting_stages, predict
 from gemmir.passes.l2_model import cluster_tiles, resident_clusters
 from gemmir.passes.schedule_pass import need_tile, read_schedule, write_schedule
 from gemmir.problem import GemmProblem
 from gemmir.schedule import Schedule
 from gemmir.target import SM_90A
-from gemmir.tile import default_store_slices, shared_layout, tile_geometry, widest_scale_batch
+from gemmir.tile import default_store_slices, exchange, shared_layout, tile_geometry, widest_scale_batch
 
 SCALE_LOAD_CLOCKS = 800
 """
@@ -44,8 +44,10 @@ def useful_stages(problem: GemmProblem, schedule: Schedule) -> int:
     if problem.m is None:
         return MAX_STAGES
     rows, columns = cluster_tiles(problem, schedule)
-    rounds = -(-rows * columns // resident_clusters(schedule))
-    return max(MIN_STAGES, problem.k_blocks * rounds + 1)
+    parts = problem.numerics.split_k
+    rounds = -(-rows * columns // resident_clusters(schedule, split_k=parts))
+    exchanged = exchange(schedule).parts if parts > 1 else 0
+    return max(least_stages(problem, schedule), (problem.part_k_blocks + exchanged) * rounds + 1)
 
 
 @dataclass(frozen=True)
@@ -74,7 +76,7 @@ class GemmPlanPipelinePass(ModulePass):
             write_schedule(matmul, problem, wanted)
             return
         fitting, useful = fitting_stages(problem, wanted), useful_stages(problem, wanted)
-        chosen = max(MIN_STAGES, min(fitting, useful, MAX_STAGES))
+        chosen = max(least_stages(problem, wanted), min(fitting, useful, MAX_STAGES))
         write_schedule(matmul, problem, wanted.filled(num_stages=chosen))
         record(_explain(self.name, problem, wanted, chosen))
 

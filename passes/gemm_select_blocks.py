@@ -107,9 +107,10 @@ def _explain_block(problem: GemmProblem, wanted: Schedule, ranking: Ranking) -> 
     best, cost = ranking.best, ranking.best.cost
     fixed = fixed_names(wanted)
     given = f" with {', '.join(fixed)} given" if fixed else ""
+    clusters = resident_clusters(best.schedule, split_k=problem.numerics.split_k)
     because = (
-        f"{cost.microseconds:.1f} us predicted: {cost.tiles} tiles on {resident_clusters(best.schedule)} clusters in "
-        f"{cost.rounds} rounds of {problem.k_blocks} k-blocks x {cost.k_block:.0f} + {cost.tile:.0f} cycles at "
+        f"{cost.microseconds:.1f} us predicted: {cost.tiles} tiles on {clusters} clusters in "
+        f"{cost.rounds} rounds of {problem.part_k_blocks} k-blocks x {cost.k_block:.0f} + {cost.tile:.0f} cycles at "
         f"{cost.clock_hz / 1e9:.2f} GHz; tensor cores {cost.utilisation:.0%} busy; {cost.dram_seconds * 1e6:.1f} us of "
         f"DRAM; limited by {cost.limiter}; {ranking.shapes} shapes costed{given}"
     )

@@ -19,6 +19,7 @@ from xdsl.passes import ModulePass
 from gemmir.decisions import Decision, record
 from gemmir.dtypes import BF16, F16
 from gemmir.errors import UnsupportedError
+from gemmir.legality import MAX_SPLIT_K
 from gemmir.passes.schedule_pass import bad_option, read_schedule, write_schedule
 from gemmir.problem import SCALE_BLOCK, GemmProblem, Grouping, Recipe
 from gemmir.schedule import Family
@@ -76,6 +77,18 @@ def _promotion(p: GemmProblem) -> Unlowered | None:
     return Unlowered(what, "16-bit operands are summed in the tensor core only", "leave numerics out")
 
 
+def _split_k(p: GemmProblem) -> Unlowered | None:
+    parts = p.numerics.split_k
+    if parts > MAX_SPLIT_K:
+        rule = f"a cluster of {MAX_SPLIT_K} CTAs sums the parts of K of a tile, one each"
+        return Unlowered(f"split_k = {parts}", rule, f"use split_k = {MAX_SPLIT_K}")
+    if p.k_blocks % parts == 0:
+        return None
+    what, step = f"split_k = {parts} of {p.k_blocks} k-blocks (K = {p.k})", parts * p.block_k
+    rule = f"all parts have the same number of k-blocks of {p.block_k} elements"
+    return Unlowered(what, rule, f"pad K to {-(-p.k // step) * step} with zeros, or leave split_k out")
+
+
 def _addend(p: GemmProblem) -> Unlowered | None:
     if not p.has_c:
         return None
@@ -119,6 +132,7 @@ REQUIREMENTS: tuple[Callable[[GemmProblem], Unlowered | None], ...] = (
     _majors,
     _scaling,
     _promotion,
+    _split_k,
     _addend,
     _epilogue,
     _columns,
@@ -164,4 +178,5 @@ class GemmSelectFamilyPass(ModulePass):
         family = Family.TILES if self.family is None else Family(self.family)
         write_schedule(matmul, problem, schedule.filled(family=family))
         loop = "promoted every 128 of K" if problem.promoted else "summed in the tensor core"
+        loop += f", in {problem.numerics.split_k} parts of K" if problem.numerics.split_k > 1 else ""
         record(Decision(self.name, "family", family.value, f"{problem}, {loop}; the only family"))

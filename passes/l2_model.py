@@ -84,9 +84,9 @@ class Traffic:
         return f"{self.axis.value} in groups of {self.group}"
 
 
-def resident_clusters(schedule: Schedule, target: Target = SM_90A) -> int:
-    """Clusters that run at once, one CTA an SM."""
-    return target.sms // ((schedule.cluster_m or 1) * (schedule.cluster_n or 1))
+def resident_clusters(schedule: Schedule, target: Target = SM_90A, *, split_k: int = 1) -> int:
+    """Clusters that run at once, one CTA an SM; where K is split, a CTA of each tile for each part."""
+    return target.sms // ((schedule.cluster_m or 1) * (schedule.cluster_n or 1) * split_k)
 
 
 def cluster_tiles(problem: GemmProblem, schedule: Schedule) -> tuple[int, int]:
@@ -112,7 +112,7 @@ def grid_of(problem: GemmProblem, schedule: Schedule, target: Target = SM_90A) -
     return Grid(
         rows=rows,
         columns=columns,
-        resident=resident_clusters(schedule, target),
+        resident=resident_clusters(schedule, target, split_k=problem.numerics.split_k),
         row_bytes=tile_m * problem.k * problem.a.bytes,
         column_bytes=tile_n * problem.k * problem.b.bytes,
         result_bytes=tile_m * tile_n * problem.d.bytes,

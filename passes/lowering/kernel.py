@@ -8,6 +8,7 @@ finished tiles off. Barriers:
 - `empty[s]`: one arrival per math warp of each CTA that this slot's contents also went to.
 - `staged[g]`: one arrival per warp of math warpgroup g, a slice of its tile lies in the staging area.
 - `drained[g]`: one arrival, the store warp's, which has sent that slice.
+- `room`, where two CTAs sum a part of K each: one arrival, the peer's producer's; its slots for an exchange are free.
 """
 
 from __future__ import annotations
@@ -39,7 +40,7 @@ from gemmir.passes.lowering.emitter import Emitter
 from gemmir.problem import GemmProblem, Grouping
 from gemmir.schedule import Schedule
 from gemmir.target import WARPS_PER_GROUP, setmaxnreg_split
-from gemmir.tile import SharedLayout, TileGeometry, shared_layout, tile_geometry
+from gemmir.tile import Exchange, SharedLayout, TileGeometry, exchange, shared_layout, tile_geometry
 
 ELEMENTS: dict[str, Element] = {
     "f8E4M3FN": Float8E4M3FNType(),
@@ -102,6 +103,21 @@ class Plan:
         return self.cluster_m + self.cluster_n - 1
 
     @property
+    def parts(self) -> int:
+        """Parts of K, each summed by a CTA of its own."""
+        return self.problem.numerics.split_k
+
+    @property
+    def k_blocks(self) -> int:
+        """k-blocks that a CTA sums for a tile: all parts have the same number."""
+        return self.problem.part_k_blocks
+
+    @property
+    def exchange(self) -> Exchange:
+        """How CTAs that sum a part of K each swap halves of a tile."""
+        return exchange(self.schedule)
+
+    @property
     def column_steps(self) -> int:
         return self.block_n // self.tile.column_step
 
@@ -122,17 +138,17 @@ class Plan:
 
     @property
     def slices(self) -> int:
-        """Parts in which a warpgroup's tile is staged and leaves, by rows."""
+        """Parts in which what a CTA finishes of a warpgroup's tile is staged and leaves, by rows."""
         return _chosen(self.schedule.store_slices)
 
     @property
     def slice_rows(self) -> int:
-        return self.tile.wg_rows // self.slices
+        return self.tile.wg_rows // (self.slices * self.parts)
 
     @property
     def slice_chunks(self) -> tuple[StoreChunk, ...]:
         """The boxes of one slice."""
-        return self.tile.store_chunks(self.slices)
+        return self.tile.store_chunks(self.slices * self.parts)
 
     @property
     def stage_load_bytes(self) -> int:
@@ -196,7 +212,7 @@ class Storage:
     """
     Shared memory and barriers, and how many tiles there are where only the device knows.
 
-    Scale rings are None where the operands have none.
+    Scale rings are None where the operands have none, `room` where K is not split.
     """
 
     a: SSAValue
@@ -208,7 +224,13 @@ class Storage:
     empty: SSAValue
     staged: SSAValue
     drained: SSAValue
+    room: SSAValue | None
     tile_count: SSAValue | None = None
+
+    @property
+    def barriers(self) -> list[SSAValue]:
+        found = (self.full, self.empty, self.staged, self.drained, self.room)
+        return [barriers for barriers in found if barriers is not None]
 
 
 def kernel_parameters(plan: Plan, op: ProductOp) -> Iterator[tuple[str, Attribute, hopper.BindAttr]]:
@@ -322,6 +344,7 @@ def allocate(emit: Emitter, plan: Plan) -> Storage:
         empty=barriers("empty", (stages, 1), layout.empty_offset, WARPS_PER_GROUP * groups * plan.peers),
         staged=barriers("staged", (1, groups), layout.staged_offset, WARPS_PER_GROUP),
         drained=barriers("drained", (1, groups), layout.drained_offset, 1),
+        room=barriers("room", (1, 1), layout.room_offset, 1) if plan.parts > 1 else None,
     )
 
 
@@ -345,12 +368,11 @@ def build_kernel(plan: Plan, op: ProductOp, name: str) -> hopper.KernelOp:
         argument.name_hint = hint
     parameters, emit = _read_parameters(block), Emitter(block)
     storage = allocate(emit, plan)
-    barriers = [storage.full, storage.empty, storage.staged, storage.drained]
     emit.op(hopper.PrefetchMapsOp, parameters.loads)
-    emit.op(hopper.InitBarriersOp, barriers)
+    emit.op(hopper.InitBarriersOp, storage.barriers)
     storage = replace(storage, tile_count=count_tiles(emit, plan, parameters))
-    clustered = plan.cluster_m * plan.cluster_n > 1
-    emit.op(hopper.ClusterSyncOp if clustered else hopper.CtaSyncOp)
+    shares_loads = plan.cluster_m * plan.cluster_n > 1
+    emit.op(hopper.ClusterSyncOp if shares_loads or plan.parts > 1 else hopper.CtaSyncOp)
 
     service_registers, math_registers = setmaxnreg_split(plan.groups)
     with emit.inside(hopper.RolesOp) as (roles, _):
@@ -364,7 +386,7 @@ def build_kernel(plan: Plan, op: ProductOp, name: str) -> hopper.KernelOp:
                 producer(warp, plan, parameters, storage)
             with service.inside(hopper.WarpOp, index=1, elected=not plan.grouped) as (warp, _):
                 store(warp, plan, parameters, storage)
-    if clustered:
+    if shares_loads:  # what a peer sends to a CTA that sums another part of K, that CTA waits for
         emit.op(hopper.ClusterSyncOp, release=True)
     inputs, output = tensors(op)
     return hopper.KernelOp.build(
@@ -381,6 +403,7 @@ def build_kernel(plan: Plan, op: ProductOp, name: str) -> hopper.KernelOp:
             "binds": ArrayAttr(binds),
             **({"balanced": UnitAttr()} if plan.schedule.balanced else {}),
             **(_grouping(plan) if plan.grouped else {}),
+            **({"split_k": hopper.base.count(plan.parts)} if plan.parts > 1 else {}),
         },
         regions=[Region(block)],
     )

@@ -101,7 +101,7 @@ def math_chunked(emit: Emitter, plan: Plan, storage: Storage, group: SSAValue) -
         at=emit.value(hopper.CursorOp, hopper.CursorType(plan.stages), "at"),
     )
     out = emit.value(hopper.CursorOp, hopper.CursorType(1), "out")
-    chunks, k_blocks = _Chunks(plan, storage, group, registers), plan.problem.k_blocks
+    chunks, k_blocks = _Chunks(plan, storage, group, registers), plan.k_blocks
     blocks = min(plan.chunk, k_blocks)
     left, step = k_blocks % blocks, None if blocks == 1 else blocks
     with each_tile(emit, plan, storage) as (tile, _):

@@ -13,6 +13,7 @@ from xdsl.ir import SSAValue
 
 from gemmir.dialects import hopper
 from gemmir.passes.lowering.emitter import Emitter
+from gemmir.passes.lowering.exchange import add_sums, exchange_cursor, send_sums
 from gemmir.passes.lowering.kernel import Plan, Storage
 from gemmir.passes.lowering.math_slots import multiply
 from gemmir.passes.lowering.math_staging import stage_slice
@@ -27,11 +28,12 @@ def math_in_place(emit: Emitter, plan: Plan, storage: Storage, group: SSAValue) 
     ring = hopper.CursorType(plan.stages)
     at = emit.value(hopper.CursorOp, ring, "at")
     out = emit.value(hopper.CursorOp, hopper.CursorType(1), "out")
+    sent = exchange_cursor(emit, plan, "sent")
     with each_tile(emit, plan, storage) as (tile, _):
         tile.op(hopper.WaitOp, storage.full, at, [])
         _issue(tile, plan, storage, group, at, totals, fresh=True)
-        if plan.problem.k_blocks > 1:
-            with tile.inside(hopper.KBlocksOp, "k", first=1, last=plan.problem.k_blocks) as (body, _):
+        if plan.k_blocks > 1:
+            with tile.inside(hopper.KBlocksOp, "k", first=1, last=plan.k_blocks) as (body, _):
                 ahead = body.value(hopper.NextOp, ring, "ahead", at)
                 body.op(hopper.WaitOp, storage.full, ahead, [])
                 _issue(body, plan, storage, group, ahead, totals, fresh=False)
@@ -41,7 +43,10 @@ def math_in_place(emit: Emitter, plan: Plan, storage: Storage, group: SSAValue) 
         tile.op(hopper.WgmmaWaitOp, totals, pending=0)
         tile.op(hopper.ReleaseOp, storage.empty, at, [], peers=plan.peers)
         tile.op(hopper.AdvanceOp, at)
-        stage_slice(tile, storage, group, out, totals)
+        if sent is not None:
+            send_sums(tile, plan, storage, group, at, sent, totals[0])
+            add_sums(tile, plan, storage, group, at, totals[1])
+        stage_slice(tile, storage, group, out, totals if sent is None else totals[1:])
 
 
 def _issue(

@@ -3,7 +3,8 @@ Math warpgroups that promote: FP8 with block-wise scales.
 
 A wave is 64 rows of one k-block. Its partial sum is multiplied into `partial`, then added to the wave's total on the
 CUDA cores, scaled. A wave is always in flight: the next one is issued before the totals of this one are used, also
-across tiles, so that the way out of a tile hides behind the first wave of the next.
+across tiles, so that the way out of a tile hides behind the first wave of the next. Only where K is split nothing is in
+flight between tiles: what follows a tile's last k-block in the ring are the peer's sums.
 """
 
 from __future__ import annotations
@@ -15,6 +16,7 @@ from xdsl.ir import SSAValue
 
 from gemmir.dialects import hopper
 from gemmir.passes.lowering.emitter import Emitter
+from gemmir.passes.lowering.exchange import add_sums, exchange_cursor, send_sums
 from gemmir.passes.lowering.kernel import Plan, Storage
 from gemmir.passes.lowering.math_slots import let_go_of_scales, multiply, read_scales
 from gemmir.passes.lowering.math_staging import stage_slice
@@ -70,6 +72,13 @@ class _MathRole:
             step=self.plan.tile.column_step,
         )
 
+    def start_tile(self, emit: Emitter) -> None:
+        """Start wave 0 of the k-block at the position."""
+        registers = self.registers
+        emit.op(hopper.WaitOp, self.storage.full, registers.at, [])
+        self.load_scales(emit, registers.at, registers.scales)
+        self.issue(emit, 0, registers.at)
+
     def k_block(self, emit: Emitter, stage: bool = False) -> None:
         """
         One k-block, of which wave 0 is in flight already; leaves wave 0 of the next one in flight.
@@ -84,7 +93,7 @@ class _MathRole:
                 self.stage(emit, [wave])
         # While the last wave runs.
         ahead = emit.value(hopper.NextOp, registers.at.type, "ahead", registers.at)
-        ends_tile = stage or self.plan.slices == 1
+        ends_tile = self.plan.parts == 1 and (stage or self.plan.slices == 1)
         emit.op(hopper.WaitOp, self.storage.full, ahead, [], unless_last=ends_tile)
         self.load_scales(emit, ahead, registers.next_scales)
         self.finish_wave(emit, last, release=True)
@@ -96,6 +105,32 @@ class _MathRole:
         if stage:
             self.stage(emit, [last])
 
+    def last_k_block(self, emit: Emitter, sent: SSAValue) -> None:
+        """
+        The last k-block of a part of K, of which wave 0 is in flight already; leaves nothing in flight.
+
+        Wave 0, which the peer finishes, is on its way while wave 1 runs.
+        """
+        registers = self.registers
+        self.finish_wave(emit, 0, release=False)
+        self.issue(emit, 1, registers.at)
+        behind = emit.value(hopper.NextOp, registers.at.type, "ahead", registers.at)
+        send_sums(emit, self.plan, self.storage, self.group, behind, sent, registers.totals[0])
+        self.finish_wave(emit, 1, release=True)
+        emit.op(hopper.AdvanceOp, registers.at)
+
+    def split_tile(self, emit: Emitter, sent: SSAValue) -> None:
+        """All k-blocks of this CTA's part of K, the exchange with the CTA that sums the other, and the way out."""
+        plan, registers, (_, total) = self.plan, self.registers, self.registers.totals
+        self.start_tile(emit)
+        emit.op(hopper.ZeroOp, registers.totals)
+        if plan.k_blocks > 1:
+            with emit.inside(hopper.KBlocksOp, "k", first=0, last=plan.k_blocks - 1) as (body, _):
+                self.k_block(body)
+        self.last_k_block(emit, sent)
+        add_sums(emit, plan, self.storage, self.group, registers.at, total)
+        stage_slice(emit, self.storage, self.group, registers.out, [total])
+
     def stage(self, emit: Emitter, waves: Sequence[int]) -> None:
         registers = self.registers
         stage_slice(emit, self.storage, self.group, registers.out, [registers.totals[wave] for wave in waves])
@@ -103,7 +138,7 @@ class _MathRole:
     def tile(self, emit: Emitter) -> None:
         """All k-blocks of a tile, and its way out: at once behind the last one, or wave by wave inside it."""
         plan, sliced = self.plan, self.plan.slices > 1
-        looped = plan.problem.k_blocks - sliced
+        looped = plan.k_blocks - sliced
         emit.op(hopper.ZeroOp, self.registers.totals)
         if looped:
             with emit.inside(hopper.KBlocksOp, "k", first=0, last=looped) as (body, _):
@@ -128,12 +163,14 @@ def math_promoted(emit: Emitter, plan: Plan, storage: Storage, group: SSAValue) 
         out=emit.value(hopper.CursorOp, hopper.CursorType(1), "out"),
     )
     role = _MathRole(plan, storage, group, registers)
+    if (sent := exchange_cursor(emit, plan, "sent")) is not None:
+        with each_tile(emit, plan, storage) as (tile, _):
+            role.split_tile(tile, sent)
+        return
     turns = bool(plan.schedule.turns)
     if turns:  # the last warpgroup lets the first one begin
         emit.op(hopper.PassTurnOp, group, groups=plan.groups, only=plan.groups - 1)
-    emit.op(hopper.WaitOp, storage.full, registers.at, [])
-    role.load_scales(emit, registers.at, registers.scales)
-    role.issue(emit, 0, registers.at)
+    role.start_tile(emit)
     with each_tile(emit, plan, storage) as (tile, _):
         role.tile(tile)
     emit.op(hopper.WgmmaWaitOp, [registers.partial], pending=0)

@@ -28,6 +28,7 @@ def multiply(
         a_group_rows=plan.group_rows,
         b_group_rows=plan.group_columns,
         fresh=fresh,
+        by_part=plan.parts > 1,
     )
 
 
@@ -39,6 +40,7 @@ def read_scales(emit: Emitter, plan: Plan, storage: Storage, group: SSAValue, at
         *(storage.scale_a, storage.scale_b, at, scales, group),
         group_rows=plan.group_rows,
         group_steps=plan.group_columns // plan.tile.column_step,
+        by_part=plan.parts > 1,
     )
 
 

@@ -7,7 +7,8 @@ from xdsl.ir import SSAValue
 
 from gemmir.dialects import hopper
 from gemmir.dialects.hopper.types import AxisName
-from gemmir.passes.lowering.emitter import Emitter
+from gemmir.passes.lowering.emitter import INDEX, Emitter
+from gemmir.passes.lowering.exchange import exchange_cursor, grant_slots
 from gemmir.passes.lowering.kernel import Parameters, Plan, Storage
 from gemmir.passes.lowering.tiles import Tile, each_tile, own_matrix
 from gemmir.target import WARP_LANES
@@ -19,13 +20,24 @@ WeightScales = tuple[SSAValue, SSAValue, SSAValue]
 def producer(emit: Emitter, plan: Plan, parameters: Parameters, storage: Storage) -> None:
     """For each k-block of each tile: wait for a free slot, load it, say what is coming."""
     at = emit.value(hopper.CursorOp, hopper.CursorType(plan.stages), "at")
+    granted = exchange_cursor(emit, plan, "granted")
     with each_tile(emit, plan, storage) as (each, tile):
         weights = _weight_scales_of(each, parameters, tile)
         batch = _start_weight_scales(each, plan, weights, tile.n0)
-        with each.inside(hopper.KBlocksOp, "k", first=0, last=plan.problem.k_blocks) as (body, (k,)):
+        with each.inside(hopper.KBlocksOp, "k", first=0, last=plan.k_blocks) as (body, (k,)):
+            block = _number_of(body, plan, k)
             # Before the wait, so that the global load's latency hides behind it.
-            scales = _weight_scales(body, plan, weights, tile.n0, k, batch)
-            _load_stage(body, plan, parameters, storage, at, tile, k, scales)
+            scales = _weight_scales(body, plan, weights, tile.n0, (k, block), batch)
+            _load_stage(body, plan, parameters, storage, at, tile, block, scales)
+        if granted is not None:
+            grant_slots(each, plan, storage, at, granted)
+
+
+def _number_of(emit: Emitter, plan: Plan, k: SSAValue) -> SSAValue:
+    """The number among all k-blocks of one of this CTA's."""
+    if plan.parts == 1:
+        return k
+    return emit.value(hopper.PartBlockOp, INDEX, "block", k, blocks=plan.k_blocks)
 
 
 def _load_stage(
@@ -88,16 +100,23 @@ def _start_weight_scales(emit: Emitter, plan: Plan, scales: WeightScales | None,
         "batch",
         *(pointer, n0, stride_k, stride_n),
         step=plan.tile.column_step,
-        blocks=plan.problem.k_blocks,
+        blocks=plan.k_blocks,
+        in_part=plan.parts > 1,
     )
 
 
 def _weight_scales(
-    emit: Emitter, plan: Plan, weights: WeightScales | None, n0: SSAValue, k: SSAValue, batch: SSAValue | None
+    emit: Emitter,
+    plan: Plan,
+    weights: WeightScales | None,
+    n0: SSAValue,
+    where: tuple[SSAValue, SSAValue],
+    batch: SSAValue | None,
 ) -> SSAValue | None:
-    """One scale a lane for k-block `k`, or None where there are none."""
+    """One scale a lane for a k-block, or None where there are none. `where`: its number in its part of K and in all."""
+    in_part, k = where
     if batch is not None:
-        return emit.value(hopper.NextScalesOp, Float32Type(), "scales", batch, k)
+        return emit.value(hopper.NextScalesOp, Float32Type(), "scales", batch, in_part)
     if weights is None:
         return None
     pointer, stride_k, stride_n = weights
