@@ -13,7 +13,7 @@ from gemmir.passes.sync.extract import Program, program
 from gemmir.passes.sync.registers import check_registers
 from gemmir.passes.sync.report import Fault, Refusal, to_error
 from gemmir.passes.sync.rules import check_end
-from gemmir.passes.sync.traces import Trips, default_traces
+from gemmir.passes.sync.traces import Trips
 
 
 def check_kernel(kernel: hopper.KernelOp, traces: Iterable[Trips] | None = None, *, split_warps: bool = False) -> None:
@@ -29,7 +29,7 @@ def check_kernel(kernel: hopper.KernelOp, traces: Iterable[Trips] | None = None,
             check_registers(kernel)
             check_exits(kernel)
             made = program(kernel, split_warps)
-            for trips in default_traces(made.stages, made.k_blocks, made.chunk) if traces is None else traces:
+            for trips in made.traces if traces is None else traces:
                 if faults := faults_of(made, trips):
                     raise to_error(name, faults, trips)
     except Refusal as refusal:

@@ -42,6 +42,7 @@ class Kind(IntEnum):
     BAR_ARRIVE = 17
     MEET_CTA = 18
     MEET_CLUSTER = 19
+    SEND = 20
 
 
 @dataclass(slots=True, eq=False)
@@ -64,6 +65,8 @@ class Event:
     parts: tuple[int, ...] = ()
     ranks: tuple[int, ...] = ()
     fragments: tuple[int, ...] = ()
+    of_peer: bool = False
+    """A signal that another CTA's ordinary accesses rely on, or the wait for one."""
     barriers: tuple[tuple[int, int], ...] = ()
     """`INIT`: address and arrivals of each barrier."""
 

@@ -68,6 +68,7 @@ class Machine:
             self.bar_arrive,
             self.meet_cta,
             self.meet_cluster,
+            self.send,
         ]
 
     def fault(self, rule: str, what: str, missing: str, *who: tuple[Agent, int]) -> None:
@@ -169,6 +170,13 @@ class Machine:
                 "wait for every phase in turn",
                 (agent, agent.at),
             )
+        if barrier.last_of_peer and not event.of_peer:
+            self.fault(
+                "R5",
+                "what a peer has written, or done reading, may not be seen: the wait is not for signals of peers",
+                "hopper.wait of_peer, which acquires at the scope of the cluster",
+                (agent, agent.at),
+            )
         node = self.join(agent, self.before[phases[-1]]) if count else self.here(agent)
         pending = Pending(agent, agent.at, node, node if agent.role.elected else NEVER)
         if not agent.role.elected:
@@ -194,6 +202,7 @@ class Machine:
             if cta != agent.cta:
                 self.remote[agent, cta] = node, agent.at
             self.contribute(agent, barrier, node)
+            barrier.of_peer |= event.of_peer
             barrier.pending -= agent.role.warps
             if event.nbytes:
                 barrier.nbytes += event.nbytes * agent.role.warps
@@ -240,6 +249,7 @@ class Machine:
         barrier.loads.clear()
         barrier.phases.append(node)
         barrier.pending, barrier.past, barrier.touched = barrier.arrivals, 0, False
+        barrier.last_of_peer, barrier.of_peer = barrier.of_peer, False
 
     def late(self, pending: Pending, count: int, past: int) -> None:
         """R1: a phase completes before all who wait for the one before are through."""
@@ -267,11 +277,17 @@ class Machine:
             barrier.loads.append(access)
             barrier.last_load = access
             self.contribute(agent, barrier, node)
+            barrier.of_peer |= event.of_peer
             barrier.nbytes -= event.nbytes
             if abs(barrier.nbytes) > MAX_BYTES:
                 self.fault("R3", f"more bytes than a barrier counts: {barrier.text()}", "load less", (agent, agent.at))
             self.complete(barrier)
         return True
+
+    def send(self, agent: Agent, event: Event) -> bool:
+        """Stores of all lanes to a peer: it has their bytes once every lane was here, and so through its waits."""
+        self.converge(agent)
+        return self.tma_load(agent, event)
 
     def ordinary(self, agent: Agent, writes: bool) -> tuple[Access, int]:
         """An access by ordinary instructions of all lanes, or of one thread."""

@@ -12,7 +12,7 @@ def check_exits(kernel: hopper.KernelOp) -> None:
 
     No CTA of it ends early, for want of a tile: its peers would wait for it.
     """
-    if kernel.cluster.m.data * kernel.cluster.n.data == 1:
+    if kernel.cluster_ctas == 1:
         return
     for op in kernel.body.block.ops:
         if isinstance(op, hopper.CountTilesOp):

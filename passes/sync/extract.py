@@ -20,7 +20,7 @@ from gemmir.passes.sync.memory_map import MemoryMap
 from gemmir.passes.sync.report import refuse
 from gemmir.passes.sync.steps import Loop, Move, Step, StepMaker, Steps, Tiles
 from gemmir.passes.sync.storage import Storage
-from gemmir.passes.sync.traces import Trips
+from gemmir.passes.sync.traces import Trips, default_traces
 from gemmir.target import WARPS_PER_GROUP
 
 
@@ -49,6 +49,11 @@ class Program:
     memory: MemoryMap
     ctas: list[list[_Thread]] = field(default_factory=list[list[_Thread]])
 
+    @property
+    def traces(self) -> tuple[Trips, ...]:
+        """The runs that stand for all."""
+        return default_traces(self.stages, self.k_blocks, self.chunk, exchanges=self.kernel.parts > 1)
+
     def roles(self, trips: Trips) -> list[list[Role]]:
         """By CTA: the roles and what they do in a run with so many k-blocks in each tile."""
         different = {id(thread): thread for cta in self.ctas for thread in cta}
@@ -63,7 +68,7 @@ def program(kernel: hopper.KernelOp, split_warps: bool = False) -> Program:
     The warps of a math warpgroup are one role, or two if `split_warps`: the first warp, and the rest.
     """
     storage, memory = Storage(kernel), MemoryMap()
-    ranks = kernel.cluster.m.data * kernel.cluster.n.data
+    ranks = kernel.cluster_ctas
     rings = [op.result.type for op in kernel.body.block.ops if isinstance(op, hopper.RingOp)]
     stages = rings[0].stages if rings else 1
     loops = [op for op in kernel.walk() if isinstance(op, hopper.KBlocksOp)]

@@ -59,7 +59,7 @@ class SharedMemory:
         same = first.agent is second.agent
         if same and first.ordinary and second.ordinary:
             return  # each lane in its own order, to its own bytes
-        if same and first.agent.role.warps > 1:
+        if same and first.agent.role.warps > 1 and first.done_by != BY_TMA:
             return self.race(first, second)  # of different warps, which nothing orders
         if first.done == NEVER or (first.done_by != second.agent.number and not past >> first.done & 1):
             self.race(first, second)

@@ -117,6 +117,12 @@ class Barrier:
     waits: list[Pending] = field(default_factory=list[Pending])
     """Waits that passed since the last phase completed."""
 
+    of_peer: bool = False
+    """Another CTA's ordinary accesses rely on the phase in progress."""
+
+    last_of_peer: bool = False
+    """The same of the last one that completed."""
+
     loads: list[Access] = field(default_factory=list[Access])
     """TMA loads of the phase in progress."""
 

@@ -17,6 +17,7 @@ from gemmir.dialects.hopper.types import AxisName
 from gemmir.passes.sync.events import OWN, Event, Kind, Span
 from gemmir.passes.sync.memory_map import MemoryMap
 from gemmir.passes.sync.report import refuse
+from gemmir.passes.sync.split_k_steps import peer_of, sums_bytes, sums_spans
 from gemmir.passes.sync.storage import Storage
 from gemmir.tile import WAVE_ROWS
 
@@ -95,8 +96,7 @@ class StepMaker:
         self.warps = warps
         self.elected = elected
         self.holds_thread_0 = holds_thread_0
-        cluster = storage.kernel.cluster
-        self.cluster = (cluster.m.data, cluster.n.data)
+        self.cluster = (storage.kernel.cluster.m.data, storage.kernel.cluster.n.data)
         self.indices: dict[SSAValue, int] = {}
         self.cursors: dict[SSAValue, tuple[int, int]] = {}
         """Number and stages of each cursor."""
@@ -137,6 +137,15 @@ class StepMaker:
             hopper.WgmmaWaitOp: self.wgmma_wait,
             hopper.ZeroOp: lambda op: self.registers(op, tuple(op.fragments)),
             ConstantOp: self.constant,
+            **self.of_split_k(),
+        }
+
+    def of_split_k(self) -> dict[type[Operation], Callable[[Any], Steps]]:
+        """Ops of kernels in which two CTAs sum a part of K each."""
+        return {
+            hopper.AddSumsOp: self.add_sums,
+            hopper.GrantOp: self.grant,
+            hopper.SendSumsOp: self.send_sums,
         }
 
     def block(self, block: Block) -> Steps:
@@ -211,17 +220,19 @@ class StepMaker:
     def wait(self, op: hopper.WaitOp | hopper.AcquireOp, flip: int) -> Steps:
         barriers, group = self.storage.barrier(op.barriers), self.index(op.group, op)
         unless_last = isinstance(op, hopper.WaitOp) and op.unless_last is not None
+        of_peer = isinstance(op, hopper.WaitOp) and op.of_peer is not None
 
         def build(stage: int, parity: int) -> Event:
-            return Event(Kind.WAIT, op, stage, barriers.address(stage, group), parity ^ flip)
+            return Event(Kind.WAIT, op, stage, barriers.address(stage, group), parity ^ flip, of_peer=of_peer)
 
         return self.on_ring(op, build, unless_last)
 
-    def arrive(self, op: Any, ranks: tuple[int, ...], nbytes: int = 0) -> Steps:
+    def arrive(self, op: Any, ranks: tuple[int, ...], nbytes: int = 0, of_peer: bool = False) -> Steps:
         barriers, group = self.storage.barrier(op.barriers), self.index(op.group, op)
 
         def build(stage: int, parity: int) -> Event:
-            return Event(Kind.ARRIVE, op, stage, barriers.address(stage, group), nbytes=nbytes, ranks=ranks)
+            address = barriers.address(stage, group)
+            return Event(Kind.ARRIVE, op, stage, address, nbytes=nbytes, ranks=ranks, of_peer=of_peer)
 
         return self.on_ring(op, build)
 
@@ -234,6 +245,31 @@ class StepMaker:
             refuse("R8", f"a release to {peers} CTAs in a cluster of {self.cluster}", "release to peers that exist", op)
         # One peer is the CTA itself, whatever its rank.
         return self.arrive(op, tuple(range(peers)) if peers > 1 else OWN)
+
+    def grant(self, op: hopper.GrantOp) -> Steps:
+        self.by_rank = True
+        return self.arrive(op, (peer_of(self.rank),), of_peer=True)
+
+    def send_sums(self, op: hopper.SendSumsOp) -> Steps:
+        self.by_rank = True
+        full, ranks, nbytes = self.storage.barrier(op.full), (peer_of(self.rank),), sums_bytes(op, self.warps)
+
+        def build(stage: int, parity: int) -> Event:
+            parts = self.memory.parts(self.sums(op, stage))
+            address = full.address(stage, 0)
+            return Event(Kind.SEND, op, stage, address, nbytes=nbytes, parts=parts, ranks=ranks, of_peer=True)
+
+        for stage in range(self.at(op.cursor, op)[1]):
+            self.memory.add(self.sums(op, stage))
+        return [*self.registers(op, (op.sums,)), *self.on_ring(op, build)]
+
+    def add_sums(self, op: hopper.AddSumsOp) -> Steps:
+        read = self.memory_step(op, Kind.READ, lambda stage: list(self.sums(op, stage)))
+        return [*read, *self.registers(op, (op.sums,))]
+
+    def sums(self, op: hopper.SendSumsOp | hopper.AddSumsOp, stage: int) -> Sequence[Span]:
+        ring, group = self.storage.ring(op.ring), self.index(op.group, op)
+        return sums_spans(op, ring, stage, group, self.first_warp, self.warps)
 
     def turn(self, op: hopper.TakeTurnOp | hopper.PassTurnOp, kind: Kind, after: int) -> Steps:
         group, groups = self.index(op.group, op), number(op.groups)
@@ -301,7 +337,10 @@ class StepMaker:
         fragment = op.fragment.type
         assert isinstance(fragment, hopper.FragmentType)
         columns = fragment.dims[1]
-        first_a, first_b = group * number(op.a_group_rows) + number(op.a_row), group * number(op.b_group_rows)
+        a_row, first_b = number(op.a_row), group * number(op.b_group_rows)
+        if op.by_part is not None:
+            self.by_rank, a_row = True, a_row ^ self.rank * WAVE_ROWS
+        first_a = group * number(op.a_group_rows) + a_row
 
         def spans(stage: int) -> list[Span]:
             return [a.rows(stage, first_a, WAVE_ROWS), b.rows(stage, first_b, columns)]
@@ -359,6 +398,7 @@ SILENT = (
     hopper.GroupPointerOp,
     hopper.MoveScalesOp,
     hopper.NextScalesOp,
+    hopper.PartBlockOp,
     hopper.PrefetchMapsOp,
     hopper.RingOp,
     hopper.ScalesOp,
