@@ -123,6 +123,13 @@ class Manifest:
     decisions: tuple[str, ...] = ()
     grouping: str = "none"
     groups: int = 1
+    split_k: int = 1
+    """CTAs that compute a tile together, each a part of K."""
+
+    @property
+    def cluster_ctas(self) -> int:
+        """CTAs of a cluster."""
+        return self.cluster_m * self.cluster_n * self.split_k
 
     def most_cluster_tiles(self, m: int) -> int:
         """Cluster tiles that a call with this M can have: how many there are, where one product is computed."""

@@ -20,6 +20,7 @@ from gemmir.dialects import hopper
 from gemmir.dialects.hopper.barriers import TURN_THREADS
 from gemmir.dialects.hopper.base import number
 from gemmir.dialects.hopper.control import enclosing
+from gemmir.dialects.hopper.split_k import QUAD
 from gemmir.dtypes import DTYPES
 from gemmir.errors import SyncError
 from gemmir.layouts import store_chunks
@@ -50,7 +51,7 @@ def audit_sass(kernel: hopper.KernelOp, sass: str) -> None:
     Raise `SyncError` (GMR-Y001) if machine code does not synchronise as `kernel` does.
 
     `sass` is what `gemmir.backends.cuda.sass.disassemble` returns. Counted are the instructions that the compiler
-    neither removes nor repeats: TMA loads and stores, setmaxnreg, WGMMAs in whole slots.
+    neither removes nor repeats: TMA loads and stores, stores to a peer, setmaxnreg, WGMMAs in whole slots.
     """
     count = count_opcodes(sass)
     ops = list(kernel.walk())
@@ -59,6 +60,7 @@ def audit_sass(kernel: hopper.KernelOp, sass: str) -> None:
         "UTMASTG": _number_of(ops, hopper.TmaStoreOp, hopper.StoreRowsOp),
         "USETMAXREG": _number_of(ops, hopper.SetMaxRegistersOp),
         "UTMACMDFLUSH": _number_of(ops, hopper.StoreCommitOp),
+        "STAS": sum(number(op.registers) // QUAD for op in ops if isinstance(op, hopper.SendSumsOp)),
     }
     for opcode, calls in wanted.items():
         if count[opcode] != calls:
@@ -66,7 +68,7 @@ def audit_sass(kernel: hopper.KernelOp, sass: str) -> None:
     wgmmas, asked = count["QGMMA"] + count["HGMMA"], WGMMAS_PER_SLOT * _number_of(ops, hopper.WgmmaOp)
     if wgmmas < asked or wgmmas % WGMMAS_PER_SLOT:
         raise _mismatch(kernel, f"the IR asks for {asked} WGMMAs, the machine code has {wgmmas}")
-    on_barriers = (hopper.WaitOp, hopper.AcquireOp, hopper.ArriveOp, hopper.ReleaseOp, hopper.ExpectOp)
+    on_barriers = (hopper.WaitOp, hopper.AcquireOp, hopper.ArriveOp, hopper.ReleaseOp, hopper.ExpectOp, hopper.GrantOp)
     if count["SYNCS"] < (asked := _number_of(ops, *on_barriers)):
         raise _mismatch(kernel, f"the IR asks for {asked} mbarrier operations, the machine code has {count['SYNCS']}")
 
@@ -99,9 +101,11 @@ class _Expected:
             hopper.CtaSyncOp: lambda op: [("bar.sync 0", (), "")],
             hopper.ExpectOp: self.expect,
             hopper.FenceProxyAsyncOp: lambda op: [("fence.proxy.async.shared::cta", (), "")],
+            hopper.GrantOp: self.grant,
             hopper.InitBarriersOp: self.init_barriers,
             hopper.PassTurnOp: lambda op: self.turn(op, "bar.arrive"),
             hopper.ReleaseOp: self.release,
+            hopper.SendSumsOp: self.send_sums,
             hopper.SetMaxRegistersOp: self.set_max_registers,
             hopper.StageFragmentOp: self.stage_fragment,
             hopper.StoreCommitOp: lambda op: [("cp.async.bulk.commit_group", (), "")],
@@ -172,15 +176,25 @@ class _Expected:
     def on_barrier(self, op: Any, ptx: str, guard: str, *details: str) -> list[Found]:
         return [(ptx, (self.barrier(op), *details), guard)]
 
-    def wait(self, op: Any, parity: str, guard: str) -> list[Found]:
-        return self.on_barrier(op, "mbarrier.try_wait.parity.shared::cta.b64", guard, parity + _ahead(op.cursor))
+    def wait(self, op: Any, parity: str, guard: str, scope: str = "") -> list[Found]:
+        return self.on_barrier(
+            op, f"mbarrier.try_wait.parity{scope}.shared::cta.b64", guard, parity + _ahead(op.cursor)
+        )
 
     def plain_wait(self, op: hopper.WaitOp) -> list[Found]:
         guard, loop = "", enclosing(op, hopper.KBlocksOp)
         if op.unless_last is not None:
             inside = "" if loop is None else f" {loop.blocks} of {number(loop.last)}"
             guard = f"not the last{inside}"
-        return self.wait(op, "parity", guard)
+        return self.wait(op, "parity", guard, "" if op.of_peer is None else ".acquire.cluster")
+
+    def grant(self, op: hopper.GrantOp) -> list[Found]:
+        return self.on_barrier(op, "mbarrier.arrive.release.cluster.shared::cluster.b64", self.lane_0())
+
+    def send_sums(self, op: hopper.SendSumsOp) -> list[Found]:
+        registers = f"<{number(op.first)}, {number(op.registers)}>"
+        details = (registers, self.at(op.ring, 0, op.cursor), self.at(op.full, 0, op.cursor))
+        return [("st.async.shared::cluster.mbarrier::complete_tx::bytes.v4.f32", details, "")]
 
     def expect(self, op: hopper.ExpectOp) -> list[Found]:
         return self.on_barrier(op, "mbarrier.arrive.expect_tx.shared::cta.b64", self.lane_0(), str(number(op.bytes)))
@@ -213,13 +227,9 @@ class _Expected:
     def tma_load(self, op: hopper.TmaLoadOp) -> list[Found]:
         multicast = "" if op.multicast is None else ".multicast::cluster"
         mask = () if op.multicast is None else (str(self.mask(op)),)
-        return [
-            (
-                _tma(_LOAD, op.group) + multicast,
-                (self.at(op.ring, 0, op.cursor), self.at(op.full, 0, op.cursor), *mask),
-                self.lane_0(),
-            )
-        ]
+        slot = self.at(op.ring, 0, op.cursor) + ("" if op.multicast is None else " rank")
+        details = (slot, self.at(op.full, 0, op.cursor), *mask)
+        return [(_tma(_LOAD, op.group) + multicast, details, self.lane_0())]
 
     def mask(self, op: hopper.TmaLoadOp) -> int:
         """The CTAs that receive a box, where the cluster is a row or a column."""
@@ -245,7 +255,10 @@ class _Expected:
         types = f"{DTYPES[str(a.element)].ptx}.{DTYPES[str(b.element)].ptx}"
         ptx = f"wgmma.mma_async.sync.aligned.{shape}.f32.{types} x{WGMMAS_PER_SLOT}"
         fresh = "<false>" if op.fresh is None else "<true>"
-        return [(ptx, (fresh, self.at(op.a, self.wave_bytes(op), op.cursor), self.at(op.b, 0, op.cursor)), "")]
+        a = self.at(op.a, self.wave_bytes(op), op.cursor)
+        if op.by_part is not None:
+            a = self.at(op.a, 0, op.cursor) + (" rank ^ 1" if number(op.a_row) else " rank")
+        return [(ptx, (fresh, a, self.at(op.b, 0, op.cursor)), "")]
 
     def wave_bytes(self, op: hopper.WgmmaOp) -> int:
         """How far into its part of the slot a wave begins."""

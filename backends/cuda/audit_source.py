@@ -28,7 +28,7 @@ class Call:
         return f"{self.ptx} {' '.join(self.details)}{guard} in {inside}"
 
 
-_PTX = r"(?:mbarrier|cp\.async\.bulk|wgmma|fence|bar|barrier|setmaxnreg|stmatrix)\.[\w.:]*\w"
+_PTX = r"(?:mbarrier|cp\.async\.bulk|wgmma|fence|bar|barrier|setmaxnreg|stmatrix|st\.async)\.[\w.:]*\w"
 _DEFINITION = re.compile(r"^(?:template <[^\n]*>\s)?DEVICE \w+ (\w+)\(", re.MULTILINE)
 _TIMES = re.compile(r"for \(int \w+ = 0; \w+ < (\d+);")
 _BASE = re.compile(r"const u32 (\w+) = smem(?: \+ (\d+))?;")
@@ -42,6 +42,7 @@ _BLOCK = re.compile(r"(?:\} )?(?:else )?if \((.*)\)")
 _NEXT = re.compile(r"const auto (\w+) = \w+\.next\(\);")
 _CURSOR = re.compile(r"(\w+)\.(?:stage|parity)")
 _COUNT = re.compile(r"int \w+ = 0; \w+ < (\d+)")
+_PART = re.compile(r" \+ \(?(rank(?: \^ 1)?)")
 _NUMBER = re.compile(r"\d+")
 _LAST = re.compile(r"(?:\w+ \+ (\d+) < (\d+) \|\| )?!tiles\.last\(\)")
 _ONLY = re.compile(r"\w+ == (\d+)")
@@ -141,7 +142,8 @@ class _Reader:
         if name in self.bases:
             constant = argument.rpartition(" + ")[2]
             offset = int(constant) if constant.isdecimal() else 0
-            return f"@{self.bases[name] + offset}{ahead}"
+            part = _PART.search(argument)
+            return f"@{self.bases[name] + offset}{ahead}{'' if part is None else ' ' + part[1]}"
         if argument.endswith(".parity"):
             return f"parity{ahead}"
         if argument.endswith(".parity ^ 1"):

@@ -39,12 +39,18 @@ def _acquire(op: hopper.AcquireOp) -> str:
 
 
 def _wait(op: hopper.WaitOp) -> str:
+    if isinstance(op.next_op, hopper.SendSumsOp):
+        return "Until the peer's slot is free. Half of the tile goes there."
+    if isinstance(op.prev_op, hopper.GrantOp):
+        return "Until the peer's sums are there: it has seen the grant, and another may follow."
     if op.unless_last is None:
         return ""
     return "Nothing follows the very last k-block: what is multiplied after it is dropped."
 
 
 def _fence(op: hopper.FenceProxyAsyncOp) -> str:
+    if isinstance(op.prev_op, hopper.AddSumsOp):
+        return "What was read of the slot comes before what TMA, or the peer, puts there next."
     if isinstance(op.next_op, hopper.TmaLoadOp):
         return "What the math warps read of the slot by ordinary loads comes before TMA's writes."
     return "Ordinary accesses before this come before TMA's after the next signal."
@@ -59,6 +65,7 @@ def _wgmma(op: hopper.WgmmaOp) -> str:
 
 
 _COMMENTS: dict[type[Operation], Callable[[Any], str]] = {
+    hopper.AddSumsOp: lambda op: "Half of the tile is finished here: this part of K plus the peer's, in f32.",
     hopper.AcquireOp: _acquire,
     hopper.CountTilesOp: lambda op: "Only the device knows which rows are whose. A CTA without a tile ends here.",
     hopper.ExpectOp: lambda op: "The slot is full once all these bytes have arrived.",
@@ -67,6 +74,8 @@ _COMMENTS: dict[type[Operation], Callable[[Any], str]] = {
     hopper.InitBarriersOp: lambda op: (
         "full: a slot is loaded; empty: it is read; staged: rows may leave; drained: they have left."
     ),
+    hopper.GrantOp: lambda op: "The peer may send its sums to these slots.",
+    hopper.PartBlockOp: lambda op: "The CTAs of a cluster sum a part of K each.",
     hopper.PromoteOp: lambda op: "total = partial * (row scale * column scale) + total, in f32.",
     hopper.ReleaseOp: lambda op: "This warp has read the slot.",
     hopper.RingOp: lambda op: "Shared memory: rings of slots for operands and scales, rows on their way out, barriers.",

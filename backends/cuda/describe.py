@@ -40,6 +40,7 @@ def describe(
         decisions=tuple(decisions),
         grouping="none" if kernel.grouping is None else kernel.grouping.data.value,
         groups=1 if kernel.groups is None else kernel.groups.value.data,
+        split_k=kernel.parts,
     )
 
 

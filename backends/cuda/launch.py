@@ -81,7 +81,7 @@ def grid_size(manifest: Manifest, m: int, resident_clusters: int) -> int:
     """
     tiles = manifest.most_cluster_tiles(m)
     clusters = balanced_clusters(tiles, resident_clusters) if manifest.balanced else min(resident_clusters, tiles)
-    return clusters * manifest.cluster_m * manifest.cluster_n
+    return clusters * manifest.cluster_ctas
 
 
 class Launcher:
@@ -177,8 +177,8 @@ class Launcher:
                 )
             module = driver.load(self._cubin)
             function = driver.function(module, manifest.entry, manifest.shared_bytes)
-            cluster = manifest.cluster_m * manifest.cluster_n
-            clusters = driver.resident_clusters(function, manifest.threads, manifest.shared_bytes, cluster, info.sms)
+            shape = manifest.threads, manifest.shared_bytes, manifest.cluster_ctas
+            clusters = driver.resident_clusters(function, *shape, info.sms)
         return Kernel(function, module, context, clusters)
 
     def _empty(self, plan: Plan) -> torch.Tensor:

@@ -237,14 +237,14 @@ template <int BATCH, int LANES> struct ScaleBatch {
 };
 
 //@ Scales: load_shared_f32
-// What one thread needs of a stage: the row scales of its two rows of each wave, and a column scale per step.
+// What one thread needs of a stage: the row scales of its two rows of each wave (two `swap`ped), and a column scale per step.
 template <int WAVES, int STEPS> struct Scales {
     float row[WAVES][2], step[STEPS];
-    DEVICE void load(u32 rows, u32 steps) {
+    DEVICE void load(u32 rows, u32 steps, u32 swap = 0) {
 #pragma unroll
         for (int w = 0; w < WAVES; ++w) {
-            row[w][0] = load_shared_f32(rows + w * 256);
-            row[w][1] = load_shared_f32(rows + w * 256 + 32);
+            row[w][0] = load_shared_f32(rows + (w ^ swap) * 256);
+            row[w][1] = load_shared_f32(rows + (w ^ swap) * 256 + 32);
         }
 #pragma unroll
         for (int j = 0; j < STEPS; ++j) step[j] = load_shared_f32(steps + j * 4);
@@ -310,9 +310,9 @@ template <int GROUP, bool ALONG_M> DEVICE void tile_place(u32 index, u32 rows, u
 }
 
 //@ Tiles: tile_place
-// The tiles of this CTA; those of a cluster are neighbours.
-template <int BLOCK_M, int BLOCK_N, int CLUSTER_M, int CLUSTER_N, int N, int GROUP, bool ALONG_M> struct Tiles {
-    static constexpr int COLUMNS = (N + BLOCK_N * CLUSTER_N - 1) / (BLOCK_N * CLUSTER_N), CLUSTER = CLUSTER_M * CLUSTER_N;
+// The tiles of this CTA; those of a cluster are neighbours. PARTS CTAs side by side compute one tile, a part of K each.
+template <int BLOCK_M, int BLOCK_N, int CLUSTER_M, int CLUSTER_N, int N, int GROUP, bool ALONG_M, int PARTS = 1> struct Tiles {
+    static constexpr int COLUMNS = (N + BLOCK_N * CLUSTER_N - 1) / (BLOCK_N * CLUSTER_N), CLUSTER = CLUSTER_M * CLUSTER_N * PARTS;
     int rows, index, step;
     DEVICE Tiles(int m)
         : rows((m + BLOCK_M * CLUSTER_M - 1) / (BLOCK_M * CLUSTER_M)), index(blockIdx.x / CLUSTER), step(gridDim.x / CLUSTER) {}

@@ -1,4 +1,4 @@
-"""The PTX wrappers that a kernel may use: read from `prelude.cuh`, emitted with what they need and nothing else."""
+"""The PTX wrappers that a kernel may use: read from `FILES`, emitted with what they need and nothing else."""
 
 from __future__ import annotations
 
@@ -7,6 +7,9 @@ from collections.abc import Iterable
 from dataclasses import dataclass
 from functools import cache
 from importlib.resources import files
+
+FILES = ("prelude.cuh", "prelude_split_k.cuh")
+"""Where wrappers are; those of a later file may need those of an earlier one."""
 
 _HEADER = re.compile(r"^//@ (\w+):(.*)$", re.MULTILINE)
 
@@ -23,7 +26,8 @@ class Section:
 @cache
 def sections() -> dict[str, Section]:
     """All sections in file order, by name."""
-    source = files("gemmir.backends.cuda").joinpath("prelude.cuh").read_text(encoding="ascii")
+    folder = files("gemmir.backends.cuda")
+    source = "\n".join(folder.joinpath(name).read_text(encoding="ascii") for name in FILES)
     headers = list(_HEADER.finditer(source))
     ends = [h.start() for h in headers[1:]] + [len(source)]
     return {

@@ -21,6 +21,7 @@ from gemmir.backends.cuda.printing.arithmetic import PrintsArithmetic
 from gemmir.backends.cuda.printing.barriers import PrintsBarriers
 from gemmir.backends.cuda.printing.base import dtype_of
 from gemmir.backends.cuda.printing.loads import PrintsLoads
+from gemmir.backends.cuda.printing.split_k import PrintsSplitK
 from gemmir.backends.cuda.printing.storage import PrintsStorage
 from gemmir.backends.cuda.printing.stores import PrintsStores
 from gemmir.backends.cuda.wgmma import wgmma_wrapper
@@ -58,9 +59,11 @@ SYNCHRONISING = (
     hopper.ClusterSyncOp,
     hopper.ExpectOp,
     hopper.FenceProxyAsyncOp,
+    hopper.GrantOp,
     hopper.PassTurnOp,
     hopper.PutScalesOp,
     hopper.ReleaseOp,
+    hopper.SendSumsOp,
     hopper.StageFragmentOp,
     hopper.StoreCommitOp,
     hopper.StoreRowsOp,
@@ -85,7 +88,7 @@ def print_kernel(kernel: hopper.KernelOp, chaos: bool = False) -> PrintedKernel:
     return _Printer(kernel, chaos).print()
 
 
-class _Printer(PrintsStorage, PrintsBarriers, PrintsLoads, PrintsArithmetic, PrintsStores):
+class _Printer(PrintsStorage, PrintsBarriers, PrintsLoads, PrintsArithmetic, PrintsSplitK, PrintsStores):
     """Dispatches ops to the methods that print them; prints the kernel, its roles and loops itself."""
 
     def __init__(self, kernel: hopper.KernelOp, chaos: bool):
@@ -95,6 +98,7 @@ class _Printer(PrintsStorage, PrintsBarriers, PrintsLoads, PrintsArithmetic, Pri
         self.elected = False
         self.methods: dict[type[Operation], Callable[[Any], None]] = {
             hopper.AcquireOp: self.acquire,
+            hopper.AddSumsOp: self.add_sums,
             hopper.AdvanceOp: lambda op: self.out.line(f"{self.out[op.cursor]}.advance();"),
             hopper.ArriveOp: self.arrive,
             hopper.BarriersOp: self.storage,
@@ -108,6 +112,7 @@ class _Printer(PrintsStorage, PrintsBarriers, PrintsLoads, PrintsArithmetic, Pri
             hopper.FenceProxyAsyncOp: lambda op: self.call("fence_proxy_async"),
             hopper.FetchScalesOp: self.fetch_scales,
             hopper.FragmentOp: self.fragment,
+            hopper.GrantOp: self.grant,
             hopper.GroupPointerOp: self.group_pointer,
             hopper.InitBarriersOp: self.init_barriers,
             hopper.KBlocksOp: self.k_blocks,
@@ -115,6 +120,7 @@ class _Printer(PrintsStorage, PrintsBarriers, PrintsLoads, PrintsArithmetic, Pri
             hopper.MoveScalesOp: lambda op: self.out.line(f"{self.out[op.target]} = {self.out[op.source]};"),
             hopper.NextOp: self.next,
             hopper.NextScalesOp: self.next_scales,
+            hopper.PartBlockOp: self.part_block,
             hopper.PassTurnOp: self.pass_turn,
             hopper.PrefetchMapsOp: self.prefetch_maps,
             hopper.PromoteOp: self.promote,
@@ -123,6 +129,7 @@ class _Printer(PrintsStorage, PrintsBarriers, PrintsLoads, PrintsArithmetic, Pri
             hopper.RingOp: self.storage,
             hopper.RolesOp: self.roles,
             hopper.ScalesOp: self.scales,
+            hopper.SendSumsOp: self.send_sums,
             hopper.SetMaxRegistersOp: self.setmaxnreg,
             hopper.StageFragmentOp: self.stage_fragment,
             hopper.StagingOp: self.storage,
@@ -150,7 +157,7 @@ class _Printer(PrintsStorage, PrintsBarriers, PrintsLoads, PrintsArithmetic, Pri
     def print(self) -> PrintedKernel:
         kernel, out = self.kernel, self.out
         parameters = ",\n    ".join([*(self.parameter(a) for a in kernel.body.block.args), *["u32 seed"] * self.chaos])
-        cluster = self.cluster[0] * self.cluster[1]
+        cluster = kernel.cluster_ctas
         dims = f"__cluster_dims__({cluster}, 1, 1) " if cluster > 1 else ""
         out.line(f"constexpr int N = {number(kernel.columns)};")
         out.line()
@@ -176,13 +183,15 @@ class _Printer(PrintsStorage, PrintsBarriers, PrintsLoads, PrintsArithmetic, Pri
         types = "_".join(dtype_of(ring.result).ptx for ring in rings[:2])
         tile, stages = self.kernel.tile, rings[0].result.type.stages if rings else 0
         cluster_m, cluster_n = self.cluster
-        return f"gemm_{types}_{tile.m.data}x{tile.n.data}_cluster{cluster_m}x{cluster_n}_stages{stages}"
+        split = f"_split{self.kernel.parts}" if self.kernel.parts > 1 else ""
+        return f"gemm_{types}_{tile.m.data}x{tile.n.data}_cluster{cluster_m}x{cluster_n}{split}_stages{stages}"
 
     def header(self) -> str:
         k, tile = self.kernel, self.kernel.tile
+        split = f", {k.parts} for each tile, which sum a part of K each" if k.parts > 1 else ""
         return (
             f"// D[M, {number(k.columns)}] = A[M, {number(k.depth)}] @ B. A CTA makes {tile.m.data} x {tile.n.data} "
-            f"tiles, {self.cluster[0]} x {self.cluster[1]} CTAs form a cluster.\n"
+            f"tiles, {self.cluster[0]} x {self.cluster[1]} CTAs form a cluster{split}.\n"
             f"// {number(k.threads)} threads and {number(k.shared)} bytes of shared memory a CTA. Made by gemmir."
         )
 
@@ -224,7 +233,7 @@ class _Printer(PrintsStorage, PrintsBarriers, PrintsLoads, PrintsArithmetic, Pri
     def leading_run(self, ops: list[Operation]) -> int:
         if self.elected:
             return 0
-        single = (hopper.TmaLoadOp, hopper.ExpectOp, hopper.ArriveOp)
+        single = (hopper.TmaLoadOp, hopper.ExpectOp, hopper.ArriveOp, hopper.GrantOp)
         return next((i for i, op in enumerate(ops) if not isinstance(op, single)), len(ops))
 
     def op(self, op: Operation) -> None:
@@ -303,6 +312,7 @@ class _Printer(PrintsStorage, PrintsBarriers, PrintsLoads, PrintsArithmetic, Pri
         tile, (cluster_m, cluster_n) = self.kernel.tile, self.cluster
         along_m = "true" if op.raster.data is RasterName.ALONG_M else "false"
         arguments = f"{tile.m.data}, {tile.n.data}, {cluster_m}, {cluster_n}, N, {number(op.group)}, {along_m}"
+        arguments += f", {self.kernel.parts}" if self.kernel.parts > 1 else ""
         rank = "rank" if cluster_m * cluster_n > 1 else "0"
         with self.out.block(f"for ({self.need('Tiles')}<{arguments}> tiles({self.m()}); !tiles.done(); tiles.next())"):
             row, column = (self.out.name(a) for a in op.body.block.args)

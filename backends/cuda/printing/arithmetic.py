@@ -7,6 +7,7 @@ from gemmir.dialects import hopper
 from gemmir.dialects.hopper.base import number
 from gemmir.errors import UnsupportedError
 from gemmir.target import WARPS_PER_GROUP
+from gemmir.tile import WAVE_ROWS
 
 
 class PrintsArithmetic(Printing):
@@ -23,7 +24,8 @@ class PrintsArithmetic(Printing):
         steps = self.slot(
             op.steps, op.cursor, f"{group} * {number(op.group_steps) * 4}" if number(op.group_steps) else ""
         )
-        self.out.line(f"{self.out[op.scales]}.load({rows}, {steps});")
+        swap = "" if op.by_part is None else ", rank"
+        self.out.line(f"{self.out[op.scales]}.load({rows}, {steps}{swap});")
 
     def multiply(self, op: hopper.WgmmaOp) -> None:
         fragment = op.fragment.type
@@ -40,6 +42,9 @@ class PrintsArithmetic(Printing):
             return parts + ([str(first * row_bytes)] if first else [])
 
         a = self.slot(op.a, op.cursor, *rows(number(op.a_row), number(op.a_group_rows)))
+        if op.by_part is not None:
+            wave = "(rank ^ 1)" if number(op.a_row) else "rank"
+            a = self.slot(op.a, op.cursor, *rows(0, number(op.a_group_rows)), f"{wave} * {WAVE_ROWS * row_bytes}")
         b = self.slot(op.b, op.cursor, *rows(0, number(op.b_group_rows)))
         fresh = "false" if op.fresh is None else "true"
         self.out.line(f"multiply<{fresh}>({self.out[op.fragment]}, {a}, {b});")

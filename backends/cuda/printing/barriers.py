@@ -25,7 +25,8 @@ class PrintsBarriers(Printing):
             self.call("fence_mbarrier_init")
 
     def wait(self, op: hopper.WaitOp) -> None:
-        wait = f"{self.need('mbarrier_wait')}({self.barrier(op)}, {self.out[op.cursor]}.parity);"
+        function = self.need("mbarrier_wait" if op.of_peer is None else "mbarrier_wait_peer")
+        wait = f"{function}({self.barrier(op)}, {self.out[op.cursor]}.parity);"
         if op.unless_last is None:
             return self.out.line(wait)
         loop = enclosing(op, hopper.KBlocksOp)

@@ -62,7 +62,8 @@ class PrintsLoads(Printing):
         step = f" + lane % {lanes} * {number(op.step)}" if lanes > 1 else ""
         self.out.line(f"const int column = {self.out[op.column]}{step};")
         name, type_ = self.out.name(op.result), f"{self.need('ScaleBatch')}<{blocks}, {lanes}>"
-        scale = f"{pointer} + column / 128 * {stride_n}"
+        part = "" if op.in_part is None else f"rank * {number(op.blocks)} * {stride_k} + "
+        scale = f"{pointer} + {part}column / 128 * {stride_n}"
         self.out.line(f"{type_} {name}(column < N, {scale}, {stride_k}, {number(op.blocks)});")
 
     def next_scales(self, op: hopper.NextScalesOp) -> None:

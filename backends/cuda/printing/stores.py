@@ -29,7 +29,8 @@ class PrintsStores(Printing):
             self.call(f"stage_columns<{shape}>", self.out[op.fragment], plus(base, chunk.offset), row)
 
     def tma_store(self, op: hopper.TmaStoreOp) -> None:
-        row, column = plus(self.out[op.row], number(op.row_offset)), plus(self.out[op.column], number(op.column_offset))
+        row = self.out[op.row] if op.part_rows is None else f"{self.out[op.row]} + (rank ^ 1) * {number(op.part_rows)}"
+        row, column = plus(row, number(op.row_offset)), plus(self.out[op.column], number(op.column_offset))
         source = plus(self.out[op.staging], number(op.offset))
         self.call("tma_store_if", f"{column} < N", self.out[op.map], column, row, source)
 
