@@ -102,6 +102,11 @@ class Agent:
             raise fault("a role uses a value that it has not made", "cursors and registers belong to one role")
         return self.values[value]
 
+    @property
+    def part(self) -> int:
+        """Number of the part of K that its CTA sums."""
+        return self.cta.rank % self.kernel.parts
+
     # Ordinary accesses to shared memory
 
     def wrote(self, region: Region) -> None:

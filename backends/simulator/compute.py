@@ -66,7 +66,8 @@ def multiply(agent: Agent, op: hopper.WgmmaOp) -> None:
     assert isinstance(a, hopper.RingType) and isinstance(b, hopper.RingType)
     if fragment.touched:
         raise fault(f"{agent.name}: {fragment.name} goes into a WGMMA without wgmma_fence after its last use")
-    first_row = group * op.a_group_rows.value.data + op.a_row.value.data
+    a_row = op.a_row.value.data if op.by_part is None else op.a_row.value.data ^ agent.part * ROWS
+    first_row = group * op.a_group_rows.value.data + a_row
     addresses = (
         agent[op.a] + stage * a.slot_bytes + first_row * ROW_BYTES,
         agent[op.b] + stage * b.slot_bytes + group * op.b_group_rows.value.data * ROW_BYTES,
@@ -125,7 +126,8 @@ def load_scales(agent: Agent, op: hopper.LoadScalesOp) -> None:
     assert isinstance(rows, hopper.RingType) and isinstance(steps, hopper.RingType)
     thread = np.arange(THREADS, dtype=np.int64)
     row = group * op.group_rows.value.data + thread // 32 * 16 + thread % 32 // 4
-    wave, half = np.arange(scales.waves)[None, :, None] * ROWS, np.array([0, 8])
+    swap = 0 if op.by_part is None else agent.part
+    wave, half = (np.arange(scales.waves)[None, :, None] ^ swap) * ROWS, np.array([0, 8])
     at_rows = agent[op.rows] + stage * rows.slot_bytes + (row[:, None, None] + wave + half) * 4
     step = group * op.group_steps.value.data + np.arange(scales.steps, dtype=np.int64)
     at_steps = agent[op.steps] + stage * steps.slot_bytes + step * 4

@@ -91,8 +91,9 @@ def _batch(agent: Agent, op: hopper.StartScalesOp, first: int) -> np.ndarray:
     """The scales of the k-blocks from `first` on that there are, block by block, zeros for the rest, (32,)."""
     blocks, lanes = op.result.type.dims
     scales = np.zeros((blocks, lanes), np.float32)
+    before = 0 if op.in_part is None else agent.part * op.blocks.value.data
     for row in range(min(blocks, op.blocks.value.data - first)):
-        scales[row] = _weight_scales(agent, op, first + row, lanes)[:lanes]
+        scales[row] = _weight_scales(agent, op, before + first + row, lanes)[:lanes]
     return scales.reshape(LANES)
 
 
@@ -163,7 +164,8 @@ def store_rows(agent: Agent, op: hopper.StoreRowsOp) -> None:
 def _start_store(agent: Agent, op: hopper.TmaStoreOp | hopper.StoreRowsOp, matrix: Matrix) -> None:
     box = op.map.type
     assert isinstance(box, hopper.TensorMapType)
-    row, column = agent[op.row] + op.row_offset.value.data, agent[op.column] + op.column_offset.value.data
+    part_rows = 0 if op.part_rows is None else (agent.part ^ 1) * op.part_rows.value.data
+    row, column = agent[op.row] + part_rows + op.row_offset.value.data, agent[op.column] + op.column_offset.value.data
     if column >= agent.kernel.columns.value.data:
         return
     if matrix.written is None:

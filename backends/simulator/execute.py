@@ -9,7 +9,7 @@ from xdsl.dialects.arith import ConstantOp
 from xdsl.dialects.builtin import IntegerAttr
 from xdsl.ir import Block, Operation
 
-from gemmir.backends.simulator import compute, copies
+from gemmir.backends.simulator import compute, copies, split_k
 from gemmir.backends.simulator.agent import Agent, Cursor
 from gemmir.backends.simulator.barriers import Mbarrier, Meeting, NamedBarrier, fault
 from gemmir.backends.simulator.machine import Signal, Steps, Wait
@@ -257,6 +257,7 @@ QUIET: dict[type[Operation], Act] = {
     hopper.MoveScalesOp: compute.move_scales,
     hopper.NextOp: _next,
     hopper.PrefetchMapsOp: _nothing,
+    hopper.PartBlockOp: split_k.part_block,
     hopper.PromoteOp: compute.promote_wave,
     hopper.RingOp: _offset,
     hopper.ScalesOp: _scales,
@@ -267,16 +268,19 @@ QUIET: dict[type[Operation], Act] = {
 """Ops that concern nobody but the role itself."""
 
 ACTS: dict[type[Operation], Act] = {
+    hopper.AddSumsOp: split_k.add_sums,
     hopper.ArriveOp: _arrive,
     hopper.ExpectOp: _expect,
     hopper.FenceProxyAsyncOp: lambda agent, op: agent.fence(),
     hopper.FetchScalesOp: copies.fetch_scales,
+    hopper.GrantOp: split_k.grant,
     hopper.InitBarriersOp: _init_barriers,
     hopper.LoadScalesOp: compute.load_scales,
     hopper.NextScalesOp: copies.next_scales,
     hopper.PassTurnOp: _pass_turn,
     hopper.PutScalesOp: copies.put_scales,
     hopper.ReleaseOp: _release,
+    hopper.SendSumsOp: split_k.send_sums,
     hopper.StageFragmentOp: compute.stage_fragment,
     hopper.StartScalesOp: copies.start_scales,
     hopper.StoreCommitOp: copies.store_commit,

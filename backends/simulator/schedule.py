@@ -56,8 +56,8 @@ def _origin(
     size = min(most, grouped - group * most)
     along, across = group * most + within % size, within // size
     tile_row, tile_column = (along, across) if along_m else (across, along)
-    cluster_m, cluster_n = kernel.cluster.m.data, kernel.cluster.n.data
+    cluster_m, cluster_n, place = kernel.cluster.m.data, kernel.cluster.n.data, rank // kernel.parts
     return (
-        (tile_row * cluster_m + rank // cluster_n) * kernel.tile.m.data,
-        (tile_column * cluster_n + rank % cluster_n) * kernel.tile.n.data,
+        (tile_row * cluster_m + place // cluster_n) * kernel.tile.m.data,
+        (tile_column * cluster_n + place % cluster_n) * kernel.tile.n.data,
     )

@@ -77,7 +77,7 @@ def simulate_bits(
 
 
 def _run_cluster(kernel: hopper.KernelOp, bound: Bound, grid: Grid, chance: random.Random) -> None:
-    size = kernel.cluster.m.data * kernel.cluster.n.data
+    size = kernel.cluster_ctas
     warps = kernel.threads.value.data // 32
     shared = kernel.shared.value.data
     if shared > SM_90A.shared_bytes:
