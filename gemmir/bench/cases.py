@@ -39,15 +39,17 @@ LARGEST_SIZE = 2**31 - 1
 
 @dataclass(frozen=True, slots=True)
 class Case:
-    """D[m, n] = A[m, k] @ B[k, n] for A of `dtype`, one of `DTYPES`."""
+    """D[m, n] = A[m, k] @ B[k, n] for A of `dtype`, one of `DTYPES`, with K in `split_k` parts."""
 
     dtype: str
     m: int
     n: int
     k: int
+    split_k: int = 1
 
     def __str__(self) -> str:
-        return f"{self.dtype}-{self.m}x{self.n}x{self.k}"
+        split = f"-split{self.split_k}" if self.split_k > 1 else ""
+        return f"{self.dtype}-{self.m}x{self.n}x{self.k}{split}"
 
     @property
     def shape(self) -> Shape:
@@ -56,12 +58,17 @@ class Case:
     @property
     def text(self) -> str:
         """The product as IR, for any M."""
-        return program_text(self.n, self.k, self.dtype)
+        return program_text(self.n, self.k, self.dtype, split_k=self.split_k)
 
 
-def program_text(n: int, k: int, dtype: str, schedule: str = "") -> str:
-    """The product as IR, for any M; `schedule` is what stands between the brackets of its `schedule <...>`."""
-    fixed = f" schedule <{schedule}>" if schedule else ""
+def program_text(n: int, k: int, dtype: str, schedule: str = "", split_k: int = 1) -> str:
+    """
+    The product as IR, for any M, with K in `split_k` parts.
+
+    `schedule` is what stands between the brackets of its `schedule <...>`.
+    """
+    fixed = f" numerics <split_k = {split_k}>" if split_k > 1 else ""
+    fixed += f" schedule <{schedule}>" if schedule else ""
     if not dtype.startswith("f8"):
         x, w, d = f"tensor<?x{k}x{dtype}>", f"tensor<{k}x{n}x{dtype}>", f"tensor<?x{n}x{dtype}>"
         return f"""

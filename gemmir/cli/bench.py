@@ -63,6 +63,7 @@ def configure(parser: argparse.ArgumentParser) -> None:
     what = "; ".join(f"{peer.name}: {peer.what}" for peer in PEERS.values())
     add("--peers", type=peers_of, default=tuple(PEERS), metavar="NAME[,NAME]", help=f"none, or {what} (default: all)")
     add("--schedule", default="", metavar="FIELDS", help="fix a part of it: 'block = 128x256x128, stages = 3'")
+    add("--split-k", type=positive, default=1, metavar="N", help="parts of K, summed by a CTA each (default: 1)")
     add("-p", "--pipeline", metavar="PASSES", help="passes instead of the usual ones: a,b{option=1}")
     add("--launches", type=positive, default=LAUNCHES, metavar="N", help=f"of a series (default: {LAUNCHES})")
     add("--repeat", type=positive, default=1, metavar="N", help="series of each kernel, in turn with its peers")
@@ -114,7 +115,7 @@ def cases_of(args: argparse.Namespace) -> list[Case]:
         if not shapes:
             raise UsageError(f"--file {args.file}: no shape in it")
     shapes = shapes or list(SETS["dense"])
-    return [Case(dtype, *found) for dtype in dict.fromkeys(args.dtype) for found in dict.fromkeys(shapes)]
+    return [Case(dtype, *found, args.split_k) for dtype in dict.fromkeys(args.dtype) for found in dict.fromkeys(shapes)]
 
 
 def check_destination(path: Path) -> None:
@@ -160,4 +161,5 @@ def progress(row: Row) -> str:
 def compiled(case: Case, args: argparse.Namespace) -> CompiledKernel:
     from gemmir.compiler import compile
 
-    return compile(program_text(case.n, case.k, case.dtype, args.schedule), pipeline=args.pipeline, m=case.m)
+    text = program_text(case.n, case.k, case.dtype, args.schedule, case.split_k)
+    return compile(text, pipeline=args.pipeline, m=case.m)

@@ -71,3 +71,11 @@ def test_a_part_of_the_schedule_can_be_fixed(dtype: str):
 def test_a_schedule_that_is_none_is_refused():
     with pytest.raises(IRError):
         parse_module(program_text(256, 256, "bf16", "speed = 9"))
+
+
+def test_k_in_parts_is_a_case_of_its_own():
+    case = Case("bf16", 64, 128, 256, 2)
+    assert "numerics <split_k = 2> :" in case.text
+    assert (str(case), str(Case("bf16", 64, 128, 256))) == ("bf16-64x128x256-split2", "bf16-64x128x256")
+    text = program_text(128, 512, "f8E4M3FN", "stages = 3", 2)
+    assert "numerics <split_k = 2> schedule <stages = 3> :" in text

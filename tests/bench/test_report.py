@@ -137,7 +137,7 @@ def test_json_there_and_back():
     data = json.loads(text)
     assert data["schema"] == 1
     assert data["rows"][1]["timing"] == {"series": [[1.5, 2.5], [3.5, 4.5]], "hot_us": 1.25}
-    assert data["rows"][1]["case"] == {"dtype": "bf16", "m": 64, "n": 128, "k": 128}
+    assert data["rows"][1]["case"] == {"dtype": "bf16", "m": 64, "n": 128, "k": 128, "split_k": 1}
     assert data["rows"][2]["schedule"] == "<block = 256>"
 
 

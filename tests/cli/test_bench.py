@@ -168,3 +168,10 @@ def test_a_fixed_schedule_and_a_pipeline_reach_the_kernel():
     assert "stages = 3" in kernel.manifest.schedule
     with pytest.raises(ScheduleError):
         bench.compiled(case, arguments("--schedule", "block = 256x256x64, stages = 9"))
+
+
+def test_k_in_parts(gpu: list[Case], capsys: pytest.CaptureFixture[str]):
+    argv = ["bench", "--shape", "64x128x512", "--dtype", "f8E4M3FN", "--split-k", "2", "--schedule", "stages = 3"]
+    assert main(argv) == 0
+    assert gpu == [Case("f8E4M3FN", 64, 128, 512, 2)]
+    assert "_split2_stages3" in capsys.readouterr().out
