@@ -186,6 +186,19 @@ def small_problems(draw: st.DrawFn, most_m: int = 200, most_n: int = 200, most_k
     return half_problem(m, n, k, draw(st.sampled_from((BF16, F16))), d)
 
 
+def split_in_two(problem: GemmProblem) -> GemmProblem:
+    """`problem` with two parts of K: an even number of k-blocks is what kernels sum so."""
+    return replace(problem, numerics=replace(problem.numerics, split_k=2))
+
+
+@st.composite
+def split_programs(draw: st.DrawFn) -> str:
+    """IR text of a small product whose two parts of K are summed by a CTA each, with a complete legal schedule."""
+    problem = draw(small_problems(most_k_blocks=8).filter(lambda problem: problem.k_blocks % 2 == 0))
+    problem = split_in_two(problem)
+    return program_text(problem, draw(legal_schedules(problem)))
+
+
 def program_text(problem: GemmProblem, schedule: Schedule | None = None, name: str = "product") -> str:
     """
     The function `name`, which computes `problem` (k-major, no C, no epilogue), with `schedule` fixed, as IR text.
@@ -217,6 +230,8 @@ def _text(problem: GemmProblem, name: str) -> str:
         operands["xs"] = _tensor(operand_scale_shape(problem.scale_a, shape(dims.a), k_axis=1), F32)
         operands["ws"] = _tensor(operand_scale_shape(problem.scale_b, shape(dims.b), k_axis=0), F32)
         clauses += f" scaled (%xs by {problem.scale_a.value}, %ws by {problem.scale_b.value})"
+    if problem.numerics.split_k > 1:
+        clauses += f" numerics <split_k = {problem.numerics.split_k}>"
     arguments = ", ".join(f"%{operand}: {type_}" for operand, type_ in operands.items())
     op = {Grouping.NONE: "matmul", Grouping.BATCH: "batched_matmul"}.get(problem.grouping, "grouped_matmul")
     return f"""

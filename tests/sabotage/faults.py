@@ -8,8 +8,11 @@ from tests.sabotage.math_chunked import CHUNKED
 from tests.sabotage.math_role import MATH
 from tests.sabotage.producer import PRODUCER
 from tests.sabotage.slices import SLICES
+from tests.sabotage.split_k import SPLIT_K
 
-FAULTS: tuple[Fault, ...] = (*PRODUCER.faults, *MATH.faults, *CHUNKED.faults, *FRAME.faults, *SLICES.faults)
+FAULTS: tuple[Fault, ...] = (
+    *(*PRODUCER.faults, *MATH.faults, *CHUNKED.faults, *FRAME.faults, *SLICES.faults, *SPLIT_K.faults),
+)
 
 FOR_THE_SIMULATOR: tuple[Fault, ...] = tuple(fault for fault in FAULTS if fault.caught_by == "simulator")
 """What a run of the kernel on exact data must find: the checker has nothing to say of it."""

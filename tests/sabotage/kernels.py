@@ -21,21 +21,24 @@ OpT = TypeVar("OpT", bound=Operation)
 K_BLOCKS = 7
 
 
-def _fp8(schedule: str) -> str:
-    x, w, d = "tensor<?x896xf8E4M3FN>", "tensor<896x1024xf8E4M3FN>", "tensor<?x1024xbf16>"
-    xs, ws = "tensor<?x7xf32>", "tensor<7x8xf32>"
+def _fp8(schedule: str, parts: int = 1) -> str:
+    blocks = parts * K_BLOCKS
+    x, w, d = f"tensor<?x{128 * blocks}xf8E4M3FN>", f"tensor<{128 * blocks}x1024xf8E4M3FN>", "tensor<?x1024xbf16>"
+    xs, ws = f"tensor<?x{blocks}xf32>", f"tensor<{blocks}x8xf32>"
     return f"""
 func.func @k(%x: {x}, %xs: {xs}, %w: {w}, %ws: {ws}) -> {d} {{
-  %y = gemm.matmul %x, %w scaled (%xs by 1x128, %ws by 128x128) schedule <{schedule}> : ({x}, {w}, {xs}, {ws}) -> {d}
+  %y = gemm.matmul %x, %w scaled (%xs by 1x128, %ws by 128x128) numerics <split_k = {parts}>
+    schedule <{schedule}> : ({x}, {w}, {xs}, {ws}) -> {d}
   func.return %y : {d}
 }}"""
 
 
-def _bf16(schedule: str) -> str:
-    x, w, d = "tensor<?x448xbf16>", "tensor<448x1024xbf16>", "tensor<?x1024xbf16>"
+def _bf16(schedule: str, parts: int = 1) -> str:
+    depth = 64 * K_BLOCKS * parts
+    x, w, d = f"tensor<?x{depth}xbf16>", f"tensor<{depth}x1024xbf16>", "tensor<?x1024xbf16>"
     return f"""
 func.func @k(%x: {x}, %w: {w}) -> {d} {{
-  %y = gemm.matmul %x, %w schedule <{schedule}> : ({x}, {w}) -> {d}
+  %y = gemm.matmul %x, %w numerics <split_k = {parts}> schedule <{schedule}> : ({x}, {w}) -> {d}
   func.return %y : {d}
 }}"""
 
@@ -66,10 +69,16 @@ TEXTS: dict[str, str] = {
         "block = 128x128x64, warpgroups = 2 along n, turns = false, chunk = 1, cluster = 2x1, stages = 4"
     ),
     "bf16-1x2": _bf16("block = 64x128x64, warpgroups = 1 along m, turns = false, chunk = 1, cluster = 1x2, stages = 2"),
+    "fp8-split": _fp8("block = 128x256x128, warpgroups = 2 along n, chunk = 1, cluster = 1x1, stages = 4", 2),
+    "fp8-split-tall": _fp8(
+        "block = 256x64x128, warpgroups = 2 along m, chunk = 1, scale_batch = 32, cluster = 1x1, stages = 4", 2
+    ),
+    "bf16-split": _bf16("block = 128x128x64, warpgroups = 2 along n, chunk = 1, cluster = 1x1, stages = 5", 2),
 }
 """
 Promoted with and without turns, and in chunks with k-blocks left over; in place; one and two warpgroups; every cluster;
-tiles that leave whole and wave by wave; weight scales k-block by k-block, and in batches that begin inside a tile.
+tiles that leave whole and wave by wave; weight scales k-block by k-block, and in batches that begin inside a tile; K in
+two parts, whose sums are swapped in one slot and in two.
 """
 
 

@@ -23,6 +23,9 @@ FEW_SEEDS = range(5)
 
 UNSEEN = {
     "barriers-in-the-staging-area",  # barriers are no bytes there
+    "grant-awaited-in-the-own-cta",  # whoever waits sees everything
+    "sums-awaited-in-the-own-cta",
+    "sums-read-and-not-fenced",  # with K of these kernels no exchange takes the slots of the one before
     "initialised-twice",  # before anybody uses them
     "last-meeting-releases-nothing",  # needs a signal that is later than the end
     "producer-lanes-left-alone",  # lanes of a warp go together
@@ -64,6 +67,7 @@ FOUND_AS = {
     "stored-to-the-wrong-columns": "is stored twice",
     "stored-to-the-wrong-rows": "is stored twice",
     "slices-stored-to-the-same-rows": "is stored twice",
+    "both-store-the-same-half": "is stored twice",
 }
 """How the others show: before there is a result."""
 

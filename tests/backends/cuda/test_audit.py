@@ -131,6 +131,35 @@ def test_a_source_whose_slices_were_changed(change: str):
         audit_source(kernel, source.replace(old, new, 1))
 
 
+CHANGES_OF_SPLIT_K = {
+    "a grant that orders nothing": ("mbarrier.arrive.release.cluster.shared", "mbarrier.arrive.shared"),
+    "a grant for the other slots": ("mbarrier_grant(room", "mbarrier_grant(full"),
+    "a grant by every lane": (
+        "if (lane == 0) {\n                    mbarrier_expect(full + at.",
+        "if (true) {\n  mbarrier_expect(full + at.",
+    ),
+    "a wait that sees nothing of the peer": ("mbarrier_wait_peer(room", "mbarrier_wait(room"),
+    "a wait of the wrong scope": (".parity.acquire.cluster.", ".parity.acquire.cta."),
+    "the sums of the first slot in the second": ("send_sums<32, 32>", "send_sums<0, 32>"),
+    "the first slot twice": ("ring_b + ahead_1.stage", "ring_b + at.stage"),
+    "bytes that nothing counts": ("full + ahead_1.stage * 8, rank ^ 1", "empty + ahead_1.stage * 8, rank ^ 1"),
+    "ordinary stores": ("st.async.shared::cluster.mbarrier::complete_tx::bytes.v4", "st.shared::cluster.v4"),
+    "no sums at all": ("send_sums<0, 32>(total0", "// send_sums<0, 32>(total0"),
+    "the waves in the same order": ("+ rank * 8192", "+ (rank ^ 1) * 8192"),
+    "the waves in the same order as of an unsplit tile": ("+ rank * 8192", "+ 0 * 8192"),
+    "fewer bytes": ("mbarrier_expect(full + at.stage * 8, 32768)", "mbarrier_expect(full + at.stage * 8, 16384)"),
+}
+
+
+@pytest.mark.parametrize("change", CHANGES_OF_SPLIT_K)
+def test_a_source_whose_exchange_was_changed(change: str):
+    kernel, source = kernel_in(module_of("fp8-split")), source_of("fp8-split")
+    old, new = CHANGES_OF_SPLIT_K[change]
+    assert old in source
+    with pytest.raises(SyncError, match="GMR-Y001: @k: the IR asks for"):
+        audit_source(kernel, source.replace(old, new, 1))
+
+
 def test_turns_are_compared():
     kernel, source = kernel_in(module_of("fp8-turns")), source_of("fp8-turns")
     for old, new in (
@@ -172,12 +201,16 @@ def test_the_wrappers_are_read_to_the_ground():
 
 
 @pytest.mark.skipif(not has_nvdisasm(), reason="nvdisasm is not installed")
-@pytest.mark.parametrize("name", ["fp8", "fp8-whole", "fp8-waves-2x1", "fp8-turns", "fp8-2x1", "fp8-chunk", "bf16-2x1"])
+@pytest.mark.parametrize(
+    "name",
+    ["fp8", "fp8-whole", "fp8-waves-2x1", "fp8-turns", "fp8-2x1", "fp8-chunk", "bf16-2x1", "fp8-split", "bf16-split"],
+)
 def test_machine_code(name: str):
     kernel = kernel_in(module_of(name))
     text = sass.disassemble(compile_cubin(source_of(name)).cubin)
     audit_sass(kernel, text)
-    for opcode in ("UTMALDG", "UTMASTG", "USETMAXREG", "QGMMA" if name.startswith("fp8") else "HGMMA"):
+    sends = ("STAS",) if name.endswith("split") else ()
+    for opcode in ("UTMALDG", "UTMASTG", "USETMAXREG", "QGMMA" if name.startswith("fp8") else "HGMMA", *sends):
         with pytest.raises(SyncError, match="the machine code has"):
             audit_sass(kernel, text.replace(opcode, "NOP", 1))
 

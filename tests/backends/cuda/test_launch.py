@@ -56,6 +56,13 @@ def test_the_grid(m: int, resident: int, cluster: tuple[int, int], n: int):
     assert grid == size * tiles or (grid == size * resident and tiles > resident)
 
 
+def test_the_grid_of_tiles_that_two_ctas_compute():
+    manifest = replace(MANIFEST, cluster_m=1, cluster_n=1, split_k=2, n=4096)
+    assert manifest.cluster_ctas == 2
+    assert [grid_size(manifest, m, 66) for m in (1, 512, 513, 4096)] == [2 * 16, 2 * 64, 2 * 66, 2 * 66]
+    assert grid_size(replace(manifest, balanced=True), 700, 66) == 2 * 48  # 96 tiles, twice 48
+
+
 def test_one_launch(gpu: RecordingDriver):
     arguments = tensors(100)
     out = launcher()(arguments)

@@ -10,6 +10,7 @@ from gemmir.backends.cuda.prelude import prelude, sections
 from gemmir.backends.cuda.printer import print_kernel
 from gemmir.dtypes import F16
 from gemmir.schedule import Split
+from gemmir.testing.strategies import split_in_two
 from tests.kernels import BF16_SCHEDULE, FP8_SCHEDULE, lowered
 from tests.schedules import fp8_problem, half_problem
 
@@ -39,6 +40,7 @@ def test_every_section_is_used_by_some_kernel() -> None:
         lowered(fp8, FP8_SCHEDULE).source,
         lowered(fp8, replace(FP8_SCHEDULE, scale_batch=16)).source,
         lowered(fp8, replace(FP8_SCHEDULE, block_n=192, split=Split.ALONG_M, turns=True, cluster_m=1)).source,
+        lowered(split_in_two(fp8), replace(FP8_SCHEDULE, cluster_m=1, num_stages=4)).source,
         lowered(bf16, BF16_SCHEDULE).source,
         lowered(replace(bf16, a=half_problem(None, 8, 8).a, d=fp8.d), BF16_SCHEDULE).source,
         lowered(replace(fp8, d=F16), FP8_SCHEDULE).source,
