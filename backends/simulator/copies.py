@@ -135,7 +135,8 @@ def put_scales(agent: Agent, op: hopper.PutScalesOp) -> None:
 
 def tma_store(agent: Agent, op: hopper.TmaStoreOp) -> None:
     """Start the store, unless its columns lie outside D; it reads shared memory at a time of its own."""
-    _start_store(agent, op, _matrix(agent, op.map, None))
+    down = 0 if op.part_rows is None else (agent.part ^ 1) * op.part_rows.value.data
+    _start_store(agent, op, _matrix(agent, op.map, None), down)
 
 
 def store_rows(agent: Agent, op: hopper.StoreRowsOp) -> None:
@@ -145,7 +146,7 @@ def store_rows(agent: Agent, op: hopper.StoreRowsOp) -> None:
     begin = max(agent[op.begin] - op.row_offset.value.data, 0)
     end = min(agent[op.end] - op.row_offset.value.data, box.dims[0])
     if (begin, end) == (0, box.dims[0]):
-        _start_store(agent, op, matrix)
+        _start_store(agent, op, matrix, 0)
         return
     row, column = agent[op.row] + op.row_offset.value.data, agent[op.column] + op.column_offset.value.data
     if begin >= end or column >= agent.kernel.columns.value.data:
@@ -161,11 +162,10 @@ def store_rows(agent: Agent, op: hopper.StoreRowsOp) -> None:
     )
 
 
-def _start_store(agent: Agent, op: hopper.TmaStoreOp | hopper.StoreRowsOp, matrix: Matrix) -> None:
+def _start_store(agent: Agent, op: hopper.TmaStoreOp | hopper.StoreRowsOp, matrix: Matrix, down: int) -> None:
     box = op.map.type
     assert isinstance(box, hopper.TensorMapType)
-    part_rows = 0 if op.part_rows is None else (agent.part ^ 1) * op.part_rows.value.data
-    row, column = agent[op.row] + part_rows + op.row_offset.value.data, agent[op.column] + op.column_offset.value.data
+    row, column = agent[op.row] + down + op.row_offset.value.data, agent[op.column] + op.column_offset.value.data
     if column >= agent.kernel.columns.value.data:
         return
     if matrix.written is None:

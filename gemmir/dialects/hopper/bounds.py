@@ -235,8 +235,8 @@ def _store_rows(kernel: KernelOp, op: StoreRowsOp) -> None:
     if _check_map(kernel, op, op.group) != tensor or of_rows != (BindName.STRIDE, tensor, len(shape) - 2):
         raise VerifyException(f"{op.name} takes the map, the address and the stride of one tensor")
     tiles = op.row.owner.parent_op() if isinstance(op.row, BlockArgument) else None
-    given = () if not isinstance(tiles, TilesOp) else tiles.body.block.args
-    if len(given) != len(TILE_ARGUMENTS) or (op.row, op.begin, op.end) != (given[0], *given[3:]):
+    given = list(tiles.body.block.args) if isinstance(tiles, TilesOp) else []
+    if len(given) != len(TILE_ARGUMENTS) or [op.row, op.begin, op.end] != [given[0], *given[3:]]:
         raise VerifyException("rows that may be written are those that hopper.tiles gives")
 
 
