@@ -254,7 +254,8 @@ def raster(problem: GemmProblem, s: Schedule, target: Target) -> Violation | Non
 
 def _many_segments(problem: GemmProblem) -> bool:
     """Whether a warp cannot hold what it knows of all groups at once."""
-    return problem.grouping is Grouping.GROUP_IDS or (problem.grouping is Grouping.OFFS and problem.groups > WARP_LANES)
+    ended = problem.grouping in (Grouping.OFFS, Grouping.K_OFFS)
+    return problem.grouping is Grouping.GROUP_IDS or (ended and problem.groups > WARP_LANES)
 
 
 def groups(problem: GemmProblem, s: Schedule, target: Target) -> Violation | None:
@@ -273,6 +274,13 @@ def groups(problem: GemmProblem, s: Schedule, target: Target) -> Violation | Non
             f"warps that go through more than {WARP_LANES} groups, or blocks of rows, need the registers that "
             "setmaxnreg leaves them beside two math warpgroups",
             "use math_warpgroups = 2",
+        )
+    if problem.grouping is Grouping.K_OFFS and s.promote_chunk not in (None, 1):
+        return Violation(
+            "GMR-S003",
+            f"promote_chunk = {s.promote_chunk} for groups along K",
+            "each group has its own number of k-blocks, so that they go one at a time",
+            "use promote_chunk = 1",
         )
     if problem.grouping is Grouping.NONE or not s.balanced:
         return None

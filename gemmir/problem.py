@@ -134,8 +134,13 @@ class GemmProblem:
 
     @property
     def k_blocks(self) -> int:
-        """Blocks of K, the last one possibly partial. K = 0 has one block, wholly outside the operands."""
-        return max(1, -(-self.k // self.block_k))
+        """
+        Blocks of K, the last one possibly partial; of one group, on average, where K is divided among them.
+
+        K = 0 has one block, wholly outside the operands.
+        """
+        k = -(-self.k // self.groups) if self.grouping is Grouping.K_OFFS else self.k
+        return max(1, -(-k // self.block_k))
 
     @property
     def part_k_blocks(self) -> int:

@@ -22,12 +22,14 @@ class Segment:
     Rows `first` .. `first` + `rows` of `group`.
 
     They are rows of the matrix that all groups share if the grouping is contiguous, else of the group's own matrix.
-    `rows` is 0 for what is empty, or skipped because the index operand makes no sense there.
+    `rows` is 0 for what is empty, or skipped because the index operand makes no sense there. Where K is divided,
+    `k_blocks` are the first of the group's k-blocks and how many it has: where it has none, one outside of K.
     """
 
     first: int
     rows: int
     group: int
+    k_blocks: tuple[int, int] | None = None
 
     @property
     def aligned(self) -> int:
@@ -36,6 +38,22 @@ class Segment:
         along the fastest dimension is an illegal instruction (measured).
         """
         return self.first // TILE_ALIGNMENT * TILE_ALIGNMENT
+
+
+def k_segments(ends: Sequence[int], groups: int, m: int, k: int, block_k: int) -> Iterator[Segment]:
+    """
+    All `m` rows for each group along K; `block_k` elements of K are a k-block, and `k` is all of K.
+
+    Group g begins at the largest of 0 and ends[0] .. ends[g - 1]. It is skipped if its end lies before that or after
+    `k`, or if either is no multiple of `block_k`.
+    """
+    begin = 0
+    for group in range(groups):
+        end = ends[group]
+        valid = begin <= end <= k and begin % block_k == end % block_k == 0
+        blocks = (begin // block_k, (end - begin) // block_k) if end > begin else (-(-k // block_k), 1)
+        yield Segment(0, m if valid else 0, group, blocks)
+        begin = max(begin, end)
 
 
 def segments(grouping: Grouping, index: Sequence[int], groups: int, m: int) -> Iterator[Segment]:

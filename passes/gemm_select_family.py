@@ -37,12 +37,6 @@ class Unlowered:
     fix: str
 
 
-def _grouping(p: GemmProblem) -> Unlowered | None:
-    if p.grouping is not Grouping.K_OFFS:
-        return None
-    return Unlowered("groups along K", "the rows of A are divided, or nothing", "compute each product by itself")
-
-
 def _result_type(p: GemmProblem) -> Unlowered | None:
     if p.d in (BF16, F16):
         return None
@@ -127,7 +121,6 @@ def _depth(p: GemmProblem) -> Unlowered | None:
 
 
 REQUIREMENTS: tuple[Callable[[GemmProblem], Unlowered | None], ...] = (
-    _grouping,
     _result_type,
     _majors,
     _scaling,

@@ -184,7 +184,7 @@ class _Expected:
     def plain_wait(self, op: hopper.WaitOp) -> list[Found]:
         guard, loop = "", enclosing(op, hopper.KBlocksOp)
         if op.unless_last is not None:
-            inside = "" if loop is None else f" {loop.blocks} of {number(loop.last)}"
+            inside = "" if loop is None else f" {loop.blocks} of {_end(loop)}"
             guard = f"not the last{inside}"
         return self.wait(op, "parity", guard, "" if op.of_peer is None else ".acquire.cluster")
 
@@ -236,7 +236,7 @@ class _Expected:
         return (1 << self.kernel.cluster.m.data * self.kernel.cluster.n.data) - 1
 
     def tma_store(self, op: hopper.TmaStoreOp) -> list[Found]:
-        return [(_tma(_STORE, None), (self.at(op.staging, number(op.offset)),), "")]
+        return [(_tma(_STORE, op.group), (self.at(op.staging, number(op.offset)),), self.lane_0())]
 
     def store_rows(self, op: hopper.StoreRowsOp) -> list[Found]:
         box = op.map.type
@@ -283,7 +283,14 @@ def _tma(what: str, group: SSAValue | None) -> str:
 
 
 def _loop(op: hopper.KBlocksOp) -> str:
-    return f"k {number(op.first)} to {number(op.last)} step {op.blocks}"
+    return f"k {number(op.first)} to {_end(op)} step {op.blocks}"
+
+
+def _end(op: hopper.KBlocksOp) -> str:
+    """Where a loop over k-blocks ends."""
+    if op.count is None:
+        return str(op.end(0))
+    return "count" if op.end(0) == 0 else f"count - {-op.end(0)}"
 
 
 def _ahead(cursor: SSAValue | None) -> str:

@@ -37,14 +37,14 @@ _STATEMENT = re.compile(
 )
 _TILES = re.compile(r"for \((?:Group)?Tiles<")
 _EXIT = re.compile(r"if \(int\(blockIdx\.x\) >= \w+\) return;")
-_K_BLOCKS = re.compile(r"for \(int (\w+) = (\d+); \1 < (\d+); (?:\+\+\1|\1 \+= (\d+))\)")
+_K_BLOCKS = re.compile(r"for \(int (\w+) = (\d+); \1 < (\w+(?: - \d+)?); (?:\+\+\1|\1 \+= (\d+))\)")
 _BLOCK = re.compile(r"(?:\} )?(?:else )?if \((.*)\)")
 _NEXT = re.compile(r"const auto (\w+) = \w+\.next\(\);")
 _CURSOR = re.compile(r"(\w+)\.(?:stage|parity)")
 _COUNT = re.compile(r"int \w+ = 0; \w+ < (\d+)")
 _PART = re.compile(r" \+ \(?(rank(?: \^ 1)?)")
 _NUMBER = re.compile(r"\d+")
-_LAST = re.compile(r"(?:\w+ \+ (\d+) < (\d+) \|\| )?!tiles\.last\(\)")
+_LAST = re.compile(r"(?:\w+ \+ (\d+) < (\w+(?: - \d+)?) \|\| )?!tiles\.last\(\)")
 _ONLY = re.compile(r"\w+ == (\d+)")
 EXIT = "exit without a tile"
 _PLAIN = {"__syncthreads": ("bar.sync 0",), "__syncwarp": ("warp.sync",)}
@@ -115,7 +115,7 @@ class _Reader:
         if _TILES.match(head) is not None:
             return "tiles", ""
         if (loop := _K_BLOCKS.match(head)) is not None:
-            return f"k {loop[2]} to {loop[3]} step {loop[4] or 1}", ""
+            return f"k {loop[2]} to {_end(loop[3])} step {loop[4] or 1}", ""
         if head.endswith("else"):
             return "else", ""
         if (condition := _BLOCK.match(head)) is not None:
@@ -151,10 +151,15 @@ class _Reader:
         return argument if _NUMBER.fullmatch(argument) is not None else ""
 
 
+def _end(text: str) -> str:
+    """Where a loop ends, without the name of a variable: each tile may have its own number of k-blocks."""
+    return text if text.isdecimal() else "count" + text[len(text.partition(" ")[0]) :]
+
+
 def _guard(condition: str) -> str:
     """A condition without the names of variables."""
     if (last := _LAST.fullmatch(condition)) is not None:
-        return f"not the last {last[1]} of {last[2]}" if last[1] else "not the last"
+        return f"not the last {last[1]} of {_end(last[2])}" if last[1] else "not the last"
     if condition in ("lane == 0", "threadIdx.x == 0"):
         return condition
     if (only := _ONLY.fullmatch(condition)) is not None:

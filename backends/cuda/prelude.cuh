@@ -328,35 +328,63 @@ template <int BLOCK_M, int BLOCK_N, int CLUSTER_M, int CLUSTER_N, int N, int GRO
 };
 
 //@ Segment: types
-// Rows of one group: the first, and how many.
-struct Segment {
-    int first, rows;
-    // TMA loads row scales, 4 bytes each, from multiples of 16 bytes: tiles start at multiples of 4 rows.
-    DEVICE int tall() const { return rows == 0 ? 0 : rows + first % 4; }
-};
+// What one group has: rows, or elements of K; the first, and how many.
+struct Segment { int first, rows; };
 
-//@ Offs: Segment
-// Groups lie one after another; ends[g] is where group g ends. It begins where those before it end, and has no rows if it
-// ends before that, or outside: no row belongs to two groups, whatever `ends` holds.
+//@ tall: Segment
+// How many rows its tiles cover. TMA loads row scales, 4 bytes each, from multiples of 16 bytes: tiles start at multiples of
+// 4 rows. Where K is divided, all rows are every group's, and one that makes no sense has less than no elements.
+template <class Groups> DEVICE int tall(const Groups& groups, const Segment& s) {
+    if (Groups::ALONG_K) return s.rows < 0 ? 0 : groups.m;
+    return s.rows <= 0 ? 0 : s.rows + s.first % 4;
+}
+
+//@ ended_segment: Segment
+// For each lane the group of number `first` + lane, of `count` that lie one after another; ends[g] is where group g ends. It
+// begins where those before it end. One that ends before that, or past `limit`, has -1: nothing belongs to two groups,
+// whatever `ends` holds.
+DEVICE Segment ended_segment(const int* ends, int count, int limit, int first, int& taken) {
+    const int lane = threadIdx.x % 32, group = first + lane, end = group < count ? __ldg(ends + group) : 0;
+    int most = max(taken, end);
+#pragma unroll
+    for (int d = 1; d < 32; d *= 2) {
+        const int left = __shfl_up_sync(0xffffffffu, most, d);
+        if (lane >= d) most = max(most, left);
+    }
+    const int before = __shfl_up_sync(0xffffffffu, most, 1), begin = lane == 0 ? taken : before;
+    taken = __shfl_sync(0xffffffffu, most, 31);
+    return {begin, group < count && begin <= end && end <= limit ? end - begin : -1};
+}
+
+//@ Offs: ended_segment
+// Groups of rows that lie one after another.
 template <int GROUPS> struct Offs {
     static constexpr int MOST = GROUPS;
+    static constexpr bool ALONG_K = false;
+    const int* ends;
+    int m;
+    DEVICE int segments() const { return GROUPS; }
+    DEVICE Segment segment(int first, int& taken) const { return ended_segment(ends, GROUPS, m, first, taken); }
+    DEVICE int group(int segment) const { return segment; }
+    DEVICE int own_end(int m0, int end, int group) const { return end; }
+};
+
+//@ KOffs: ended_segment
+// Groups along K that lie one after another, of whole k-blocks of BLOCK_K elements.
+template <int GROUPS, int K, int BLOCK_K> struct KOffs {
+    static constexpr int MOST = GROUPS;
+    static constexpr bool ALONG_K = true;
     const int* ends;
     int m;
     DEVICE int segments() const { return GROUPS; }
     DEVICE Segment segment(int first, int& taken) const {
-        const int lane = threadIdx.x % 32, group = first + lane, end = group < GROUPS ? __ldg(ends + group) : 0;
-        int most = max(taken, end);
-#pragma unroll
-        for (int d = 1; d < 32; d *= 2) {
-            const int left = __shfl_up_sync(0xffffffffu, most, d);
-            if (lane >= d) most = max(most, left);
-        }
-        const int before = __shfl_up_sync(0xffffffffu, most, 1), begin = lane == 0 ? taken : before;
-        taken = __shfl_sync(0xffffffffu, most, 31);
-        return {begin, group < GROUPS && begin <= end && end <= m ? end - begin : 0};
+        const Segment s = ended_segment(ends, GROUPS, K, first, taken);
+        return {s.first, s.first % BLOCK_K == 0 && s.rows % BLOCK_K == 0 ? s.rows : -1};
     }
     DEVICE int group(int segment) const { return segment; }
-    DEVICE int own_end(int m0, int end, int group) const { return end; }
+    // The sum of a group without elements is that of a block outside of K, where all is zero.
+    DEVICE int first_block(const Segment& s) const { return s.rows == 0 ? (K + BLOCK_K - 1) / BLOCK_K : s.first / BLOCK_K; }
+    DEVICE int blocks(const Segment& s) const { return max(1, s.rows / BLOCK_K); }
 };
 
 //@ GroupIds: Segment
@@ -364,6 +392,7 @@ template <int GROUPS> struct Offs {
 // carry its number in there is padding.
 template <int GROUPS> struct GroupIds {
     static constexpr int MOST = 0x7fffffff;
+    static constexpr bool ALONG_K = false;
     const int* ids;
     int m;
     DEVICE int segments() const { return (m + 127) / 128; }
@@ -389,6 +418,7 @@ template <int GROUPS> struct GroupIds {
 // Each group has a matrix of m rows, of which counts[g] count. A count that cannot be counts none.
 template <int GROUPS> struct Counts {
     static constexpr int MOST = GROUPS;
+    static constexpr bool ALONG_K = false;
     const int* counts;
     int m;
     DEVICE int segments() const { return GROUPS; }
@@ -404,6 +434,7 @@ template <int GROUPS> struct Counts {
 // Each group has a matrix of m rows.
 template <int GROUPS> struct Batch {
     static constexpr int MOST = GROUPS;
+    static constexpr bool ALONG_K = false;
     int m;
     DEVICE int segments() const { return GROUPS; }
     DEVICE Segment segment(int first, int& taken) const {
@@ -414,16 +445,16 @@ template <int GROUPS> struct Batch {
     DEVICE int own_end(int m0, int end, int group) const { return end; }
 };
 
-//@ count_tiles: Segment
+//@ count_tiles: tall
 // How many tiles there are; all lanes of a warp together, 32 segments at a time.
 template <int BLOCK_M, int BLOCK_N, int N, class Groups> DEVICE int count_tiles(const Groups& groups) {
     int tiles = 0, taken = 0;
     for (int first = 0; first < groups.segments(); first += 32)
-        tiles += (groups.segment(first, taken).tall() + BLOCK_M - 1) / BLOCK_M;
+        tiles += (tall(groups, groups.segment(first, taken)) + BLOCK_M - 1) / BLOCK_M;
     return __reduce_add_sync(0xffffffffu, tiles) * ((N + BLOCK_N - 1) / BLOCK_N);
 }
 
-//@ GroupTiles: Segment tile_place
+//@ GroupTiles: tall tile_place
 // The tiles of this CTA, one segment's after another's. Each lane of a warp knows one segment of the 32 that are looked at,
 // and `upto`, how many of their tiles are in it or before it. Where there are no more segments, it looks once.
 template <class Groups, int BLOCK_M, int BLOCK_N, int N, int GROUP, bool ALONG_M> struct GroupTiles {
@@ -431,8 +462,8 @@ template <class Groups, int BLOCK_M, int BLOCK_N, int N, int GROUP, bool ALONG_M
     static constexpr bool ONE_LOOK = Groups::MOST <= 32;
     const Groups groups;
     int count, index = blockIdx.x, looked_at = 0, taken = 0, before = 0, upto = 0;
-    Segment segment;
-    int m0, n0, group, first, after;
+    Segment segment, own;
+    int m0, n0, group;
     DEVICE GroupTiles(const Groups& groups, int count) : groups(groups), count(count) { if (ONE_LOOK) look(); }
     DEVICE bool done() const { return index >= count; }
     DEVICE bool last() const { return index + int(gridDim.x) >= count; }
@@ -441,7 +472,7 @@ template <class Groups, int BLOCK_M, int BLOCK_N, int N, int GROUP, bool ALONG_M
         before += tiles();
         segment = groups.segment(looked_at, taken);
         looked_at += 32;
-        upto = (segment.tall() + BLOCK_M - 1) / BLOCK_M * COLUMNS;
+        upto = (tall(groups, segment) + BLOCK_M - 1) / BLOCK_M * COLUMNS;
 #pragma unroll
         for (int d = 1; d < 32; d *= 2) {
             const int left = __shfl_up_sync(0xffffffffu, upto, d);
@@ -453,19 +484,20 @@ template <class Groups, int BLOCK_M, int BLOCK_N, int N, int GROUP, bool ALONG_M
 #pragma unroll 1
         while (!ONE_LOOK && index >= before + tiles()) look();
         const int owner = __ffs(__ballot_sync(0xffffffffu, index - before < upto)) - 1;
-        const Segment own{__shfl_sync(0xffffffffu, segment.first, owner), __shfl_sync(0xffffffffu, segment.rows, owner)};
-        const int rows = (own.tall() + BLOCK_M - 1) / BLOCK_M, last = __shfl_sync(0xffffffffu, upto, owner);
+        own = {__shfl_sync(0xffffffffu, segment.first, owner), __shfl_sync(0xffffffffu, segment.rows, owner)};
+        const int rows = (tall(groups, own) + BLOCK_M - 1) / BLOCK_M, last = __shfl_sync(0xffffffffu, upto, owner);
         int row, column;
         tile_place<GROUP, ALONG_M>(index - before - (last - rows * COLUMNS), rows, COLUMNS, row, column);
         group = groups.group(looked_at - 32 + owner);
-        m0 = own.first - own.first % 4 + row * BLOCK_M;
+        m0 = row * BLOCK_M + (Groups::ALONG_K ? 0 : own.first - own.first % 4);
         n0 = column * BLOCK_N;
-        first = own.first - m0;
-        after = first + own.rows;
     }
     // The rows of the tile that are the group's.
-    DEVICE int begin() const { return max(first, 0); }
-    DEVICE int end() const { return groups.own_end(m0, min(after, BLOCK_M), group); }
+    DEVICE int begin() const { return max(own.first - m0, 0); }
+    DEVICE int end() const { return groups.own_end(m0, min(own.first + own.rows - m0, BLOCK_M), group); }
+    // The k-blocks of the group.
+    DEVICE int first_block() const { return groups.first_block(own); }
+    DEVICE int blocks() const { return groups.blocks(own); }
 };
 
 //@ chaos_start: types

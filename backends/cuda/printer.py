@@ -27,6 +27,7 @@ from gemmir.backends.cuda.printing.stores import PrintsStores
 from gemmir.backends.cuda.wgmma import wgmma_wrapper
 from gemmir.dialects import hopper
 from gemmir.dialects.hopper.base import number
+from gemmir.dialects.hopper.control import tile_arguments
 from gemmir.dialects.hopper.types import RasterName
 from gemmir.dtypes import DTYPES
 from gemmir.errors import IRError, UnsupportedError
@@ -38,11 +39,20 @@ GROUPINGS = {
     Grouping.GROUP_IDS: "GroupIds",
     Grouping.COUNTS: "Counts",
     Grouping.BATCH: "Batch",
+    Grouping.K_OFFS: "KOffs",
 }
 """Types of the prelude that say which rows belong to which group."""
 
-TILE = ("m0", "n0", "group", "begin()", "end()")
-"""What `GroupTiles` of the prelude knows of a tile that it has found."""
+TILE = {
+    "row": "m0",
+    "column": "n0",
+    "group": "group",
+    "begin": "begin()",
+    "end": "end()",
+    "first_block": "first_block()",
+    "blocks": "blocks()",
+}
+"""How `GroupTiles` of the prelude calls what it knows of a tile that it has found."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -113,6 +123,7 @@ class _Printer(PrintsStorage, PrintsBarriers, PrintsLoads, PrintsArithmetic, Pri
             hopper.FetchScalesOp: self.fetch_scales,
             hopper.FragmentOp: self.fragment,
             hopper.GrantOp: self.grant,
+            hopper.GroupBlockOp: self.group_block,
             hopper.GroupPointerOp: self.group_pointer,
             hopper.InitBarriersOp: self.init_barriers,
             hopper.KBlocksOp: self.k_blocks,
@@ -233,7 +244,7 @@ class _Printer(PrintsStorage, PrintsBarriers, PrintsLoads, PrintsArithmetic, Pri
     def leading_run(self, ops: list[Operation]) -> int:
         if self.elected:
             return 0
-        single = (hopper.TmaLoadOp, hopper.ExpectOp, hopper.ArriveOp, hopper.GrantOp)
+        single = (hopper.TmaLoadOp, hopper.TmaStoreOp, hopper.ExpectOp, hopper.ArriveOp, hopper.GrantOp)
         return next((i for i, op in enumerate(ops) if not isinstance(op, single)), len(ops))
 
     def op(self, op: Operation) -> None:
@@ -281,7 +292,11 @@ class _Printer(PrintsStorage, PrintsBarriers, PrintsLoads, PrintsArithmetic, Pri
         """The type that says which rows belong to which group."""
         grouping, groups = self.kernel.grouping, self.kernel.groups
         assert grouping is not None and groups is not None
-        return f"{self.need(GROUPINGS[grouping.meaning])}<{number(groups)}>"
+        sizes = [number(groups)]
+        if grouping.meaning is Grouping.K_OFFS:
+            ring = next(op.result.type for op in self.kernel.body.block.ops if isinstance(op, hopper.RingOp))
+            sizes += [number(self.kernel.depth), ring.dims[2]]
+        return f"{self.need(GROUPINGS[grouping.meaning])}<{', '.join(map(str, sizes))}>"
 
     def count_tiles(self, op: hopper.CountTilesOp) -> None:
         index = "" if op.index is None else f"{self.out[op.index]}, "
@@ -296,11 +311,9 @@ class _Printer(PrintsStorage, PrintsBarriers, PrintsLoads, PrintsArithmetic, Pri
         shape = f"{self.groups()}, {tile.m.data}, {tile.n.data}, N, {number(op.group)}, {along_m}"
         tiles = f"{self.need('GroupTiles')}<{shape}> tiles(groups, {self.out[count]})"
         with self.out.block(f"for ({tiles}; !tiles.done(); tiles.next())"):
-            used = [
-                (self.out.name(a), f"tiles.{how}")
-                for a, how in zip(op.body.block.args, TILE, strict=True)
-                if any(a.uses)
-            ]
+            names = tile_arguments(self.kernel.grouping, True)
+            arguments = zip(op.body.block.args, names, strict=True)
+            used = [(self.out.name(a), f"tiles.{TILE[name]}") for a, name in arguments if any(a.uses)]
             if used:
                 self.out.line("tiles.find();")
                 self.out.line(f"const int {', '.join(f'{name} = {value}' for name, value in used)};")
@@ -323,7 +336,7 @@ class _Printer(PrintsStorage, PrintsBarriers, PrintsLoads, PrintsArithmetic, Pri
 
     def k_blocks(self, op: hopper.KBlocksOp) -> None:
         self.out.lines.append("#pragma unroll 1")
-        last, step = number(op.last), op.blocks
+        last, step = self.end_of(op), op.blocks
         with self.out.scope():
             k = self.out.name(op.body.block.args[0])
         onward = f"++{k}" if step == 1 else f"{k} += {step}"

@@ -63,6 +63,10 @@ def _destinations(agent: Agent, op: hopper.TmaLoadOp) -> tuple[int, list[int]]:
     return rank % cluster_n, [rank // cluster_n * cluster_n + i for i in range(cluster_n)]
 
 
+def group_block(agent: Agent, op: hopper.GroupBlockOp) -> None:
+    agent.values[op.result] = agent[op.k] + agent[op.first]
+
+
 def group_pointer(agent: Agent, op: hopper.GroupPointerOp) -> None:
     pointer = agent[op.pointer]
     assert isinstance(pointer, Pointer)
@@ -136,7 +140,7 @@ def put_scales(agent: Agent, op: hopper.PutScalesOp) -> None:
 def tma_store(agent: Agent, op: hopper.TmaStoreOp) -> None:
     """Start the store, unless its columns lie outside D; it reads shared memory at a time of its own."""
     down = 0 if op.part_rows is None else (agent.part ^ 1) * op.part_rows.value.data
-    _start_store(agent, op, _matrix(agent, op.map, None), down)
+    _start_store(agent, op, _matrix(agent, op.map, op.group), down)
 
 
 def store_rows(agent: Agent, op: hopper.StoreRowsOp) -> None:

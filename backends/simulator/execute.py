@@ -87,8 +87,12 @@ def _count_tiles(agent: Agent, op: hopper.CountTilesOp) -> None:
     agent.values[op.result] = number_of_tiles(agent.kernel, agent.grid.segments)
 
 
+def _end(agent: Agent, op: hopper.KBlocksOp) -> int:
+    return op.end(0 if op.count is None else agent[op.count])
+
+
 def _k_blocks(agent: Agent, op: hopper.KBlocksOp) -> Steps:
-    for k in range(op.first.value.data, op.last.value.data, op.blocks):
+    for k in range(op.first.value.data, _end(agent, op), op.blocks):
         agent.values[op.body.block.args[0]] = k
         yield from _block(agent, op.body.block)
 
@@ -155,7 +159,7 @@ def _init_barriers(agent: Agent, op: hopper.InitBarriersOp) -> None:
 def _wait(agent: Agent, op: hopper.WaitOp) -> Wait:
     if op.unless_last is not None:
         loop = enclosing(op, hopper.KBlocksOp)
-        if agent.last_tile and (loop is None or agent[loop.body.block.args[0]] + loop.blocks >= loop.last.value.data):
+        if agent.last_tile and (loop is None or agent[loop.body.block.args[0]] + loop.blocks >= _end(agent, loop)):
             return Wait(lambda: True, lambda: op.name)
     return _wait_parity(agent, op, agent[op.cursor].parity)
 
@@ -253,6 +257,7 @@ QUIET: dict[type[Operation], Act] = {
     hopper.CountTilesOp: _count_tiles,
     hopper.CursorOp: _cursor,
     hopper.FragmentOp: _fragment,
+    hopper.GroupBlockOp: copies.group_block,
     hopper.GroupPointerOp: copies.group_pointer,
     hopper.MoveScalesOp: compute.move_scales,
     hopper.NextOp: _next,

@@ -12,7 +12,11 @@ from gemmir.segments import Segment
 
 @dataclass(frozen=True, slots=True)
 class Tile:
-    """First row and column, the group (0 without groups), and which rows of the tile are that group's."""
+    """
+    First row and column, the group (0 without groups), and which rows of the tile are that group's.
+
+    Where K is divided, `begin` is the group's first k-block instead, and `end` how many it has.
+    """
 
     row: int
     column: int
@@ -28,6 +32,9 @@ def tiles_of(kernel: hopper.KernelOp, op: hopper.TilesOp, segments: list[Segment
         for index in range(rows * columns):
             row, column = _origin(kernel, op, index, rank, rows, columns)
             row += segment.aligned
+            if segment.k_blocks is not None:
+                yield Tile(row, column, segment.group, *segment.k_blocks)
+                continue
             begin, end = segment.first - row, segment.first + segment.rows - row
             yield Tile(row, column, segment.group, max(0, begin), end)
 

@@ -15,7 +15,8 @@ from gemmir.dialects import hopper
 from gemmir.dialects.hopper.types import BindName, OrderName
 from gemmir.dtypes import DTYPES
 from gemmir.errors import InputError
-from gemmir.segments import Segment, segments
+from gemmir.problem import Grouping
+from gemmir.segments import Segment, k_segments, segments
 from gemmir.tensor_core import raw_bits
 
 if TYPE_CHECKING:
@@ -126,7 +127,11 @@ def _segments(kernel: hopper.KernelOp, arrays: list[Array], m: int) -> list[Segm
     if counting is not None and isinstance(counting.index, BlockArgument):
         tensor = kernel.binds.data[counting.index.index].tensor.data
         index = arrays[tensor].reshape(-1).view(np.int32).tolist()
-    return list(segments(kernel.grouping.meaning, index, kernel.groups.value.data, m))
+    grouping, groups = kernel.grouping.meaning, kernel.groups.value.data
+    if grouping is not Grouping.K_OFFS:
+        return list(segments(grouping, index, groups, m))
+    ring = next(op.result.type for op in kernel.body.block.ops if isinstance(op, hopper.RingOp))
+    return list(k_segments(index, groups, m, kernel.depth.value.data, ring.dims[2]))
 
 
 def _parameter(kernel: hopper.KernelOp, bind: hopper.BindAttr, arrays: list[Array], output: Matrix, m: int) -> object:

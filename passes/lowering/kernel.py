@@ -260,6 +260,8 @@ def _group_parameters(plan: Plan, op: ProductOp, d: Element) -> Iterator[tuple[s
     """What says which rows are whose, and where D lies for what TMA cannot cut off at a group's end."""
     if op.index is not None:
         yield "index", hopper.PointerType(i32), hopper.BindAttr(BindName.POINTER, _argument(op.index))
+    if plan.problem.grouping is Grouping.K_OFFS:
+        return
     own = not plan.problem.grouping.contiguous
     yield "d", hopper.PointerType(d), hopper.BindAttr(BindName.POINTER, -1)
     yield "d_stride_m", i64, hopper.BindAttr(BindName.STRIDE, -1, int(own))

@@ -18,7 +18,7 @@ from gemmir.passes.lowering.emitter import Emitter
 from gemmir.passes.lowering.kernel import Plan, Storage
 from gemmir.passes.lowering.math_slots import let_go_of_scales, multiply, read_scales
 from gemmir.passes.lowering.math_staging import stage_slice
-from gemmir.passes.lowering.tiles import each_tile
+from gemmir.passes.lowering.tiles import each_block, each_tile
 from gemmir.target import SM_90A
 
 IN_FLIGHT = 2
@@ -104,9 +104,9 @@ def math_chunked(emit: Emitter, plan: Plan, storage: Storage, group: SSAValue) -
     chunks, k_blocks = _Chunks(plan, storage, group, registers), plan.k_blocks
     blocks = min(plan.chunk, k_blocks)
     left, step = k_blocks % blocks, None if blocks == 1 else blocks
-    with each_tile(emit, plan, storage) as (tile, _):
+    with each_tile(emit, plan, storage) as (tile, own):
         tile.op(hopper.ZeroOp, [registers.total])
-        with tile.inside(hopper.KBlocksOp, "k", first=0, last=k_blocks - left, step=step) as (body, _):
+        with each_block(tile, plan, own, less=left, step=step) as (body, _):
             chunks.chunk(body, blocks)
         if left:
             chunks.chunk(tile, left)

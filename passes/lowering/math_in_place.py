@@ -17,7 +17,7 @@ from gemmir.passes.lowering.exchange import add_sums, exchange_cursor, send_sums
 from gemmir.passes.lowering.kernel import Plan, Storage
 from gemmir.passes.lowering.math_slots import multiply
 from gemmir.passes.lowering.math_staging import stage_slice
-from gemmir.passes.lowering.tiles import each_tile
+from gemmir.passes.lowering.tiles import each_block, each_tile, has_blocks
 from gemmir.target import SM_90A
 
 
@@ -29,11 +29,11 @@ def math_in_place(emit: Emitter, plan: Plan, storage: Storage, group: SSAValue) 
     at = emit.value(hopper.CursorOp, ring, "at")
     out = emit.value(hopper.CursorOp, hopper.CursorType(1), "out")
     sent = exchange_cursor(emit, plan, "sent")
-    with each_tile(emit, plan, storage) as (tile, _):
+    with each_tile(emit, plan, storage) as (tile, own):
         tile.op(hopper.WaitOp, storage.full, at, [])
         _issue(tile, plan, storage, group, at, totals, fresh=True)
-        if plan.k_blocks > 1:
-            with tile.inside(hopper.KBlocksOp, "k", first=1, last=plan.k_blocks) as (body, _):
+        if has_blocks(plan, own, 1):
+            with each_block(tile, plan, own, first=1) as (body, _):
                 ahead = body.value(hopper.NextOp, ring, "ahead", at)
                 body.op(hopper.WaitOp, storage.full, ahead, [])
                 _issue(body, plan, storage, group, ahead, totals, fresh=False)

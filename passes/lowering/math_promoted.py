@@ -20,7 +20,7 @@ from gemmir.passes.lowering.exchange import add_sums, exchange_cursor, send_sums
 from gemmir.passes.lowering.kernel import Plan, Storage
 from gemmir.passes.lowering.math_slots import let_go_of_scales, multiply, read_scales
 from gemmir.passes.lowering.math_staging import stage_slice
-from gemmir.passes.lowering.tiles import each_tile
+from gemmir.passes.lowering.tiles import Tile, each_block, each_tile, has_blocks
 from gemmir.target import SM_90A
 
 
@@ -119,13 +119,13 @@ class _MathRole:
         self.finish_wave(emit, 1, release=True)
         emit.op(hopper.AdvanceOp, registers.at)
 
-    def split_tile(self, emit: Emitter, sent: SSAValue) -> None:
+    def split_tile(self, emit: Emitter, own: Tile, sent: SSAValue) -> None:
         """All k-blocks of this CTA's part of K, the exchange with the CTA that sums the other, and the way out."""
         plan, registers, (_, total) = self.plan, self.registers, self.registers.totals
         self.start_tile(emit)
         emit.op(hopper.ZeroOp, registers.totals)
-        if plan.k_blocks > 1:
-            with emit.inside(hopper.KBlocksOp, "k", first=0, last=plan.k_blocks - 1) as (body, _):
+        if has_blocks(plan, own, 1):
+            with each_block(emit, plan, own, less=1) as (body, _):
                 self.k_block(body)
         self.last_k_block(emit, sent)
         add_sums(emit, plan, self.storage, self.group, registers.at, total)
@@ -135,13 +135,12 @@ class _MathRole:
         registers = self.registers
         stage_slice(emit, self.storage, self.group, registers.out, [registers.totals[wave] for wave in waves])
 
-    def tile(self, emit: Emitter) -> None:
+    def tile(self, emit: Emitter, own: Tile) -> None:
         """All k-blocks of a tile, and its way out: at once behind the last one, or wave by wave inside it."""
         plan, sliced = self.plan, self.plan.slices > 1
-        looped = plan.k_blocks - sliced
         emit.op(hopper.ZeroOp, self.registers.totals)
-        if looped:
-            with emit.inside(hopper.KBlocksOp, "k", first=0, last=looped) as (body, _):
+        if has_blocks(plan, own, int(sliced)):
+            with each_block(emit, plan, own, less=int(sliced)) as (body, _):
                 self.k_block(body)
         if sliced:
             self.k_block(emit, stage=True)
@@ -164,15 +163,15 @@ def math_promoted(emit: Emitter, plan: Plan, storage: Storage, group: SSAValue) 
     )
     role = _MathRole(plan, storage, group, registers)
     if (sent := exchange_cursor(emit, plan, "sent")) is not None:
-        with each_tile(emit, plan, storage) as (tile, _):
-            role.split_tile(tile, sent)
+        with each_tile(emit, plan, storage) as (tile, own):
+            role.split_tile(tile, own, sent)
         return
     turns = bool(plan.schedule.turns)
     if turns:  # the last warpgroup lets the first one begin
         emit.op(hopper.PassTurnOp, group, groups=plan.groups, only=plan.groups - 1)
     role.start_tile(emit)
-    with each_tile(emit, plan, storage) as (tile, _):
-        role.tile(tile)
+    with each_tile(emit, plan, storage) as (tile, own):
+        role.tile(tile, own)
     emit.op(hopper.WgmmaWaitOp, [registers.partial], pending=0)
     if turns:  # and takes the turn that is left over
         emit.op(hopper.TakeTurnOp, group, groups=plan.groups, only=0)

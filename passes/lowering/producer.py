@@ -10,7 +10,7 @@ from gemmir.dialects.hopper.types import AxisName
 from gemmir.passes.lowering.emitter import INDEX, Emitter
 from gemmir.passes.lowering.exchange import exchange_cursor, grant_slots
 from gemmir.passes.lowering.kernel import Parameters, Plan, Storage
-from gemmir.passes.lowering.tiles import Tile, each_tile, own_matrix
+from gemmir.passes.lowering.tiles import Tile, each_block, each_tile, own_matrix
 from gemmir.target import WARP_LANES
 
 WeightScales = tuple[SSAValue, SSAValue, SSAValue]
@@ -24,8 +24,8 @@ def producer(emit: Emitter, plan: Plan, parameters: Parameters, storage: Storage
     with each_tile(emit, plan, storage) as (each, tile):
         weights = _weight_scales_of(each, parameters, tile)
         batch = _start_weight_scales(each, plan, weights, tile.n0)
-        with each.inside(hopper.KBlocksOp, "k", first=0, last=plan.k_blocks) as (body, (k,)):
-            block = _number_of(body, plan, k)
+        with each_block(each, plan, tile) as (body, k):
+            block = _number_of(body, plan, tile, k)
             # Before the wait, so that the global load's latency hides behind it.
             scales = _weight_scales(body, plan, weights, tile.n0, (k, block), batch)
             _load_stage(body, plan, parameters, storage, at, tile, block, scales)
@@ -33,8 +33,10 @@ def producer(emit: Emitter, plan: Plan, parameters: Parameters, storage: Storage
             grant_slots(each, plan, storage, at, granted)
 
 
-def _number_of(emit: Emitter, plan: Plan, k: SSAValue) -> SSAValue:
-    """The number among all k-blocks of one of this CTA's."""
+def _number_of(emit: Emitter, plan: Plan, tile: Tile, k: SSAValue) -> SSAValue:
+    """The number among all k-blocks of one of this CTA's, or of one of the tile's group."""
+    if tile.first_block is not None:
+        return emit.value(hopper.GroupBlockOp, INDEX, "block", k, tile.first_block)
     if plan.parts == 1:
         return k
     return emit.value(hopper.PartBlockOp, INDEX, "block", k, blocks=plan.k_blocks)

@@ -61,10 +61,10 @@ def _store_slice(
             "column_offset": group * plan.group_columns + chunk.first,
         }
         box = (storage.staging, parameters.maps_d[chunk.columns], tile.m0, tile.n0)
-        if tile.begin is None or tile.end is None or matrix is None or parameters.d_stride_m is None:
-            emit.op(hopper.TmaStoreOp, *box, **place, part_rows=plan.slice_rows if plan.parts > 1 else None)
-            continue
         own = own_matrix(tile, plan, "d")
+        if tile.begin is None or tile.end is None or matrix is None or parameters.d_stride_m is None:
+            emit.op(hopper.TmaStoreOp, *box, own, **place, part_rows=plan.slice_rows if plan.parts > 1 else None)
+            continue
         emit.op(hopper.StoreRowsOp, *box, tile.begin, tile.end, matrix, parameters.d_stride_m, own, **place)
     emit.op(hopper.StoreCommitOp)
     emit.op(hopper.StoreWaitReadOp, pending=0)

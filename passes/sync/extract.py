@@ -18,7 +18,7 @@ from gemmir.dialects.hopper.base import number
 from gemmir.passes.sync.events import OUTSIDE, Role, Trace, trip
 from gemmir.passes.sync.memory_map import MemoryMap
 from gemmir.passes.sync.report import refuse
-from gemmir.passes.sync.steps import Loop, Move, Step, StepMaker, Steps, Tiles
+from gemmir.passes.sync.steps import ANY_K_BLOCKS, Loop, Move, Step, StepMaker, Steps, Tiles
 from gemmir.passes.sync.storage import Storage
 from gemmir.passes.sync.traces import Trips, default_traces
 from gemmir.target import WARPS_PER_GROUP
@@ -72,7 +72,7 @@ def program(kernel: hopper.KernelOp, split_warps: bool = False) -> Program:
     rings = [op.result.type for op in kernel.body.block.ops if isinstance(op, hopper.RingOp)]
     stages = rings[0].stages if rings else 1
     loops = [op for op in kernel.walk() if isinstance(op, hopper.KBlocksOp)]
-    k_blocks = max((number(op.last) for op in loops), default=1)
+    k_blocks = max((op.end(ANY_K_BLOCKS) for op in loops), default=1)
     made = Program(kernel, stages, k_blocks, lcm(*(op.blocks for op in loops)), memory)
     for rank in range(ranks):
         same = made.ctas[0] if made.ctas else []

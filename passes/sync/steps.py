@@ -24,6 +24,9 @@ from gemmir.tile import WAVE_ROWS
 WARP_ROWS = 16
 F32_BYTES = 4
 FIRST_TURN_BARRIER = 1
+ANY_K_BLOCKS = 1 << 10
+"""k-blocks of a tile, as far as a loop over a number that is not known ends before them."""
+
 STEADY = 0
 """Number of the cursor that never moves: for ops without one."""
 
@@ -197,7 +200,7 @@ class StepMaker:
         return [Move(cursor, cursor, 1)]
 
     def k_blocks(self, op: hopper.KBlocksOp) -> Steps:
-        return [Loop(op, number(op.first), number(op.last), op.blocks, self.block(op.body.block))]
+        return [Loop(op, number(op.first), op.end(ANY_K_BLOCKS), op.blocks, self.block(op.body.block))]
 
     # Events
 
@@ -395,6 +398,7 @@ SILENT = (
     hopper.CountTilesOp,
     hopper.FetchScalesOp,
     hopper.FragmentOp,
+    hopper.GroupBlockOp,
     hopper.GroupPointerOp,
     hopper.MoveScalesOp,
     hopper.NextScalesOp,

@@ -32,7 +32,7 @@ class PrintsBarriers(Printing):
         loop = enclosing(op, hopper.KBlocksOp)
         inside = ""
         if loop is not None:
-            inside = f"{self.out[loop.body.block.args[0]]} + {loop.blocks} < {number(loop.last)} || "
+            inside = f"{self.out[loop.body.block.args[0]]} + {loop.blocks} < {self.end_of(loop)} || "
         self.out.line(f"if ({inside}!tiles.last()) {wait}")
 
     def acquire(self, op: hopper.AcquireOp) -> None:

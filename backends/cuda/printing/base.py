@@ -63,3 +63,9 @@ class Printing:
             group = self.out[op.group]
             parts.append(str(int(group) * 8) if group.isdigit() else f"{group} * 8")
         return " + ".join(part for part in parts if part != "0")
+
+    def end_of(self, op: hopper.KBlocksOp) -> str:
+        """The number of the block at which a loop ends."""
+        if op.count is None:
+            return str(op.end(0))
+        return minus(self.out[op.count], -op.end(0))

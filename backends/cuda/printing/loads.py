@@ -45,6 +45,9 @@ class PrintsLoads(Printing):
         destination = self.slot(op.ring, op.cursor, f"{part} * {bytes_}")
         self.call("tma_load_multicast", destination, map_, column, f"{row} + {part} * {rows}", full, mask)
 
+    def group_block(self, op: hopper.GroupBlockOp) -> None:
+        self.out.line(f"const int {self.out.name(op.result)} = {self.out[op.first]} + {self.out[op.k]};")
+
     def group_pointer(self, op: hopper.GroupPointerOp) -> None:
         pointer, group, stride = self.out[op.pointer], self.out[op.group], self.out[op.stride]
         self.out.line(f"const auto {self.out.name(op.result)} = {pointer} + {group} * {stride};")

@@ -32,7 +32,10 @@ class PrintsStores(Printing):
         row = self.out[op.row] if op.part_rows is None else f"{self.out[op.row]} + (rank ^ 1) * {number(op.part_rows)}"
         row, column = plus(row, number(op.row_offset)), plus(self.out[op.column], number(op.column_offset))
         source = plus(self.out[op.staging], number(op.offset))
-        self.call("tma_store_if", f"{column} < N", self.out[op.map], column, row, source)
+        where = (f"{column} < N", self.out[op.map], column, row)
+        if op.group is None:
+            return self.call("tma_store_if", *where, source)
+        self.call("tma_store_of_group_if", *where, self.out[op.group], source)
 
     def store_rows(self, op: hopper.StoreRowsOp) -> None:
         box = op.map.type

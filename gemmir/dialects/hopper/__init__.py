@@ -50,6 +50,7 @@ from gemmir.dialects.hopper.control import (
 )
 from gemmir.dialects.hopper.loads import (
     FetchScalesOp,
+    GroupBlockOp,
     GroupPointerOp,
     NextScalesOp,
     PrefetchMapsOp,
@@ -110,6 +111,7 @@ Hopper = Dialect(
         FetchScalesOp,
         FragmentOp,
         GrantOp,
+        GroupBlockOp,
         GroupPointerOp,
         InitBarriersOp,
         KBlocksOp,

@@ -17,7 +17,7 @@ from xdsl.utils.exceptions import VerifyException
 from gemmir.dialects.hopper.arithmetic import LoadScalesOp, PromoteOp, WgmmaOp
 from gemmir.dialects.hopper.base import number
 from gemmir.dialects.hopper.control import (
-    TILE_ARGUMENTS,
+    ROWS_OF_GROUP,
     CountTilesOp,
     KBlocksOp,
     KernelOp,
@@ -236,7 +236,8 @@ def _store_rows(kernel: KernelOp, op: StoreRowsOp) -> None:
         raise VerifyException(f"{op.name} takes the map, the address and the stride of one tensor")
     tiles = op.row.owner.parent_op() if isinstance(op.row, BlockArgument) else None
     given = list(tiles.body.block.args) if isinstance(tiles, TilesOp) else []
-    if len(given) != len(TILE_ARGUMENTS) or [op.row, op.begin, op.end] != [given[0], *given[3:]]:
+    of_k = kernel.grouping is not None and kernel.grouping.meaning is Grouping.K_OFFS
+    if of_k or len(given) != len(ROWS_OF_GROUP) or [op.row, op.begin, op.end] != [given[0], *given[3:]]:
         raise VerifyException("rows that may be written are those that hopper.tiles gives")
 
 
@@ -268,6 +269,8 @@ def _last_block(op: FetchScalesOp | NextScalesOp, parts: int = 1) -> int:
     loop = k.owner.parent_op() if isinstance(k, BlockArgument) else None
     if not isinstance(loop, KBlocksOp):
         raise VerifyException(f"{op.name} reads the scales of a k-block")
+    if loop.last is None:
+        raise VerifyException(f"{op.name} reads the scales of as many k-blocks as are known")
     return before + number(loop.last)
 
 
@@ -331,5 +334,5 @@ _KERNEL_CHECKS: dict[type[Operation], Callable[[KernelOp, Any], None]] = {
     CountTilesOp: _count_tiles,
     StoreRowsOp: _store_rows,
     TmaLoadOp: _tma_load,
-    TmaStoreOp: lambda kernel, op: (_tma_store(op), _check_map(kernel, op, None))[0],
+    TmaStoreOp: lambda kernel, op: (_tma_store(op), _check_map(kernel, op, op.group))[0],
 }

@@ -33,7 +33,13 @@ from gemmir.problem import Grouping
 MAX_K_STEP = max(PROMOTE_CHUNKS)
 """Blocks of K that a loop does at a time."""
 
-TILE_ARGUMENTS = ("row", "column", "group", "begin", "end")
+TILE_ARGUMENTS = {
+    Grouping.NONE: ("row", "column"),
+    Grouping.K_OFFS: ("row", "column", "group", "first_block", "blocks"),
+}
+"""What a loop over tiles knows of a tile."""
+ROWS_OF_GROUP = ("row", "column", "group", "begin", "end")
+
 OpT = TypeVar("OpT", bound=Operation)
 
 
@@ -175,7 +181,9 @@ class TilesOp(HopperOperation):
     Tiles are visited in groups of `group` cluster rows (or columns, along_n); consecutive clusters take
     consecutive tiles. In a kernel with a grouping they are `count` tiles, those of one segment of rows after another
     (see `gemmir.segments`), and there are three more arguments: the group, and which rows of the tile, from `begin` up
-    to `end`, are the group's: it starts at a multiple of 4 rows. All lanes of a warp find a tile together.
+    to `end`, are the group's: it starts at a multiple of 4 rows. Where K is divided (`k_offs`) those are the group's
+    first k-block and how many it has: where it has none, one that lies outside. All lanes of a warp find a tile
+    together.
     """
 
     name = "hopper.tiles"
@@ -187,10 +195,10 @@ class TilesOp(HopperOperation):
     assembly_format = "($count^ `of`)? $raster `group` $group $body attr-dict"
 
     def verify_(self) -> None:
-        arguments = 2 if self.count is None else len(TILE_ARGUMENTS)
-        if [a.type for a in self.body.block.args] != [IndexType()] * arguments:
-            raise VerifyException(f"hopper.tiles takes {arguments} index arguments here: {TILE_ARGUMENTS[:arguments]}")
         kernel = enclosing(self, KernelOp)
+        names = tile_arguments(None if kernel is None else kernel.grouping, self.count is not None)
+        if [a.type for a in self.body.block.args] != [IndexType()] * len(names):
+            raise VerifyException(f"hopper.tiles takes {len(names)} index arguments here: {', '.join(names)}")
         if kernel is not None and (kernel.grouping is None) != (self.count is None):
             raise VerifyException("tiles are counted in a kernel with a grouping, and only there")
         if self.count is not None and not isinstance(self.count.owner, CountTilesOp):
@@ -206,16 +214,23 @@ class KBlocksOp(HopperOperation):
     For each block of K from `first` to `last` (exclusive): the block argument is its number.
 
     With a `step` the body does that many blocks at a time, and the argument is the number of the first. Blocks that
-    are left over are for the ops after the loop.
+    are left over are for the ops after the loop. Where each tile has its own number of blocks, they go up to `less`
+    blocks before `count`.
     """
 
     name = "hopper.k_blocks"
+    count = opt_operand_def(IndexType)
     body = region_def("single_block")
     first = prop_def(NATURAL)
-    last = prop_def(POSITIVE)
+    last = opt_prop_def(POSITIVE)
+    less = opt_prop_def(NATURAL)
     step = opt_prop_def(POSITIVE)
     traits = traits_def(NoTerminator())
-    assembly_format = "$first `to` $last (`step` $step^)? $body attr-dict"
+    assembly_format = "$first (`to` $last^)? (`over` $count^ `less` $less)? (`step` $step^)? $body attr-dict"
+
+    def end(self, count: int) -> int:
+        """Where it ends in a tile of `count` blocks."""
+        return count - number(self.less) if self.less is not None else number(self.last) if self.last is not None else 0
 
     @property
     def blocks(self) -> int:
@@ -225,11 +240,22 @@ class KBlocksOp(HopperOperation):
     def verify_(self) -> None:
         if [a.type for a in self.body.block.args] != [IndexType()]:
             raise VerifyException("hopper.k_blocks takes one index argument")
-        first, last = number(self.first), number(self.last)
+        if (self.last is None) != (self.count is not None) or (self.less is None) != (self.count is None):
+            raise VerifyException("blocks of K go to a number, or over a count less a number")
+        first, last = number(self.first), 0 if self.last is None else number(self.last)
+        if self.count is not None and self.blocks > 1:
+            raise VerifyException("blocks of K whose number is not known go one at a time")
         if self.blocks > MAX_K_STEP:
             raise VerifyException(f"{self.blocks} blocks of K at a time; {MAX_K_STEP} are the most")
         if self.blocks > 1 and (first >= last or (last - first) % self.blocks):
             raise VerifyException(f"blocks {first} to {last} of K do not go {self.blocks} at a time")
+
+
+def tile_arguments(grouping: GroupingAttr | None, counted: bool) -> tuple[str, ...]:
+    """Names of the arguments of a loop over tiles."""
+    if not counted:
+        return TILE_ARGUMENTS[Grouping.NONE]
+    return ROWS_OF_GROUP if grouping is None else TILE_ARGUMENTS.get(grouping.meaning, ROWS_OF_GROUP)
 
 
 def enclosing(op: Operation, kind: type[OpT]) -> OpT | None:

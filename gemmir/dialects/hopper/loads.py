@@ -89,6 +89,17 @@ class GroupPointerOp(HopperOperation):
 
 
 @irdl_op_definition
+class GroupBlockOp(HopperOperation):
+    """The number among all k-blocks of block `k` of a group whose first one is number `first`."""
+
+    name = "hopper.group_block"
+    k = operand_def(IndexType)
+    first = operand_def(IndexType)
+    result = result_def(IndexType)
+    assembly_format = "$k `after` $first attr-dict"
+
+
+@irdl_op_definition
 class FetchScalesOp(HopperOperation):
     """
     Lane j of the warp reads the weight scale of columns `column` + j * `step` .. of k-block `k` from global memory.

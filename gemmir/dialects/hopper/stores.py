@@ -26,7 +26,8 @@ class TmaStoreOp(HopperOperation):
     """
     Store one box from `offset` bytes into the staging area to D at (`row` + `row_offset`, `column` + `column_offset`).
 
-    With `part_rows` the CTA that sums the first part of K stores so many rows further down: it finishes those.
+    A matrix of rank 3 is stored to at `group` of its first dimension. With `part_rows` the CTA that sums the first part
+    of K stores so many rows further down: it finishes those.
 
     Nothing is written outside the matrix.
     """
@@ -36,13 +37,14 @@ class TmaStoreOp(HopperOperation):
     map = operand_def(TensorMapType)
     row = operand_def(IndexType)
     column = operand_def(IndexType)
+    group = opt_operand_def(IndexType)
     offset = prop_def(NATURAL)
     row_offset = prop_def(NATURAL)
     column_offset = prop_def(NATURAL)
     part_rows = opt_prop_def(POSITIVE)
     assembly_format = (
         "$staging `at` $offset `->` $map `[` $row `+` $row_offset `,` $column `+` $column_offset `]` "
-        "(`part_rows` $part_rows^)? attr-dict "
+        "(`of` $group^)? (`part_rows` $part_rows^)? attr-dict "
         "`:` type($staging) `,` type($map)"
     )
 

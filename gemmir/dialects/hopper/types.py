@@ -76,6 +76,7 @@ class GroupingName(StrEnum):
     GROUP_IDS = "group_ids"
     COUNTS = "counts"
     BATCH = "batch"
+    K_OFFS = "k_offs"
 
 
 @irdl_attr_definition
