@@ -14,6 +14,9 @@ DTYPES = ("f8E4M3FN", "f8E5M2", "bf16", "f16")
 Shape = tuple[int, int, int]
 """M, N, K."""
 
+GroupedShape = tuple[int, int, int, int]
+"""Groups, rows of each, N, K."""
+
 LAYERS = ((2112, 7168), (24576, 1536), (32768, 512), (7168, 16384), (4096, 7168), (7168, 2048))
 """(N, K) of the dense layers of DeepSeek-V3."""
 
@@ -54,6 +57,34 @@ class Case:
     @property
     def shape(self) -> Shape:
         return (self.m, self.n, self.k)
+
+    @property
+    def label(self) -> str:
+        """Its sizes, as they are written."""
+        return "{}x{}x{}".format(*self.shape)
+
+    @property
+    def kind(self) -> str:
+        """What one table of a report holds."""
+        return self.dtype
+
+    @property
+    def dimensions(self) -> str:
+        return "M x N x K"
+
+    @property
+    def all_rows(self) -> int:
+        """Rows of A that are multiplied."""
+        return self.m
+
+    @property
+    def weights(self) -> int:
+        """Matrices B."""
+        return 1
+
+    @property
+    def result_shape(self) -> tuple[int, ...]:
+        return (self.m, self.n)
 
     @property
     def text(self) -> str:
@@ -106,21 +137,27 @@ SETS: dict[str, tuple[Shape, ...]] = {
 }
 
 
-def parse_shape(text: str) -> Shape:
-    """The sizes in `4096x7168x2048` (or `4096 7168 2048`); `InputError` (GMR-I009) if it is nothing of the kind."""
-    found = re.fullmatch(r"([1-9]\d{0,9})[x ]([1-9]\d{0,9})[x ]([1-9]\d{0,9})", re.sub(r"\s+", " ", text.strip()))
-    shape = tuple(int(size) for size in found.groups()) if found is not None else ()
+def parse_shape(text: str) -> Shape | GroupedShape:
+    """
+    The sizes in `4096x7168x2048` (or `4096 7168 2048`), or those of groups, `8x256x7168x2048`.
+
+    `InputError` (GMR-I009) if it is nothing of the kind.
+    """
+    found = re.fullmatch(r"[1-9]\d{0,9}([x ][1-9]\d{0,9}){2,3}", re.sub(r"\s+", " ", text.strip()))
+    shape = tuple(map(int, re.findall(r"\d+", found.group()))) if found is not None else ()
     if len(shape) == 3 and max(shape) <= LARGEST_SIZE:
+        return shape
+    if len(shape) == 4 and max(shape[0] * shape[1], *shape[2:]) <= LARGEST_SIZE:
         return shape
     raise InputError(
         "GMR-I009",
         f"shape {text.strip()[:40]!r}",
-        rule=f"a shape is M, N and K, from 1 to {LARGEST_SIZE}",
-        fix="write 4096x7168x2048",
+        rule=f"a shape is M, N and K, or groups, rows of each, N and K; sizes and rows are from 1 to {LARGEST_SIZE}",
+        fix="write 4096x7168x2048, or 8x256x7168x2048 for groups",
     )
 
 
-def parse_shapes(text: str) -> tuple[Shape, ...]:
+def parse_shapes(text: str) -> tuple[Shape | GroupedShape, ...]:
     """One shape a line; `#` starts a comment. Raises as `parse_shape`."""
     lines = (line.partition("#")[0].strip() for line in text.splitlines())
     return tuple(parse_shape(line) for line in lines if line)

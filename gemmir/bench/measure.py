@@ -12,8 +12,10 @@ from typing import TYPE_CHECKING
 from gemmir.bench.cases import Case
 from gemmir.bench.check import fault_of
 from gemmir.bench.floor import floor_us
-from gemmir.bench.peers import Peer, Refusal, prepared
-from gemmir.bench.report import PeerResult, Row
+from gemmir.bench.grouped import AnyCase
+from gemmir.bench.grouped_peers import maker_for
+from gemmir.bench.peers import Peer, Refusal, cublas_per_tensor, prepared
+from gemmir.bench.report import Calibration, PeerResult, Row
 from gemmir.bench.timing import LAUNCHES, REST_SECONDS, Launch, Timing, hot_us, kernel_us
 from gemmir.dtypes import DTYPES
 from gemmir.errors import DeviceError, InputError
@@ -23,6 +25,8 @@ if TYPE_CHECKING:
     from gemmir.kernel import CompiledKernel
 
 SEED = 1
+CALIBRATION = Case("f8E4M3FN", 4096, 7168, 2048)
+"""For cuBLASLt with one scale per tensor, in a run that has no dense rows to tell how fast the machine is."""
 DRIVER_VERSION = Path("/sys/module/nvidia/version")
 PEER_PACKAGES = ("nvidia-cublas", "nvidia-cublas-cu12", "deep_gemm")
 """Their versions are named where they are installed; a torch of one's own may have cuBLAS from a toolkit."""
@@ -78,7 +82,18 @@ def machine(info: DeviceInfo) -> dict[str, str]:
     return found
 
 
-def measure(case: Case, kernel: CompiledKernel, peers: Sequence[Peer], options: Options, info: DeviceInfo) -> Row:
+def calibrate(options: Options) -> Calibration:
+    """Time cuBLASLt on `CALIBRATION`."""
+    from gemmir.bench.inputs import inputs_of
+
+    try:
+        launch = prepared(cublas_per_tensor, inputs_of(CALIBRATION, SEED, "cuda"))
+    except Refusal as refusal:
+        return Calibration(CALIBRATION, "cublas", PeerResult(None, str(refusal)))
+    return Calibration(CALIBRATION, "cublas", PeerResult(in_turn({"": launch}, options)[""]))
+
+
+def measure(case: AnyCase, kernel: CompiledKernel, peers: Sequence[Peer], options: Options, info: DeviceInfo) -> Row:
     """
     Check and time one case on random data.
 
@@ -98,18 +113,20 @@ def measure(case: Case, kernel: CompiledKernel, peers: Sequence[Peer], options: 
         ) from error
 
 
-def _measure(case: Case, kernel: CompiledKernel, peers: Sequence[Peer], options: Options, floor: float | None) -> Row:
+def _measure(
+    case: AnyCase, kernel: CompiledKernel, peers: Sequence[Peer], options: Options, floor: float | None
+) -> Row:
     import torch
 
-    from gemmir.backends.reference import random_inputs
     from gemmir.backends.reference.checks import torch_dtype
+    from gemmir.bench.inputs import inputs_of
     from gemmir.dialects.gemm import problem_of, the_matmul
     from gemmir.ir_text import parse_module
 
     module = parse_module(case.text)
-    inputs = random_inputs(module, case.m, SEED, "cuda")
+    inputs = inputs_of(case, SEED, "cuda")
     dtype = torch_dtype(DTYPES[kernel.manifest.output.dtype])
-    out = torch.full((case.m, case.n), torch.nan, dtype=dtype, device="cuda")
+    out = torch.full(case.result_shape, torch.nan, dtype=dtype, device="cuda")
     tensors = tuple(inputs.values())
     kernel(*tensors, out=out)
     manifest = kernel.manifest
@@ -119,7 +136,7 @@ def _measure(case: Case, kernel: CompiledKernel, peers: Sequence[Peer], options:
     launches: dict[str, Launch] = {"": lambda: kernel(*tensors, out=out)}
     results: dict[str, PeerResult] = {}
     for peer in peers:
-        if (make := peer.maker(case.dtype)) is None:
+        if (make := maker_for(peer, case)) is None:
             continue
         try:
             launches[peer.name] = prepared(make, inputs)

@@ -1,8 +1,9 @@
 """
 Other libraries' kernels for the same product, on the same tensors.
 
-A peer takes the tensors of a case by name (see `cases.program_text`, laid out by `reference.random_inputs`) and returns
-what launches it. What it cannot do it refuses by raising, then or when it is first launched.
+A peer takes the tensors of a case by name (see `gemmir.bench.inputs`) and returns what launches it. What it cannot do
+it refuses by raising, then or when it is first launched. Here are those of dense products; `grouped_peers` has the
+others.
 """
 
 from __future__ import annotations
@@ -28,7 +29,7 @@ class Refusal(Exception):
 
 @dataclass(frozen=True, slots=True)
 class Peer:
-    """`what` it is, for people; `make` is None where it has nothing for that kind of element type."""
+    """`what` it is, for people; `make` is None where it has nothing dense for that kind of element type."""
 
     name: str
     what: str
@@ -88,19 +89,20 @@ def cublas_plain(inputs: Inputs) -> Launch:
 
 def deep_gemm_fp8(inputs: Inputs) -> Launch:
     """DeepGEMM with the same scales; those of A lie as it wants them already."""
-    function, out = _deep_gemm("fp8_gemm_nt"), _result(inputs)
+    function, out = deep_gemm_function("fp8_gemm_nt"), _result(inputs)
     a = (inputs["x"], inputs["xs"])
     b = (inputs["w"].t(), inputs["ws"].t().contiguous())
     return lambda: function(a, b, out)
 
 
 def deep_gemm_plain(inputs: Inputs) -> Launch:
-    function, out = _deep_gemm("bf16_gemm_nt"), _result(inputs)
+    function, out = deep_gemm_function("bf16_gemm_nt"), _result(inputs)
     x, w = inputs["x"], inputs["w"].t()
     return lambda: function(x, w, out)
 
 
-def _deep_gemm(name: str) -> Callable[..., object]:
+def deep_gemm_function(name: str) -> Callable[..., object]:
+    """`Refusal` where it is not installed, or has no such function."""
     try:
         module: Any = importlib.import_module("deep_gemm")
     except ImportError as error:
@@ -123,6 +125,7 @@ PEERS: dict[str, Peer] = {
         Peer("cublas", "cuBLASLt; FP8: one scale per tensor, fast accumulation", cublas_per_tensor, cublas_plain),
         Peer("cublas-block", "cuBLASLt; FP8: 1x128 and 128x128 scales", cublas_block_wise, None),
         Peer("deep_gemm", "DeepGEMM; FP8: 1x128 and 128x128 scales", deep_gemm_fp8, deep_gemm_plain),
+        Peer("torch", "torch._grouped_mm, BF16 groups by offs only", None, None),
     )
 }
 

@@ -9,6 +9,8 @@ from dataclasses import asdict, dataclass, field
 from typing import Any
 
 from gemmir.bench.cases import Case
+from gemmir.bench.floor import flops
+from gemmir.bench.grouped import AnyCase, case_from
 from gemmir.bench.timing import Timing
 
 SCHEMA = 1
@@ -30,7 +32,7 @@ class Row:
     `timing` is None where the result was wrong, which `fault` then tells. `floor_us`: see `gemmir.bench.floor`.
     """
 
-    case: Case
+    case: AnyCase
     entry: str
     schedule: str
     floor_us: float | None
@@ -62,17 +64,31 @@ class Row:
     def tflops(self) -> float | None:
         if self.timing is None:
             return None
-        return 2 * self.case.m * self.case.n * self.case.k / self.timing.us / 1e6
+        return flops(self.case) / self.timing.us / 1e6
+
+
+@dataclass(frozen=True, slots=True)
+class Calibration:
+    """A peer's times for a case that is the same in every run: how fast this machine is today."""
+
+    case: Case
+    peer: str
+    result: PeerResult
 
 
 @dataclass(frozen=True, slots=True)
 class Report:
-    """`machine`: device and versions; `method`: how it was measured; both for people and by name. `date`: ISO, UTC."""
+    """
+    `machine`: device and versions; `method`: how it was measured; both for people and by name. `date`: ISO, UTC.
+
+    `calibration`: measured where no row has such a time of its own, that is, with groups.
+    """
 
     date: str
     machine: dict[str, str]
     method: dict[str, int | float | bool]
     rows: tuple[Row, ...]
+    calibration: Calibration | None = None
 
     def to_json(self) -> str:
         return json.dumps({"schema": SCHEMA, **asdict(self)}, indent=1, allow_nan=False) + "\n"
@@ -84,13 +100,20 @@ class Report:
         if data.pop("schema") != SCHEMA:
             raise ValueError("report of another schema")
         rows = tuple(_row(row) for row in data.pop("rows"))
-        return Report(rows=rows, **data)
+        return Report(rows=rows, calibration=_calibration(data.pop("calibration", None)), **data)
 
 
 def _row(data: dict[str, Any]) -> Row:
-    peers = {name: PeerResult(_timing(peer["timing"]), peer["refused"]) for name, peer in data["peers"].items()}
-    data.pop("peers")
-    return Row(case=Case(**data.pop("case")), timing=_timing(data.pop("timing")), peers=peers, **data)
+    peers = {name: _peer_result(result) for name, result in data.pop("peers").items()}
+    return Row(case=case_from(data.pop("case")), timing=_timing(data.pop("timing")), peers=peers, **data)
+
+
+def _calibration(data: dict[str, Any] | None) -> Calibration | None:
+    return None if data is None else Calibration(Case(**data["case"]), data["peer"], _peer_result(data["result"]))
+
+
+def _peer_result(data: dict[str, Any]) -> PeerResult:
+    return PeerResult(_timing(data["timing"]), data["refused"])
 
 
 def _timing(data: dict[str, Any] | None) -> Timing | None:

@@ -1,4 +1,4 @@
-"""A report as text: a table for each element type, worst row first, then what it comes to."""
+"""A report as text: a table for each element type and form of groups, worst row first, then what it comes to."""
 
 from __future__ import annotations
 
@@ -6,7 +6,7 @@ from collections import Counter
 from collections.abc import Callable, Sequence
 from statistics import geometric_mean
 
-from gemmir.bench.report import Report, Row, worst_first
+from gemmir.bench.report import Calibration, Report, Row, worst_first
 from gemmir.bench.timing import Timing
 
 NOTHING = "-"
@@ -17,31 +17,39 @@ def table(report: Report) -> str:
     machine = ", ".join(f"{name} {value}" for name, value in report.machine.items())
     method = ", ".join(f"{name} {value}" for name, value in report.method.items())
     parts = [f"{machine}\n{method}\n{report.date}\n"]
-    for dtype in dict.fromkeys(row.case.dtype for row in report.rows):
-        parts.append(section(dtype, worst_first([row for row in report.rows if row.case.dtype == dtype])))
+    if report.calibration is not None:
+        parts.append(calibration(report.calibration))
+    for kind in dict.fromkeys(row.case.kind for row in report.rows):
+        parts.append(section(kind, worst_first([row for row in report.rows if row.case.kind == kind])))
     return "\n".join(parts)
 
 
-def section(dtype: str, rows: Sequence[Row]) -> str:
-    """The rows of one element type, in this order."""
+def calibration(found: Calibration) -> str:
+    timing = found.result.timing
+    time = f"refused: {found.result.refused}" if timing is None else f"{timing.us:.2f} us"
+    return f"calibration: {found.peer} at {found.case}: {time}\n"
+
+
+def section(kind: str, rows: Sequence[Row]) -> str:
+    """The rows of one kind of case, in this order."""
     peers = list(dict.fromkeys(name for row in rows for name in row.peers))
     hot = any(row.timing is not None and row.timing.hot_us is not None for row in rows)
-    lines = [header(peers, hot), *(cells(row, peers, hot) for row in rows)]
+    lines = [header(rows[0].case.dimensions, peers, hot), *(cells(row, peers, hot) for row in rows)]
     widths = [max(len(line[column]) for line in lines) for column in range(len(lines[0]))]
-    text = [f"{dtype}: microseconds; ratios are a peer's time over gemmir's, above 1 where gemmir is faster"]
+    text = [f"{kind}: microseconds; ratios are a peer's time over gemmir's, above 1 where gemmir is faster"]
     text += ["  ".join(_aligned(line, widths)).rstrip() for line in lines]
     return "\n".join([*text, *summary(rows, peers, hot), *notes(rows)]) + "\n"
 
 
-def header(peers: Sequence[str], hot: bool) -> list[str]:
-    found = ["M x N x K", "gemmir", *(["hot"] if hot else []), "TFLOP/s", "floor", "x floor"]
+def header(dimensions: str, peers: Sequence[str], hot: bool) -> list[str]:
+    found = [dimensions, "gemmir", *(["hot"] if hot else []), "TFLOP/s", "floor", "x floor"]
     for peer in peers:
         found += [peer, "ratio", *(["hot", "ratio"] if hot else [])]
     return [*found, "kernel"]
 
 
 def cells(row: Row, peers: Sequence[str], hot: bool) -> list[str]:
-    found = ["{}x{}x{}".format(*row.case.shape), *_times(row.timing, hot), _number(row.tflops, ".0f")]
+    found = [row.case.label, *_times(row.timing, hot), _number(row.tflops, ".0f")]
     found += [_number(row.floor_us, ".1f"), _number(row.times_floor, ".2f")]
     for peer in peers:
         result = row.peers.get(peer)
@@ -80,7 +88,7 @@ def _extreme(
     value: Callable[[Row], float | None],
     worst: Callable[[Sequence[tuple[float, str]]], tuple[float, str]],
 ) -> list[str]:
-    known = [(found, "{}x{}x{}".format(*row.case.shape)) for row in rows if (found := value(row)) is not None]
+    known = [(found, row.case.label) for row in rows if (found := value(row)) is not None]
     if not known:
         return []
     number, where = worst(known)

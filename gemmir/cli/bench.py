@@ -1,4 +1,4 @@
-"""`gemmir bench`: time kernels on a Hopper GPU, next to cuBLASLt and DeepGEMM in the same process."""
+"""`gemmir bench`: time kernels on a Hopper GPU, next to cuBLASLt, DeepGEMM and torch in the same process."""
 
 from __future__ import annotations
 
@@ -12,7 +12,16 @@ from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from gemmir.bench.cases import DTYPES, SETS, Case, Shape, parse_shape, parse_shapes, program_text
+from gemmir.bench.cases import DTYPES, SETS, Case, GroupedShape, Shape, parse_shape, parse_shapes, program_text
+from gemmir.bench.grouped import (
+    ALL_GROUPED,
+    GROUPED_SETS,
+    GROUPINGS,
+    AnyCase,
+    GroupedCase,
+    grouped_sets,
+    schedule_from,
+)
 from gemmir.bench.peers import PEERS
 from gemmir.bench.timing import LAUNCHES, REST_SECONDS
 from gemmir.cli.compile import positive
@@ -24,7 +33,7 @@ if TYPE_CHECKING:
     from gemmir.bench.report import Report, Row
     from gemmir.kernel import CompiledKernel
 
-HELP = "time kernels on a Hopper GPU, next to cuBLASLt and DeepGEMM"
+HELP = "time kernels on a Hopper GPU, next to cuBLASLt, DeepGEMM and torch"
 DETAILS = f"""
 GPU time of the kernels alone, by torch's profiler: the median of {LAUNCHES} launches on random data, L2 flushed before
 each by zeroing 512 MB, {REST_SECONDS} s of rest before each series; what a call puts on the GPU is added up. --hot adds
@@ -33,7 +42,12 @@ launches back to back, without rest or flush. The schedule is the one that the p
 Before a kernel is timed its result is checked: it is filled with NaN first and must come out finite everywhere, and 64
 rows times 4 blocks of 128 columns must lie within the bound that is derived for each element. Peers are not checked.
 A wrong result is not timed; the exit code is then 1.
+
+Shapes of four sizes are products of several groups, groups x rows of each x N x K: --shape 8x256x4096x7168. The same
+sample is taken of each of 4 groups, and rows that belong to no group must still be NaN. Runs that have groups time
+cuBLASLt once, with one scale per tensor, at 4096x7168x2048, to tell how fast the machine is.
 """
+DENSE_DTYPES = ("f8E4M3FN", "bf16")
 
 
 def configure(parser: argparse.ArgumentParser) -> None:
@@ -41,24 +55,38 @@ def configure(parser: argparse.ArgumentParser) -> None:
     parser.description = f"{HELP}\n{DETAILS}"
     add = parser.add_argument
     sets = ", ".join(f"{name} ({len(shapes)} shapes)" for name, shapes in SETS.items())
-    add("--set", action="extend", nargs="+", default=[], choices=SETS, metavar="NAME", help=f"{sets}; default: dense")
+    groups = ", ".join(f"{name} ({len(found.shapes)}, {found.grouping.value})" for name, found in GROUPED_SETS.items())
+    add(
+        "--set",
+        action="extend",
+        nargs="+",
+        default=[],
+        choices=[*SETS, ALL_GROUPED, *GROUPED_SETS],
+        metavar="NAME",
+        help=f"{sets}; of groups {groups}; {ALL_GROUPED}: all of those; default: dense",
+    )
     add(
         "--shape",
         action="extend",
         nargs="+",
         default=[],
         type=shape,
-        metavar="MxNxK",
+        metavar="[GROUPSx]MxNxK",
         help="shapes beside or instead of a set",
+    )
+    add(
+        "--grouping",
+        choices=GROUPINGS,
+        metavar="FORM",
+        help=f"how groups of --shape and --file lie: {', '.join(GROUPINGS)} (default: offs)",
     )
     add("--file", type=Path, metavar="FILE", help="more of them, one a line; # starts a comment")
     add(
         "--dtype",
         nargs="+",
-        default=["f8E4M3FN", "bf16"],
         choices=DTYPES,
         metavar="TYPE",
-        help=f"of A: {', '.join(DTYPES)}; FP8 has scales 1x128 and 128x128 (default: f8E4M3FN bf16)",
+        help=f"of A: {', '.join(DTYPES)}; FP8 has scales 1x128 and 128x128 (default: f8E4M3FN bf16; masked: f8E4M3FN)",
     )
     what = "; ".join(f"{peer.name}: {peer.what}" for peer in PEERS.values())
     add("--peers", type=peers_of, default=tuple(PEERS), metavar="NAME[,NAME]", help=f"none, or {what} (default: all)")
@@ -71,7 +99,7 @@ def configure(parser: argparse.ArgumentParser) -> None:
     add("--json", type=Path, metavar="OUT", help="write every sample, schedule and version")
 
 
-def shape(text: str) -> Shape:
+def shape(text: str) -> Shape | GroupedShape:
     try:
         return parse_shape(text)
     except InputError as error:
@@ -102,20 +130,40 @@ def execute(args: argparse.Namespace) -> int:
     return 1 if any(row.timing is None for row in report.rows) else 0
 
 
-def cases_of(args: argparse.Namespace) -> list[Case]:
+def cases_of(args: argparse.Namespace) -> list[AnyCase]:
     """
-    Every shape that was asked for, once, with every type; the set `dense` if nothing was.
+    Every shape that was asked for, once, with every type, those of groups last; the set `dense` if nothing was.
 
-    Raises InputError (GMR-I009) for a bad line of a file, UsageError for a file without a shape.
+    Raises InputError (GMR-I009) for a bad line of a file, UsageError for a file without a shape, or where there is none
+    of groups for --grouping.
     """
-    shapes: list[Shape] = [found for name in args.set for found in SETS[name]]
-    shapes += args.shape
+    given: list[Shape | GroupedShape] = list(args.shape)
     if args.file is not None:
-        shapes += parse_shapes(args.file.read_text(errors="replace"))
-        if not shapes:
+        given += parse_shapes(args.file.read_text(errors="replace"))
+        if not given and not args.set:
             raise UsageError(f"--file {args.file}: no shape in it")
-    shapes = shapes or list(SETS["dense"])
-    return [Case(dtype, *found, args.split_k) for dtype in dict.fromkeys(args.dtype) for found in dict.fromkeys(shapes)]
+    shapes: list[Shape] = [found for name in args.set for found in SETS.get(name, ())]
+    shapes += [found for found in given if len(found) == 3]
+    grouped = grouped_cases(args, [found for found in given if len(found) == 4])
+    shapes = shapes if shapes or grouped else list(SETS["dense"])
+    dtypes = dict.fromkeys(args.dtype or DENSE_DTYPES)
+    dense = [Case(dtype, *found, args.split_k) for dtype in dtypes for found in dict.fromkeys(shapes)]
+    return [*dense, *grouped]
+
+
+def grouped_cases(args: argparse.Namespace, given: list[GroupedShape]) -> list[GroupedCase]:
+    """Those of the sets, with the types that a set is for, then those of shapes that were `given`."""
+    if args.grouping is not None and not given:
+        raise UsageError(f"--grouping {args.grouping}: no shape of groups, such as --shape 8x256x4096x7168")
+    lists = [(found.grouping.value, found.dtypes, found.shapes) for name in args.set for found in grouped_sets(name)]
+    lists.append((args.grouping or GROUPINGS[0], DENSE_DTYPES, tuple(given)))
+    cases = [
+        GroupedCase(dtype, grouping, *found)
+        for grouping, dtypes, shapes in lists
+        for dtype in args.dtype or dtypes
+        for found in shapes
+    ]
+    return list(dict.fromkeys(cases))
 
 
 def check_destination(path: Path) -> None:
@@ -125,13 +173,13 @@ def check_destination(path: Path) -> None:
         raise UsageError(f"--json {path}: must be a file in a folder that exists and can be written to")
 
 
-def run(cases: list[Case], args: argparse.Namespace, info: DeviceInfo) -> Report:
+def run(cases: list[AnyCase], args: argparse.Namespace, info: DeviceInfo) -> Report:
     """
     Compile every case, so that what is refused is refused at once, then measure them one by one.
 
     What there is so far is written after each, so that a run that is cut short is not lost.
     """
-    from gemmir.bench.measure import Options, machine, measure
+    from gemmir.bench.measure import Options, calibrate, machine, measure
     from gemmir.bench.report import Report
     from gemmir.cache_files import publish
 
@@ -141,6 +189,8 @@ def run(cases: list[Case], args: argparse.Namespace, info: DeviceInfo) -> Report
     peers = [PEERS[name] for name in args.peers]
     with ThreadPoolExecutor() as pool:
         kernels = list(pool.map(partial(compiled, args=args), cases))
+    if any(isinstance(case, GroupedCase) for case in cases):
+        report = replace(report, calibration=calibrate(options))
     for case, kernel in zip(cases, kernels, strict=True):
         row = measure(case, kernel, peers, options, info)
         report = replace(report, rows=(*report.rows, row))
@@ -158,8 +208,11 @@ def progress(row: Row) -> str:
     return f"{row.case}: {row.timing.us:.2f} us{ratio}, {row.entry}"
 
 
-def compiled(case: Case, args: argparse.Namespace) -> CompiledKernel:
+def compiled(case: AnyCase, args: argparse.Namespace) -> CompiledKernel:
     from gemmir.compiler import compile
 
+    if isinstance(case, GroupedCase):
+        program = case.program(schedule_from(args.schedule, case), args.split_k)
+        return compile(program, pipeline=args.pipeline)
     text = program_text(case.n, case.k, case.dtype, args.schedule, case.split_k)
     return compile(text, pipeline=args.pipeline, m=case.m)

@@ -38,18 +38,38 @@ def test_a_shape_is_m_n_k(text: str):
     assert parse_shape(text) == (4096, 7168, 2048)
 
 
+@pytest.mark.parametrize("text", ["8x256x4096x7168", "8 256\t4096  7168"])
+def test_a_shape_of_four_sizes_is_groups_m_n_k(text: str):
+    assert parse_shape(text) == (8, 256, 4096, 7168)
+
+
 @pytest.mark.parametrize(
-    "text", ["", "1x2", "1x2x3x4", "0x8x8", "1x-8x8", "1x8x2147483648", "axbxc", "1.5x8x8", "1x8x8y"]
+    "text",
+    [
+        "",
+        "1x2",
+        "1x2x3x4x5",
+        "0x8x8",
+        "0x8x8x8",
+        "1x-8x8",
+        "1x8x2147483648",
+        "65536x32768x8x8",
+        "8*256x8x8",
+        "axbxc",
+        "1.5x8x8",
+        "1x8x8y",
+    ],
 )
 def test_what_is_no_shape_is_refused(text: str):
     with pytest.raises(InputError) as error:
         parse_shape(text)
     assert error.value.code == "GMR-I009"
-    assert error.value.fix == "write 4096x7168x2048"
+    assert error.value.fix == "write 4096x7168x2048, or 8x256x7168x2048 for groups"
 
 
 def test_a_file_has_a_shape_a_line_and_comments():
-    assert parse_shapes("# M N K\n1x8x16  # tiny\n\n64 128 256\n") == ((1, 8, 16), (64, 128, 256))
+    text = "# M N K\n1x8x16  # tiny\n\n64 128 256\n2x3x8x16\n"
+    assert parse_shapes(text) == ((1, 8, 16), (64, 128, 256), (2, 3, 8, 16))
 
 
 @pytest.mark.parametrize("dtype", DTYPES)

@@ -13,6 +13,8 @@ from gemmir.bench.cases import Case
 from gemmir.bench.check import fault_of, sample
 from gemmir.bench.measure import Options, in_turn
 from gemmir.bench.peers import PEERS, Refusal, block_wise_scales, deep_gemm_fp8, prepared, reason
+from gemmir.bench.report import PeerResult
+from gemmir.bench.timing import Timing
 from gemmir.dialects.gemm import problem_of, the_matmul
 from gemmir.ir_text import parse_module
 from gemmir.problem import GemmProblem
@@ -109,6 +111,7 @@ def test_peers_are_asked_for_the_types_that_they_know():
         "cublas": ["f8E4M3FN", "bf16"],
         "cublas-block": ["f8E4M3FN"],
         "deep_gemm": ["f8E4M3FN", "bf16"],
+        "torch": [],
     }
 
 
@@ -193,3 +196,30 @@ def test_series_are_taken_in_turn(monkeypatch: pytest.MonkeyPatch):
     assert {(launches, rest) for _, launches, rest in asked} == {(2, 0.5)}
     assert found[""].series == ((1.0, 1.0), (3.0, 3.0))
     assert (found["peer"].series, found["peer"].hot_us) == (((2.0, 2.0), (4.0, 4.0)), 7.0)
+
+
+def test_the_calibration_is_one_scale_per_tensor_at_one_shape(monkeypatch: pytest.MonkeyPatch):
+    small = Case("f8E4M3FN", 16, 128, 128)
+    asked: list[tuple[Case, str]] = []
+
+    def inputs_of(case: Case, seed: int, device: str) -> dict[str, torch.Tensor]:
+        asked.append((case, device))
+        return random_inputs(parse_module(small.text), small.m, seed)
+
+    def clock(launch: Callable[[], object], launches: int, rest: float) -> list[float]:
+        result = launch()
+        assert isinstance(result, torch.Tensor)
+        return [float(result.shape[0])] * launches
+
+    monkeypatch.setattr("gemmir.bench.inputs.inputs_of", inputs_of)
+    monkeypatch.setattr(measure, "kernel_us", clock)
+    monkeypatch.setattr(torch.cuda, "synchronize", lambda: None)
+    found = measure.calibrate(Options(launches=2, rest=0.0))
+    assert asked == [(Case("f8E4M3FN", 4096, 7168, 2048), "cuda")]
+    assert (found.case, found.peer, found.result.timing) == (asked[0][0], "cublas", Timing(((16.0, 16.0),)))
+
+    def fail(_: object) -> Callable[[], object]:
+        raise RuntimeError("no FP8 here")
+
+    monkeypatch.setattr(measure, "cublas_per_tensor", fail)
+    assert measure.calibrate(Options()).result == PeerResult(None, "no FP8 here")

@@ -1,11 +1,13 @@
 """Ratios, the order of rows, means, the text, and JSON there and back, on given numbers."""
 
 import json
+from dataclasses import replace
 
 import pytest
 
 from gemmir.bench.cases import Case
-from gemmir.bench.report import PeerResult, Report, Row, worst_first
+from gemmir.bench.grouped import GroupedCase
+from gemmir.bench.report import Calibration, PeerResult, Report, Row, worst_first
 from gemmir.bench.table import table
 from gemmir.bench.timing import Timing
 
@@ -139,6 +141,49 @@ def test_json_there_and_back():
     assert data["rows"][1]["timing"] == {"series": [[1.5, 2.5], [3.5, 4.5]], "hot_us": 1.25}
     assert data["rows"][1]["case"] == {"dtype": "bf16", "m": 64, "n": 128, "k": 128, "split_k": 1}
     assert data["rows"][2]["schedule"] == "<block = 256>"
+
+
+IN_GROUPS = GroupedCase("bf16", "counts", 2, 64, 128, 128)
+GROUPED = Row(IN_GROUPS, "kernel_128", "<>", 5.0, timing(10.0), "", {"torch": FAST.peers["cublas"]})
+CALIBRATION = Calibration(Case("f8E4M3FN", 4096, 7168, 2048), "cublas", PeerResult(timing(86.0, 87.0, 88.0)))
+
+
+def test_groups_have_tables_of_their_own():
+    dense, grouped = table(report(FAST, GROUPED)).split("\nbf16, groups by counts: ")
+    assert "64x128x128" in dense
+    assert "cublas" not in grouped
+    assert grouped.splitlines()[1].startswith("G x M x N x K")
+    assert line_of(grouped, "2x64x128x128") == "2x64x128x128 10.00 0 5.0 2.00 22.00 2.200 kernel_128".split()
+    assert "torch: worst 2.200 at 2x64x128x128, geometric mean 2.200 of 1" in grouped
+    assert GROUPED.tflops == pytest.approx(2 * 128 * 128 * 128 / 10e-6 / 1e12)
+
+
+def test_the_calibration_is_told():
+    text = table(replace(report(GROUPED), calibration=CALIBRATION))
+    assert "calibration: cublas at f8E4M3FN-4096x7168x2048: 87.00 us\n" in text
+    refused = replace(CALIBRATION, result=PeerResult(None, "no cuBLASLt"))
+    assert "4096x7168x2048: refused: no cuBLASLt\n" in table(replace(report(GROUPED), calibration=refused))
+    assert "calibration" not in table(report(FAST))
+
+
+def test_groups_and_calibration_as_json_there_and_back():
+    whole = replace(report(GROUPED, FAST), calibration=CALIBRATION)
+    assert Report.from_json(whole.to_json()) == whole
+    data = json.loads(whole.to_json())
+    assert data["rows"][0]["case"] == {
+        "dtype": "bf16",
+        "grouping": "counts",
+        "groups": 2,
+        "rows": 64,
+        "n": 128,
+        "k": 128,
+    }
+    assert data["calibration"]["peer"] == "cublas"
+    assert data["calibration"]["case"]["m"] == 4096
+    assert data["calibration"]["result"]["timing"]["series"] == [[86.0, 87.0, 88.0]]
+    older = json.loads(report(FAST).to_json())
+    del older["calibration"]
+    assert Report.from_json(json.dumps(older)) == report(FAST)
 
 
 @pytest.mark.parametrize("text", ['{"schema": 2, "rows": []}', "{}", "[]", "nonsense", '{"schema": 1, "rows": []}'])

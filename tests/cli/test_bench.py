@@ -13,13 +13,15 @@ import gemmir
 from gemmir.backends.cuda.driver import DeviceInfo
 from gemmir.bench import measure
 from gemmir.bench.cases import SETS, Case
-from gemmir.bench.report import PeerResult, Report, Row
+from gemmir.bench.grouped import GROUPED_SETS, AnyCase, GroupedCase
+from gemmir.bench.report import Calibration, PeerResult, Report, Row
 from gemmir.bench.timing import Timing
 from gemmir.cli import bench
 from gemmir.cli.diagnostics import UsageError
 from gemmir.cli.main import main, parse
 from gemmir.errors import InputError, ScheduleError
 
+CLOCK = Timing(((86.0,),))
 H200 = DeviceInfo("NVIDIA H200", 132, (9, 0), 232448)
 
 
@@ -28,11 +30,11 @@ def arguments(*argv: str) -> argparse.Namespace:
 
 
 @pytest.fixture
-def gpu(monkeypatch: pytest.MonkeyPatch) -> list[Case]:
+def gpu(monkeypatch: pytest.MonkeyPatch) -> list[AnyCase]:
     """A stand-in for the GPU and the clock; kernels are really compiled. What was measured, in order."""
-    seen: list[Case] = []
+    seen: list[AnyCase] = []
 
-    def measured(case: Case, kernel: gemmir.CompiledKernel, peers: list[object], *_: object) -> Row:
+    def measured(case: AnyCase, kernel: gemmir.CompiledKernel, peers: list[object], *_: object) -> Row:
         seen.append(case)
         fault = "wrong" if case.m == 13 else ""
         timing = None if fault else Timing(((10.0, 11.0, 12.0),))
@@ -41,6 +43,7 @@ def gpu(monkeypatch: pytest.MonkeyPatch) -> list[Case]:
     monkeypatch.setattr(measure, "require_gpu", lambda: H200)
     monkeypatch.setattr(measure, "machine", lambda info: {"device": info.name})
     monkeypatch.setattr(measure, "measure", measured)
+    monkeypatch.setattr(measure, "calibrate", lambda _: Calibration(measure.CALIBRATION, "cublas", PeerResult(CLOCK)))
     return seen
 
 
@@ -67,6 +70,7 @@ def test_without_a_gpu_it_exits_with_3_before_anything_else(tmp_path: Path):
         ["--launches", "0"],
         ["--repeat", "-1"],
         ["--rows", "4096"],
+        ["--shape", "2x64x128x128", "--grouping", "k_offs"],
     ],
 )
 def test_wrong_usage_exits_with_2(argv: list[str], capsys: pytest.CaptureFixture[str]):
@@ -80,7 +84,7 @@ def test_the_default_is_the_dense_set_in_fp8_and_bf16():
     cases = bench.cases_of(arguments())
     assert cases[: len(cases) // 2] == [Case("f8E4M3FN", *shape) for shape in SETS["dense"]]
     assert [case.dtype for case in cases[len(cases) // 2 :]] == ["bf16"] * len(SETS["dense"])
-    assert arguments().peers == ("cublas", "cublas-block", "deep_gemm")
+    assert arguments().peers == ("cublas", "cublas-block", "deep_gemm", "torch")
     assert arguments("--peers", "none").peers == ()
     assert arguments("--peers", "deep_gemm,cublas,deep_gemm").peers == ("deep_gemm", "cublas")
 
@@ -91,6 +95,63 @@ def test_sets_shapes_and_files_add_up_and_nothing_comes_twice(tmp_path: Path):
     found = bench.cases_of(arguments("--shape", "64x128x256", "2x8x16", "--file", str(file), "--dtype", "bf16", "bf16"))
     assert found == [Case("bf16", 64, 128, 256), Case("bf16", 2, 8, 16), Case("bf16", 1, 8, 16)]
     assert len(bench.cases_of(arguments("--set", "small", "layers", "--dtype", "bf16"))) == 30
+
+
+def test_groups_have_sets_of_their_own():
+    contiguous, masked = GROUPED_SETS["contiguous"].shapes, GROUPED_SETS["masked"].shapes
+    found = bench.cases_of(arguments("--set", "grouped"))
+    assert found == [
+        *(GroupedCase(dtype, "offs", *shape) for dtype in ("f8E4M3FN", "bf16") for shape in contiguous),
+        *(GroupedCase("f8E4M3FN", "counts", *shape) for shape in masked),
+    ]
+    assert bench.cases_of(arguments("--set", "contiguous", "masked")) == found
+    assert len(bench.cases_of(arguments("--set", "grouped", "masked"))) == len(found)
+    bf16 = bench.cases_of(arguments("--set", "masked", "--dtype", "bf16"))
+    assert bf16 == [GroupedCase("bf16", "counts", *shape) for shape in masked]
+
+
+def test_four_sizes_are_groups(tmp_path: Path):
+    file = tmp_path / "shapes.txt"
+    file.write_text("64 128 256\n4 64 128 256\n")
+    argv = ["--shape", "2x64x128x256", "4x64x128x256", "--file", str(file), "--dtype", "bf16"]
+    dense = Case("bf16", 64, 128, 256)
+    assert bench.cases_of(arguments(*argv)) == [dense, *(GroupedCase("bf16", "offs", g, 64, 128, 256) for g in (2, 4))]
+    batch = bench.cases_of(arguments(*argv, "--grouping", "batch"))
+    assert batch == [dense, *(GroupedCase("bf16", "batch", g, 64, 128, 256) for g in (2, 4))]
+    alone = bench.cases_of(arguments("--shape", "2x64x128x256", "--grouping", "counts"))
+    assert [case.dtype for case in alone] == ["f8E4M3FN", "bf16"]
+
+
+@pytest.mark.parametrize("argv", [[], ["--shape", "64x128x256"], ["--set", "masked"]])
+def test_a_grouping_without_a_shape_of_groups_is_refused(argv: list[str]):
+    with pytest.raises(UsageError, match="--grouping counts: no shape of groups, such as --shape 8x256x4096x7168"):
+        bench.cases_of(arguments(*argv, "--grouping", "counts"))
+
+
+def test_groups_are_measured_and_the_machine_with_them(
+    tmp_path: Path, gpu: list[AnyCase], capsys: pytest.CaptureFixture[str]
+):
+    out = tmp_path / "out.json"
+    argv = ["bench", "--shape", "2x64x128x256", "--grouping", "group_ids", "--dtype", "f8E4M3FN", "--json", str(out)]
+    assert main([*argv, "--schedule", "block = 64x128x128"]) == 0
+    assert gpu == [GroupedCase("f8E4M3FN", "group_ids", 2, 64, 128, 256)]
+    captured = capsys.readouterr()
+    assert "calibration: cublas at f8E4M3FN-4096x7168x2048: 86.00 us" in captured.out
+    assert "f8E4M3FN, groups by group_ids: microseconds" in captured.out
+    assert "gemm_e4m3_e4m3_64x128_" in captured.out
+    assert "1 of 1: f8E4M3FN-group_ids-2x64x128x256: 11.00 us" in captured.err
+    report = Report.from_json(out.read_text())
+    assert report.rows[0].case == gpu[0]
+    assert report.calibration == Calibration(measure.CALIBRATION, "cublas", PeerResult(CLOCK))
+
+
+def test_a_kernel_of_groups_is_made_for_its_form_and_number():
+    for grouping in ("offs", "group_ids", "counts", "batch"):
+        kernel = bench.compiled(GroupedCase("bf16", grouping, 3, 20, 128, 256), arguments())
+        assert (kernel.manifest.grouping, kernel.manifest.groups) == (grouping, 3)
+    case = GroupedCase("bf16", "offs", 3, 20, 128, 256)
+    with pytest.raises(ScheduleError):
+        bench.compiled(case, arguments("--schedule", "block = 256x256x64, stages = 9"))
 
 
 def test_options_given_twice_add_up():
@@ -110,7 +171,7 @@ def test_a_file_with_a_bad_line_or_without_a_shape_is_refused(tmp_path: Path):
 
 
 @pytest.mark.parametrize("name", ["no/such/out.json", "."])
-def test_a_path_that_cannot_be_written_is_found_before_measuring(name: str, tmp_path: Path, gpu: list[Case]):
+def test_a_path_that_cannot_be_written_is_found_before_measuring(name: str, tmp_path: Path, gpu: list[AnyCase]):
     assert main(["bench", "--shape", "64x128x256", "--json", str(tmp_path / name)]) == 2
     assert gpu == []
 
@@ -140,11 +201,11 @@ def test_a_wrong_result_exits_with_1_after_the_others(capsys: pytest.CaptureFixt
 
 
 def test_a_run_that_is_cut_short_leaves_what_it_had(
-    tmp_path: Path, gpu: list[Case], monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+    tmp_path: Path, gpu: list[AnyCase], monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ):
     whole = measure.measure
 
-    def interrupted(case: Case, *rest: object) -> Row:
+    def interrupted(case: AnyCase, *rest: object) -> Row:
         if gpu:
             raise KeyboardInterrupt
         return whole(case, *rest)  # type: ignore[arg-type]
@@ -156,7 +217,7 @@ def test_a_run_that_is_cut_short_leaves_what_it_had(
     assert capsys.readouterr().out == ""
 
 
-def test_what_cannot_be_compiled_is_refused_before_anything_is_measured(gpu: list[Case]):
+def test_what_cannot_be_compiled_is_refused_before_anything_is_measured(gpu: list[AnyCase]):
     assert main(["bench", "--shape", "64x128x256", "64x12x256", "--dtype", "bf16"]) == 1
     assert gpu == []
 
