@@ -1,8 +1,8 @@
 """
 Other libraries' kernels for products of several groups, on the tensors of `gemmir.bench.inputs`.
 
-cuBLASLt has none for groups of FP8, and torch's takes no 1x128 and 128x128 scales on a Hopper GPU. The dense product of
-one group's shape is no peer: it reads one B.
+For groups of FP8 with 1x128 and 128x128 scales DeepGEMM alone is asked. The dense product of one group's shape is no
+peer: it reads one B.
 """
 
 from __future__ import annotations
