@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from tests.sabotage.fault import Fault
 from tests.sabotage.frame import FRAME
+from tests.sabotage.groups import GROUPS
 from tests.sabotage.math_chunked import CHUNKED
 from tests.sabotage.math_role import MATH
 from tests.sabotage.producer import PRODUCER
@@ -11,7 +12,7 @@ from tests.sabotage.slices import SLICES
 from tests.sabotage.split_k import SPLIT_K
 
 FAULTS: tuple[Fault, ...] = (
-    *(*PRODUCER.faults, *MATH.faults, *CHUNKED.faults, *FRAME.faults, *SLICES.faults, *SPLIT_K.faults),
+    *(*PRODUCER.faults, *MATH.faults, *CHUNKED.faults, *FRAME.faults, *SLICES.faults, *SPLIT_K.faults, *GROUPS.faults),
 )
 
 FOR_THE_SIMULATOR: tuple[Fault, ...] = tuple(fault for fault in FAULTS if fault.caught_by == "simulator")

@@ -43,6 +43,29 @@ func.func @k(%x: {x}, %w: {w}) -> {d} {{
 }}"""
 
 
+def _fp8_offs(schedule: str) -> str:
+    depth = 128 * K_BLOCKS
+    x, w, d = f"tensor<?x{depth}xf8E4M3FN>", f"tensor<3x{depth}x256xf8E4M3FN>", "tensor<?x256xbf16>"
+    xs, ws = f"tensor<?x{K_BLOCKS}xf32>", f"tensor<3x{K_BLOCKS}x2xf32>"
+    return f"""
+func.func @k(%x: {x}, %w: {w}, %index: tensor<3xi32>, %xs: {xs}, %ws: {ws}) -> {d} {{
+  %y = gemm.grouped_matmul %x, %w groups (%index by offs) scaled (%xs by 1x128, %ws by 128x128)
+    schedule <{schedule}> : ({x}, {w}, tensor<3xi32>, {xs}, {ws}) -> {d}
+  func.return %y : {d}
+}}"""
+
+
+def _bf16_k_offs(schedule: str) -> str:
+    depth = 64 * 2 * K_BLOCKS
+    x, w, d = f"tensor<?x{depth}xbf16>", f"tensor<{depth}x256xbf16>", "tensor<3x?x256xbf16>"
+    return f"""
+func.func @k(%x: {x}, %w: {w}, %index: tensor<3xi32>) -> {d} {{
+  %y = gemm.grouped_matmul %x, %w groups (%index by k_offs)
+    schedule <{schedule}> : ({x}, {w}, tensor<3xi32>) -> {d}
+  func.return %y : {d}
+}}"""
+
+
 TEXTS: dict[str, str] = {
     "fp8": _fp8(
         "block = 128x256x128, warpgroups = 2 along n, turns = false, chunk = 1, cluster = 1x1, slices = 2, stages = 3"
@@ -73,12 +96,16 @@ TEXTS: dict[str, str] = {
     "fp8-split-tall": _fp8(
         "block = 256x64x128, warpgroups = 2 along m, chunk = 1, scale_batch = 32, cluster = 1x1, stages = 4", 2
     ),
+    "fp8-offs": _fp8_offs(
+        "block = 128x128x128, warpgroups = 2 along m, turns = false, chunk = 1, cluster = 1x1, slices = 1, stages = 3"
+    ),
+    "bf16-k-offs": _bf16_k_offs("block = 128x128x64, warpgroups = 2 along n, chunk = 1, cluster = 1x1, stages = 3"),
     "bf16-split": _bf16("block = 128x128x64, warpgroups = 2 along n, chunk = 1, cluster = 1x1, stages = 5", 2),
 }
 """
 Promoted with and without turns, and in chunks with k-blocks left over; in place; one and two warpgroups; every cluster;
 tiles that leave whole and wave by wave; weight scales k-block by k-block, and in batches that begin inside a tile; K in
-two parts, whose sums are swapped in one slot and in two.
+two parts, whose sums are swapped in one slot and in two; groups of rows, and of K.
 """
 
 
@@ -116,7 +143,7 @@ class Ir:
 
     @property
     def store(self) -> Block:
-        return self._role(hopper.WarpOp, hopper.TmaStoreOp)
+        return self._role(hopper.WarpOp, hopper.StoreCommitOp)
 
     def _role(self, kind: type[Operation], holds: type[Operation]) -> Block:
         role = next(op for op in self.kernel.walk() if isinstance(op, kind) and all_of(op, holds))

@@ -70,6 +70,8 @@ NOT_NEEDED = {
     "bf16": ["hopper.wgmma_fence in hopper.k_blocks"],
     "bf16-2x1": ["hopper.wgmma_fence in hopper.k_blocks"],
     "bf16-1x2": ["hopper.wgmma_fence in hopper.k_blocks"],
+    "fp8-offs": [FIRST_MEETING],
+    "bf16-k-offs": ["hopper.wgmma_fence in hopper.k_blocks"],
     "fp8-split": [],
     "fp8-split-tall": [],
     "bf16-split": ["hopper.wgmma_fence in hopper.k_blocks"],

@@ -67,6 +67,7 @@ FOUND_AS = {
     "stored-to-the-wrong-columns": "is stored twice",
     "stored-to-the-wrong-rows": "is stored twice",
     "slices-stored-to-the-same-rows": "is stored twice",
+    "whole-boxes-stored": "is stored twice",
     "both-store-the-same-half": "is stored twice",
 }
 """How the others show: before there is a result."""

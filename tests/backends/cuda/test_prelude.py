@@ -2,17 +2,22 @@
 
 from __future__ import annotations
 
+import re
 from dataclasses import replace
 
 import pytest
 
 from gemmir.backends.cuda.prelude import prelude, sections
 from gemmir.backends.cuda.printer import print_kernel
+from gemmir.compiler import lower
 from gemmir.dtypes import F16
+from gemmir.problem import Grouping
 from gemmir.schedule import Split
-from gemmir.testing.strategies import split_in_two
+from gemmir.testing.strategies import program_text, split_in_two
 from tests.kernels import BF16_SCHEDULE, FP8_SCHEDULE, lowered
 from tests.schedules import fp8_problem, half_problem
+
+FORMS = [grouping for grouping in Grouping if grouping is not Grouping.NONE]
 
 
 def test_only_what_is_used() -> None:
@@ -34,6 +39,15 @@ def test_unknown_sections_are_refused() -> None:
         prelude(["nothing"])
 
 
+def test_lanes_meet_under_no_condition() -> None:
+    """An instruction of all lanes in an arm of `?:`, or behind `&&`, hangs the lanes that go the other way."""
+    collective = re.compile(r"(\?|&&|\|\||\bif \([^;]*\)) *[^;?]*__(shfl|ballot|reduce|any|all|syncwarp)\w*\(")
+    assert collective.search("most = lane >= d ? __shfl_up_sync(mask, most, d) : most;")
+    assert collective.search("if (lane >= d) left = __shfl_up_sync(mask, most, d);")
+    found = [match[0] for section in sections().values() for match in [collective.search(section.text)] if match]
+    assert found == []
+
+
 def test_every_section_is_used_by_some_kernel() -> None:
     fp8, bf16 = fp8_problem(None, 7168, 2048), half_problem(None, 7168, 2048)
     sources = [
@@ -45,6 +59,7 @@ def test_every_section_is_used_by_some_kernel() -> None:
         lowered(replace(bf16, a=half_problem(None, 8, 8).a, d=fp8.d), BF16_SCHEDULE).source,
         lowered(replace(fp8, d=F16), FP8_SCHEDULE).source,
         print_kernel(lowered(fp8, FP8_SCHEDULE).kernel, chaos=True).source,
+        *(lower(program_text(replace(half_problem(100, 64, 64), grouping=g, groups=3))).source for g in FORMS),
     ]
     unused = [s.name for s in sections().values() if not any(s.text in source for source in sources)]
     assert unused == []
