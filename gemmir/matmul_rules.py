@@ -29,7 +29,7 @@ RECIPE_PAIRS: tuple[tuple[Recipe, Recipe], ...] = (
 """How A and B may be scaled together."""
 
 EPILOGUE_KINDS = ("column", "row", "element", "scalar")
-MAX_SPLIT_K = 64
+MAX_PARTS = 64
 """Parts of K: far more than pay."""
 
 MAX_DIM = 2**31 - 1
@@ -362,8 +362,8 @@ def _split_k(info: MatmulInfo) -> Fault | None:
     if info.grouping is not Grouping.NONE:
         rule = "the products of several groups sum K as a whole"
         return Fault("GMR-I009", f"{what} with {info.grouping.value}", rule, "leave split_k out")
-    if not 1 <= parts <= MAX_SPLIT_K:
-        return Fault("GMR-I009", what, f"1 <= split_k <= {MAX_SPLIT_K}", "use split_k = 2")
+    if not 1 <= parts <= MAX_PARTS:
+        return Fault("GMR-I009", what, f"1 <= split_k <= {MAX_PARTS}", "use split_k = 2")
     blocks_of_k = problem_from(info, has_epilogue=False).k_blocks
     if info.k is None or parts <= blocks_of_k:
         return None

@@ -12,7 +12,7 @@ from gemmir.backends.reference import exact_and_bound
 from gemmir.compiler import lower
 from gemmir.dialects.gemm import problem_of, the_matmul
 from gemmir.dtypes import BF16, F8E4M3FN, F32
-from gemmir.errors import IRError
+from gemmir.errors import InputError, IRError
 from gemmir.ir_text import parse_module
 from gemmir.numerics import NumericsSpec
 from gemmir.problem import GemmProblem, Recipe
@@ -149,3 +149,17 @@ def test_programs_say_it_and_have_keys_of_their_own():
     assert "numerics" not in program(split_k=1).text
     assert program(split_k=2).key() != program().key() == program(split_k=1).key()
     assert json.loads(program(split_k=2).key())["product"]["split_k"] == 2
+
+
+def test_products_of_several_groups_sum_k_as_a_whole():
+    p = Program("f")
+    x, w = p.input("x", (4, None, 256), "bf16"), p.input("w", (4, 256, 16), "bf16")
+    with pytest.raises(InputError, match="split_k = 2 with batch") as caught:
+        p.batched_matmul(x, w, split_k=2)
+    assert caught.value.fix == "leave split_k out"
+
+
+@pytest.mark.parametrize("wrong", [0.5, None, "2", True])
+def test_parts_are_counted(wrong: object):
+    with pytest.raises(InputError, match="split_k = "):
+        program(split_k=wrong)

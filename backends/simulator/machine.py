@@ -251,7 +251,7 @@ class Cluster:
 def _kind(pending: Pending) -> str:
     match pending:
         case Arriving():
-            return "a TMA load"
+            return "a TMA load" if type(pending) is Arriving else "a store to a peer"
         case Signal():
             return "an arrival"
         case Storing():

@@ -15,6 +15,7 @@ from gemmir.backends.simulator.execute import run_role
 from gemmir.backends.simulator.machine import Cluster, Cta, Role
 from gemmir.backends.simulator.memory import SharedMemory
 from gemmir.backends.simulator.schedule import number_of_tiles
+from gemmir.backends.simulator.split_k import Sending
 from gemmir.backends.simulator.tensors import Bound, bind
 from gemmir.dialects import hopper
 from gemmir.dtypes import DTYPES
@@ -83,7 +84,8 @@ def _run_cluster(kernel: hopper.KernelOp, bound: Bound, grid: Grid, chance: rand
     if shared > SM_90A.shared_bytes:
         raise InputError("GMR-I007", f"{shared} bytes of shared memory", rule=f"at most {SM_90A.shared_bytes}")
     ctas = [Cta(rank, SharedMemory(shared), Meeting(warps)) for rank in range(size)]
-    cluster = Cluster(ctas, Meeting(warps * size), chance, (WgmmaGroup,))
+    kinds = (WgmmaGroup, Sending) if kernel.parts > 1 else (WgmmaGroup,)
+    cluster = Cluster(ctas, Meeting(warps * size), chance, kinds)
     roles: list[Role] = []
     for cta in ctas:
         for agent in _agents(kernel, bound, cluster, cta, grid):

@@ -15,6 +15,10 @@ from gemmir.target import WARP_LANES
 from gemmir.tensor_core import add
 
 
+class Sending(Arriving):
+    """Sums of one warp on their way to the peer."""
+
+
 def _peer(agent: Agent) -> Cta:
     return agent.cluster.ctas[agent.cta.rank ^ 1]
 
@@ -58,7 +62,7 @@ def send_sums(agent: Agent, op: hopper.SendSumsOp) -> None:
         warp = slice(first, first + WARP_LANES)
         data = np.ascontiguousarray(values[warp]).view(np.uint8).reshape(-1, CHUNK)
         peer.expect_load(chunks[warp].reshape(-1))
-        agent.cluster.start(Arriving(peer, chunks[warp].reshape(-1), data, full))
+        agent.cluster.start(Sending(peer, chunks[warp].reshape(-1), data, full))
 
 
 def add_sums(agent: Agent, op: hopper.AddSumsOp) -> None:
