@@ -259,7 +259,7 @@ def _many_segments(problem: GemmProblem) -> bool:
 
 
 def groups(problem: GemmProblem, s: Schedule, target: Target) -> Violation | None:
-    """A tile has rows of one group; how many tiles there are, and so how many CTAs need to run, is not known before."""
+    """A tile has rows of one group, or all rows of one and as many k-blocks as that has."""
     if problem.grouping is Grouping.GROUP_IDS and s.block_m is not None and GROUP_ALIGNMENT % s.block_m:
         return Violation(
             "GMR-S003",
@@ -282,14 +282,7 @@ def groups(problem: GemmProblem, s: Schedule, target: Target) -> Violation | Non
             "each group has its own number of k-blocks, so that they go one at a time",
             "use promote_chunk = 1",
         )
-    if problem.grouping is Grouping.NONE or not s.balanced:
-        return None
-    return Violation(
-        "GMR-S003",
-        f"balanced = true for {problem.groups} groups",
-        "the number of tiles is not known before the kernel runs",
-        "use balanced = false",
-    )
+    return None
 
 
 def turns(problem: GemmProblem, s: Schedule, target: Target) -> Violation | None:

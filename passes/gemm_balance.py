@@ -6,7 +6,7 @@
 
 Tiles are computed in rounds; with as few clusters as make the same number of rounds, the last round is as full as the
 others. Nothing gets faster in cycles, but a GPU at its power limit runs its SMs at a higher clock if fewer of them are
-busy.
+busy. Where only the device knows how many tiles groups have, it is the kernel that drops CTAs.
 """
 
 from __future__ import annotations
@@ -22,7 +22,6 @@ from gemmir.errors import ScheduleError
 from gemmir.passes.cost_model import predict
 from gemmir.passes.l2_model import cluster_tiles, resident_clusters
 from gemmir.passes.schedule_pass import read_schedule, write_schedule
-from gemmir.problem import Grouping
 from gemmir.target import balanced_clusters
 
 LONG_TILE_CLOCKS = 40_000
@@ -57,10 +56,6 @@ class GemmBalancePass(ModulePass):
                 rule="rounds of tiles need tiles",
                 fix="run gemm-select-blocks before",
             )
-        if problem.grouping is not Grouping.NONE:
-            write_schedule(matmul, problem, wanted.filled(balanced=False))
-            record(Decision(self.name, "balanced", "false", "how many tiles groups have is not known before"))
-            return
         rows, columns = cluster_tiles(problem, wanted)
         resident = resident_clusters(wanted, split_k=problem.numerics.split_k)
         clocks = problem.part_k_blocks * predict(problem, wanted).tensor

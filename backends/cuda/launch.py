@@ -27,6 +27,7 @@ from gemmir.backends.cuda.tensor_map import TensorMapFields, encode, tensor_map_
 from gemmir.dtypes import DTYPES
 from gemmir.errors import DeviceError, InputError, UnsupportedError
 from gemmir.manifest import Manifest, Param, PointerParam, RowsParam, SeedParam, StrideParam, TensorMapParam
+from gemmir.problem import Grouping
 from gemmir.target import balanced_clusters, find_target
 
 if TYPE_CHECKING:
@@ -80,7 +81,11 @@ def grid_size(manifest: Manifest, m: int, resident_clusters: int) -> int:
     The tiles of groups are counted on the device; here, the most that there can be.
     """
     tiles = manifest.most_cluster_tiles(m)
-    clusters = balanced_clusters(tiles, resident_clusters) if manifest.balanced else min(resident_clusters, tiles)
+    alone = manifest.grouping == Grouping.NONE.value
+    if manifest.balanced and alone:
+        clusters = balanced_clusters(tiles, resident_clusters)
+    else:  # a kernel of several groups counts its tiles, and balances them, itself
+        clusters = min(resident_clusters, tiles)
     return clusters * manifest.cluster_ctas
 
 

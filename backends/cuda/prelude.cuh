@@ -454,6 +454,13 @@ template <int BLOCK_M, int BLOCK_N, int N, class Groups> DEVICE int count_tiles(
     return __reduce_add_sync(0xffffffffu, tiles) * ((N + BLOCK_N - 1) / BLOCK_N);
 }
 
+//@ balanced_ctas: types
+// The fewest CTAs, of `ctas`, that compute `tiles` in as few rounds.
+DEVICE int balanced_ctas(int tiles, int ctas) {
+    const int rounds = (tiles + ctas - 1) / ctas;
+    return (tiles + rounds - 1) / max(rounds, 1);
+}
+
 //@ GroupTiles: tall tile_place
 // The tiles of this CTA, one segment's after another's. Each lane of a warp knows one segment of the 32 that are looked at,
 // and `upto`, how many of their tiles are in it or before it. Where there are no more segments, it looks once.
@@ -461,13 +468,15 @@ template <class Groups, int BLOCK_M, int BLOCK_N, int N, int GROUP, bool ALONG_M
     static constexpr int COLUMNS = (N + BLOCK_N - 1) / BLOCK_N;
     static constexpr bool ONE_LOOK = Groups::MOST <= 32;
     const Groups groups;
-    int count, index = blockIdx.x, looked_at = 0, taken = 0, before = 0, upto = 0;
+    int count, step, index = blockIdx.x, looked_at = 0, taken = 0, before = 0, upto = 0;
     Segment segment, own;
     int m0, n0, group;
-    DEVICE GroupTiles(const Groups& groups, int count) : groups(groups), count(count) { if (ONE_LOOK) look(); }
+    DEVICE GroupTiles(const Groups& groups, int count, int ctas) : groups(groups), count(count), step(ctas) {
+        if (ONE_LOOK) look();
+    }
     DEVICE bool done() const { return index >= count; }
-    DEVICE bool last() const { return index + int(gridDim.x) >= count; }
-    DEVICE void next() { index += gridDim.x; }
+    DEVICE bool last() const { return index + step >= count; }
+    DEVICE void next() { index += step; }
     DEVICE void look() {
         before += tiles();
         segment = groups.segment(looked_at, taken);

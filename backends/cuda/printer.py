@@ -304,12 +304,15 @@ class _Printer(PrintsStorage, PrintsBarriers, PrintsLoads, PrintsArithmetic, Pri
         count, tile = self.out.name(op.result), self.kernel.tile
         shape = f"{tile.m.data}, {tile.n.data}, N"
         self.out.line(f"const int {count} = {self.need('count_tiles')}<{shape}>(groups);")
-        self.out.line(f"if (int(blockIdx.x) >= {count}) return;")
+        if self.kernel.balanced is not None:
+            self.out.line(f"const int ctas = {self.need('balanced_ctas')}({count}, gridDim.x);")
+        self.out.line(f"if (int(blockIdx.x) >= {count if self.kernel.balanced is None else 'ctas'}) return;")
 
     def group_tiles(self, op: hopper.TilesOp, count: SSAValue) -> None:
         tile, along_m = self.kernel.tile, "true" if op.raster.data is RasterName.ALONG_M else "false"
         shape = f"{self.groups()}, {tile.m.data}, {tile.n.data}, N, {number(op.group)}, {along_m}"
-        tiles = f"{self.need('GroupTiles')}<{shape}> tiles(groups, {self.out[count]})"
+        ctas = "gridDim.x" if self.kernel.balanced is None else "ctas"
+        tiles = f"{self.need('GroupTiles')}<{shape}> tiles(groups, {self.out[count]}, {ctas})"
         with self.out.block(f"for ({tiles}; !tiles.done(); tiles.next())"):
             names = tile_arguments(self.kernel.grouping, True)
             arguments = zip(op.body.block.args, names, strict=True)

@@ -20,7 +20,7 @@ from gemmir.backends.simulator.tensors import Bound, bind
 from gemmir.dialects import hopper
 from gemmir.dtypes import DTYPES
 from gemmir.errors import InputError
-from gemmir.target import SM_90A, WARPS_PER_GROUP, launch_registers
+from gemmir.target import SM_90A, WARPS_PER_GROUP, balanced_clusters, launch_registers
 
 if TYPE_CHECKING:
     import torch
@@ -66,6 +66,8 @@ def simulate_bits(
     bound = bind(kernel, tensors, m)
     tiles = number_of_tiles(kernel, bound.segments)
     number = min(CLUSTERS if clusters is None else clusters, tiles)
+    if kernel.grouping is not None and kernel.balanced is not None:  # in the kernel; else whoever launches does it
+        number = balanced_clusters(tiles, max(1, number))
     if clusters is not None and clusters < 1:
         raise InputError("GMR-I009", f"clusters = {clusters}", rule="a grid has at least one cluster")
     if kernel.depth.value.data == 0:

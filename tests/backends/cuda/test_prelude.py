@@ -11,13 +11,18 @@ from gemmir.backends.cuda.prelude import prelude, sections
 from gemmir.backends.cuda.printer import print_kernel
 from gemmir.compiler import lower
 from gemmir.dtypes import F16
-from gemmir.problem import Grouping
-from gemmir.schedule import Split
+from gemmir.problem import GemmProblem, Grouping
+from gemmir.schedule import Schedule, Split
 from gemmir.testing.strategies import program_text, split_in_two
 from tests.kernels import BF16_SCHEDULE, FP8_SCHEDULE, lowered
 from tests.schedules import fp8_problem, half_problem
 
+BALANCED = Schedule(balanced=True)
 FORMS = [grouping for grouping in Grouping if grouping is not Grouping.NONE]
+
+
+def groups_of(grouping: Grouping) -> GemmProblem:
+    return replace(half_problem(100, 64, 64), grouping=grouping, groups=3)
 
 
 def test_only_what_is_used() -> None:
@@ -59,7 +64,10 @@ def test_every_section_is_used_by_some_kernel() -> None:
         lowered(replace(bf16, a=half_problem(None, 8, 8).a, d=fp8.d), BF16_SCHEDULE).source,
         lowered(replace(fp8, d=F16), FP8_SCHEDULE).source,
         print_kernel(lowered(fp8, FP8_SCHEDULE).kernel, chaos=True).source,
-        *(lower(program_text(replace(half_problem(100, 64, 64), grouping=g, groups=3))).source for g in FORMS),
+        *(
+            lower(program_text(replace(half_problem(100, 64, 64), grouping=g, groups=3), BALANCED)).source
+            for g in FORMS
+        ),
     ]
     unused = [s.name for s in sections().values() if not any(s.text in source for source in sources)]
     assert unused == []

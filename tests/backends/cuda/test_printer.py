@@ -139,7 +139,7 @@ def test_the_kernel_is_short() -> None:
     assert len(body(whole).splitlines()) - explained(whole) < 140
     sliced = lowered(FP8, FP8_SCHEDULE).source
     assert len(body(sliced).splitlines()) - explained(sliced) < 180, "one k-block and the slices of a tile twice"
-    assert len(sliced.splitlines()) - explained(sliced) < 400
+    assert len(sliced.splitlines()) - explained(sliced) < 410
     assert 12 <= explained(sliced) <= 20
 
 

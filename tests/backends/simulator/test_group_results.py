@@ -4,7 +4,10 @@ import torch
 from hypothesis import given
 from hypothesis import strategies as st
 
+from gemmir.backends.cuda.target import the_kernel
 from gemmir.backends.reference import random_inputs
+from gemmir.backends.simulator import simulate
+from gemmir.compiler import lower
 from gemmir.ir_text import parse_module
 from gemmir.problem import Grouping
 from gemmir.testing.groups import any_indices, extent_of, grouped_problems, indices
@@ -36,3 +39,21 @@ func.func @f(%x: tensor<300x64xbf16>, %w: tensor<333x64x8xbf16>, %ends: tensor<3
     inputs = random_inputs(parse_module(text), None, 0)
     inputs["ends"] = torch.tensor([min(300, g // 3 + (97 if g > 100 else 0)) for g in range(333)], dtype=torch.int32)
     check_bits(simulated(text), text, inputs=list(inputs.values()))
+
+
+def test_a_balanced_grid_of_groups():
+    """Nine tiles on two CTAs, and on eight: five rounds of two, two rounds of five."""
+    text = """
+func.func @f(%x: tensor<3x130x64xbf16>, %w: tensor<3x64x16xbf16>, %counts: tensor<3xi32>) -> tensor<3x130x16xbf16> {
+  %y = gemm.grouped_matmul %x, %w groups (%counts by counts) schedule <block = 64x16x64, balanced = true>
+      : (tensor<3x130x64xbf16>, tensor<3x64x16xbf16>, tensor<3xi32>) -> tensor<3x130x16xbf16>
+  func.return %y : tensor<3x130x16xbf16>
+}"""
+    inputs = random_inputs(parse_module(text), None, 0)
+    inputs["counts"] = torch.tensor([130, 129, 130], dtype=torch.int32)
+    for clusters in (2, 8):
+
+        def run(*tensors: torch.Tensor, clusters: int = clusters) -> torch.Tensor:
+            return simulate(the_kernel(lower(text).module), tensors, 130, clusters=clusters)
+
+        check_bits(run, text, inputs=list(inputs.values()))
