@@ -35,8 +35,8 @@ _BASE = re.compile(r"const u32 (\w+) = smem(?: \+ (\d+))?;")
 _STATEMENT = re.compile(
     r"(?:if \((?P<guard>.*)\) )?(?:for \((?P<loop>[^)]*)\) )?(?P<name>\w+)(?:<(?P<types>[^>]*)>)?\((?P<arguments>.*)\);"
 )
-_TILES = re.compile(r"for \((?:Group)?Tiles<")
-_EXIT = re.compile(r"if \(int\(blockIdx\.x\) >= \w+\) return;")
+_TILES = re.compile(r"for \((?:Tiles<|auto tiles = )")
+_EXIT = re.compile(r"if \(\w+\.none\(\)\) return;")
 _K_BLOCKS = re.compile(r"for \(int (\w+) = (\d+); \1 < (\w+(?: - \d+)?); (?:\+\+\1|\1 \+= (\d+))\)")
 _BLOCK = re.compile(r"(?:\} )?(?:else )?if \((.*)\)")
 _NEXT = re.compile(r"const auto (\w+) = \w+\.next\(\);")

@@ -445,15 +445,6 @@ template <int GROUPS> struct Batch {
     DEVICE int own_end(int m0, int end, int group) const { return end; }
 };
 
-//@ count_tiles: tall
-// How many tiles there are; all lanes of a warp together, 32 segments at a time.
-template <int BLOCK_M, int BLOCK_N, int N, class Groups> DEVICE int count_tiles(const Groups& groups) {
-    int tiles = 0, taken = 0;
-    for (int first = 0; first < groups.segments(); first += 32)
-        tiles += (tall(groups, groups.segment(first, taken)) + BLOCK_M - 1) / BLOCK_M;
-    return __reduce_add_sync(0xffffffffu, tiles) * ((N + BLOCK_N - 1) / BLOCK_N);
-}
-
 //@ balanced_ctas: types
 // The fewest CTAs, of `ctas`, that compute `tiles` in as few rounds.
 DEVICE int balanced_ctas(int tiles, int ctas) {
@@ -461,19 +452,30 @@ DEVICE int balanced_ctas(int tiles, int ctas) {
     return (tiles + rounds - 1) / max(rounds, 1);
 }
 
-//@ GroupTiles: tall tile_place
+//@ GroupTiles: tall tile_place balanced_ctas
 // The tiles of this CTA, one segment's after another's. Each lane of a warp knows one segment of the 32 that are looked at,
 // and `upto`, how many of their tiles are in it or before it. Where there are no more segments, it looks once.
-template <class Groups, int BLOCK_M, int BLOCK_N, int N, int GROUP, bool ALONG_M> struct GroupTiles {
+template <class Groups, int BLOCK_M, int BLOCK_N, int N, bool BALANCED> struct GroupTiles {
     static constexpr int COLUMNS = (N + BLOCK_N - 1) / BLOCK_N;
     static constexpr bool ONE_LOOK = Groups::MOST <= 32;
     const Groups groups;
-    int count, step, index = blockIdx.x, looked_at = 0, taken = 0, before = 0, upto = 0;
+    int count = 0, step, index = blockIdx.x, looked_at = 0, taken = 0, before = 0, upto = 0;
     Segment segment, own;
     int m0, n0, group;
-    DEVICE GroupTiles(const Groups& groups, int count, int ctas) : groups(groups), count(count), step(ctas) {
-        if (ONE_LOOK) look();
+    DEVICE GroupTiles(const Groups& groups) : groups(groups) {
+        if (ONE_LOOK) {
+            look();
+            count = tiles();
+        } else {
+#pragma unroll 1
+            for (int first = 0, end = 0; first < groups.segments(); first += 32) count += tiles_of(groups.segment(first, end));
+            count = __reduce_add_sync(0xffffffffu, count);
+        }
+        step = BALANCED ? balanced_ctas(count, gridDim.x) : gridDim.x;
     }
+    DEVICE int tiles_of(const Segment& s) const { return (tall(groups, s) + BLOCK_M - 1) / BLOCK_M * COLUMNS; }
+    // Whether this CTA has no tile at all.
+    DEVICE bool none() const { return int(blockIdx.x) >= min(step, count); }
     DEVICE bool done() const { return index >= count; }
     DEVICE bool last() const { return index + step >= count; }
     DEVICE void next() { index += step; }
@@ -481,7 +483,7 @@ template <class Groups, int BLOCK_M, int BLOCK_N, int N, int GROUP, bool ALONG_M
         before += tiles();
         segment = groups.segment(looked_at, taken);
         looked_at += 32;
-        upto = (tall(groups, segment) + BLOCK_M - 1) / BLOCK_M * COLUMNS;
+        upto = tiles_of(segment);
 #pragma unroll
         for (int d = 1; d < 32; d *= 2) {
             const int left = __shfl_up_sync(0xffffffffu, upto, d);
@@ -489,7 +491,7 @@ template <class Groups, int BLOCK_M, int BLOCK_N, int N, int GROUP, bool ALONG_M
         }
     }
     DEVICE int tiles() const { return __shfl_sync(0xffffffffu, upto, 31); }
-    DEVICE void find() {
+    template <int GROUP, bool ALONG_M> DEVICE void find() {
 #pragma unroll 1
         while (!ONE_LOOK && index >= before + tiles()) look();
         const int owner = __ffs(__ballot_sync(0xffffffffu, index - before < upto)) - 1;

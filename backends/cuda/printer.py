@@ -301,24 +301,20 @@ class _Printer(PrintsStorage, PrintsBarriers, PrintsLoads, PrintsArithmetic, Pri
     def count_tiles(self, op: hopper.CountTilesOp) -> None:
         index = "" if op.index is None else f"{self.out[op.index]}, "
         self.out.line(f"const {self.groups()} groups{{{index}{self.m()}}};")
-        count, tile = self.out.name(op.result), self.kernel.tile
-        shape = f"{tile.m.data}, {tile.n.data}, N"
-        self.out.line(f"const int {count} = {self.need('count_tiles')}<{shape}>(groups);")
-        if self.kernel.balanced is not None:
-            self.out.line(f"const int ctas = {self.need('balanced_ctas')}({count}, gridDim.x);")
-        self.out.line(f"if (int(blockIdx.x) >= {count if self.kernel.balanced is None else 'ctas'}) return;")
+        tiles, tile = self.out.name(op.result), self.kernel.tile
+        balanced = "false" if self.kernel.balanced is None else "true"
+        shape = f"{self.groups()}, {tile.m.data}, {tile.n.data}, N, {balanced}"
+        self.out.line(f"const {self.need('GroupTiles')}<{shape}> {tiles}(groups);")
+        self.out.line(f"if ({tiles}.none()) return;")
 
     def group_tiles(self, op: hopper.TilesOp, count: SSAValue) -> None:
-        tile, along_m = self.kernel.tile, "true" if op.raster.data is RasterName.ALONG_M else "false"
-        shape = f"{self.groups()}, {tile.m.data}, {tile.n.data}, N, {number(op.group)}, {along_m}"
-        ctas = "gridDim.x" if self.kernel.balanced is None else "ctas"
-        tiles = f"{self.need('GroupTiles')}<{shape}> tiles(groups, {self.out[count]}, {ctas})"
-        with self.out.block(f"for ({tiles}; !tiles.done(); tiles.next())"):
+        with self.out.block(f"for (auto tiles = {self.out[count]}; !tiles.done(); tiles.next())"):
             names = tile_arguments(self.kernel.grouping, True)
             arguments = zip(op.body.block.args, names, strict=True)
             used = [(self.out.name(a), f"tiles.{TILE[name]}") for a, name in arguments if any(a.uses)]
             if used:
-                self.out.line("tiles.find();")
+                along_m = "true" if op.raster.data is RasterName.ALONG_M else "false"
+                self.out.line(f"tiles.find<{number(op.group)}, {along_m}>();")
                 self.out.line(f"const int {', '.join(f'{name} = {value}' for name, value in used)};")
             self.block(op.body.block)
 

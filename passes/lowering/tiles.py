@@ -37,7 +37,7 @@ def count_tiles(emit: Emitter, plan: Plan, parameters: Parameters) -> SSAValue |
     """The number of tiles, where it depends on what the device holds; None where the host knows it."""
     if not plan.grouped:
         return None
-    return emit.value(hopper.CountTilesOp, INDEX, "tile_count", [] if parameters.index is None else parameters.index)
+    return emit.value(hopper.CountTilesOp, INDEX, "all_tiles", [] if parameters.index is None else parameters.index)
 
 
 @contextmanager
