@@ -133,7 +133,11 @@ def _everything(block_m: int, block_n: int) -> bool:
 def _shapes(
     problem: GemmProblem, partition: Schedule, worth: Callable[[int, int], bool] = _everything
 ) -> Iterator[Schedule]:
-    """Each block_n of a partition that is worth it, in ascending order, up to the first that covers N."""
+    """
+    Each block_n of a partition that is worth it, in ascending order, up to the first that covers N.
+
+    Where batches of scales are fixed they go on: a batch asks for tiles of a certain width, and that may be wider.
+    """
     if partition.block_n is not None:
         yield partition
         return
@@ -142,7 +146,7 @@ def _shapes(
     for block_n in range(step, BLOCK_N_MAX + 1, step):
         if worth(partition.block_m, block_n):
             yield replace(partition, block_n=block_n)
-        if block_n >= problem.n:
+        if block_n >= problem.n and partition.scale_batch in (None, 1):
             return
 
 

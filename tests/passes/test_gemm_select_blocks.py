@@ -307,6 +307,14 @@ def test_slices_that_are_fixed_choose_the_waves(slices: int):
     assert slices in (1, tile_geometry(s).waves)
 
 
+def test_batches_of_scales_that_are_fixed_choose_a_width_beyond_n():
+    """Four k-blocks a batch: a tile has 5 to 8 scales a k-block, far wider than these 8 columns."""
+    best = search(fp8_problem(1, 8, 16), Schedule(scale_batch=4)).best.schedule
+    assert is_legal(fp8_problem(1, 8, 16), best)
+    assert best.block_n is not None
+    assert 4 < best.block_n // tile_geometry(best).column_step <= 8
+
+
 def test_slices_that_no_tile_has_are_refused_by_name():
     with pytest.raises(ScheduleError) as caught:
         run(plain_text("?", 7168, 2048, "schedule <slices = 2>"), NAME)
