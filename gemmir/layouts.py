@@ -75,17 +75,31 @@ def swizzle_for_row(row_bytes: int) -> Swizzle:
     return {32: Swizzle.B32, 64: Swizzle.B64, 128: Swizzle.B128}.get(row_bytes, Swizzle.NONE)
 
 
-def descriptor_high_bits(swizzle: Swizzle, stride_bytes: int) -> int:
+def descriptor_high_bits(swizzle: Swizzle, stride_bytes: int, leading_bytes: int = 0) -> int:
     """
-    The constant part of a 64-bit WGMMA descriptor of a K-major operand.
+    The constant part of a 64-bit WGMMA descriptor.
 
-    Bits 0-13 (added later) hold address >> 4, bits 32-45 the distance of 8-row groups >> 4, bits 62-63 the swizzle.
+    Bits 0-13 (added later) hold address >> 4, bits 16-29 the distance of panels >> 4 (if the operand is not K-major),
+    bits 32-45 the distance of 8-row groups >> 4, bits 62-63 the swizzle.
     """
-    return (swizzle.descriptor_mode << 62) | ((stride_bytes >> 4) << 32)
+    return (swizzle.descriptor_mode << 62) | ((stride_bytes >> 4) << 32) | ((leading_bytes >> 4) << 16)
 
 
 DESCRIPTOR_STEP = 2
 """Added to a descriptor per 32 bytes of K inside a 128-byte swizzled row."""
+
+
+PANEL = 64
+"""
+Elements of M or N in a panel of an operand that is not K-major: one swizzled row of 128 bytes holds them for one k, and
+the rows of a k-block follow one another. So `PANEL` rows of D are as many bytes as in a K-major slot.
+"""
+
+PANEL_BYTES = PANEL * 128
+"""A panel of one k-block, which is 64 16-bit elements deep."""
+
+PANEL_STEP = 16 * 128 >> 4
+"""Added to a descriptor per 16 elements of K of such an operand."""
 
 
 class FragmentElement(NamedTuple):
@@ -98,6 +112,10 @@ def fragment_element(thread: int, register: int) -> FragmentElement:
     warp, lane = divmod(thread, 32)
     row = 16 * warp + lane // 4 + 8 * (register // 2 % 2)
     return FragmentElement(row, 8 * (register // 4) + 2 * (lane % 4) + register % 2)
+
+
+STMATRIX_BYTES = 2
+"""Elements that `stmatrix` stores. Wider ones are staged by ordinary stores: two neighbours, 8 bytes, at a time."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -116,7 +134,7 @@ def store_chunks(columns: int, rows: int, element_bytes: int = 2) -> tuple[Store
     Split a warpgroup's `rows` x `columns` output into TMA boxes of one swizzle row each.
 
     As many 128-byte wide boxes as fit, then one of 64 and one of 32 bytes: `columns` is a multiple of 16 for 2-byte
-    elements. Widest first, so that every box starts where its swizzle pattern does.
+    elements, of 8 for 4-byte ones. Widest first, so that every box starts where its swizzle pattern does.
     """
     chunks: list[StoreChunk] = []
     first = offset = 0

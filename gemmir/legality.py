@@ -11,9 +11,10 @@ from collections.abc import Callable
 from dataclasses import dataclass
 
 from gemmir.errors import ScheduleError
+from gemmir.layouts import PANEL, STMATRIX_BYTES
 from gemmir.problem import GROUP_ALIGNMENT, GemmProblem, Grouping
 from gemmir.schedule import Schedule, Split
-from gemmir.target import SM_90A, WARP_LANES, Target, launch_registers, setmaxnreg_split
+from gemmir.target import SM_90A, TMA_SHARED_ALIGNMENT, WARP_LANES, Target, launch_registers, setmaxnreg_split
 from gemmir.tile import STAGE_ROW_BYTES, TileGeometry, exchange, shared_layout, tile_geometry, widest_scale_batch
 
 BLOCK_M = (64, 128, 192, 256)
@@ -21,7 +22,7 @@ MATH_WARPGROUPS = (1, 2, 3)
 MAX_STAGES = 12
 MIN_STAGES = 2
 WG_COLUMN_STEP = 16
-"""A warpgroup's columns leave by stmatrix.x4 and in TMA boxes of at least 32 bytes."""
+"""A warpgroup's columns leave by stmatrix.x4 where they are 16-bit, and in TMA boxes of at least 32 bytes."""
 
 MAX_CLUSTER = 2
 """CTAs: the printer and the proof know clusters of one row or column of two."""
@@ -33,11 +34,20 @@ REGISTER_OVERHEAD = 28
 REGISTERS_PER_WAVE = 4
 """Registers that a math thread needs beside accumulators: loop state; scales and addresses of each wave (measured)."""
 
+COLUMN_SCALE_REGISTERS = (4, 16)
+"""Registers for column scales on their way from shared memory; where k-blocks go in chunks (measured)."""
+
 PROMOTE_CHUNKS = (1, 2, 4)
 """k-blocks that a math warpgroup takes at a time."""
 
 INSTRUCTION_OVERHEAD = 26
 """Registers that ptxas asks for beside one instruction's accumulators, within the launch bound (C7602; measured)."""
+
+ADDEND_WARPGROUPS, ADDEND_COLUMNS = 2, 256
+"""Most math warpgroups, and columns of a tile, where a C is added."""
+
+SCALES_STEP = TMA_SHARED_ALIGNMENT // 4
+"""Column scales, in f32, that fill what TMA writes to at least."""
 
 SCALE_STEPS_MAX = 32
 """The producer warp expands weight scales, one per lane."""
@@ -113,6 +123,8 @@ def warpgroup_tile(problem: GemmProblem, s: Schedule, target: Target) -> Violati
 
 def scale_steps(problem: GemmProblem, s: Schedule, target: Target) -> Violation | None:
     """One lane of the producer warp expands one weight scale."""
+    if problem.column_scales:
+        return _column_scales(s)
     if not problem.promoted or _missing(s, "block_m", "block_n", "math_warpgroups", "split"):
         return None
     assert s.block_n is not None
@@ -127,11 +139,23 @@ def scale_steps(problem: GemmProblem, s: Schedule, target: Target) -> Violation 
     return None
 
 
+def _column_scales(s: Schedule) -> Violation | None:
+    """A tile's column scales are one TMA box, which lands at a multiple of 128 bytes."""
+    if s.block_n is None or (s.block_n % SCALES_STEP == 0 and s.block_n <= SM_90A.max_tma_box):
+        return None
+    return Violation(
+        "GMR-S003",
+        f"block_n = {s.block_n} with a scale a column",
+        f"the scales of a tile are one box: a multiple of {SCALES_STEP} columns, at most {SM_90A.max_tma_box}",
+        f"use block_n = {min(max(1, round(s.block_n / SCALES_STEP)) * SCALES_STEP, SM_90A.max_tma_box)}",
+    )
+
+
 def math_registers(problem: GemmProblem, schedule: Schedule) -> int:
     """Registers of a math thread: accumulators, partial sums if promoted, and the overhead."""
     tile = tile_geometry(schedule)
     partials = _partials(problem, schedule) * tile.fragment_registers
-    return tile.waves * tile.fragment_registers + partials + _overhead(tile)
+    return tile.waves * tile.fragment_registers + partials + _overhead(problem, schedule, tile)
 
 
 def _partials(problem: GemmProblem, schedule: Schedule) -> int:
@@ -141,8 +165,11 @@ def _partials(problem: GemmProblem, schedule: Schedule) -> int:
     return 1 if schedule.promote_chunk in (None, 1) else 2
 
 
-def _overhead(tile: TileGeometry) -> int:
-    return REGISTER_OVERHEAD + REGISTERS_PER_WAVE * tile.waves
+def _overhead(problem: GemmProblem, schedule: Schedule, tile: TileGeometry) -> int:
+    columns = 0
+    if problem.column_scales:
+        columns = COLUMN_SCALE_REGISTERS[0 if schedule.promote_chunk in (None, 1) else 1]
+    return REGISTER_OVERHEAD + REGISTERS_PER_WAVE * tile.waves + columns
 
 
 def registers(problem: GemmProblem, s: Schedule, target: Target) -> Violation | None:
@@ -151,7 +178,7 @@ def registers(problem: GemmProblem, s: Schedule, target: Target) -> Violation | 
         return None
     assert s.math_warpgroups is not None
     tile, budget = tile_geometry(s), setmaxnreg_split(s.math_warpgroups)[1]
-    needed, overhead = math_registers(problem, s), _overhead(tile)
+    needed, overhead = math_registers(problem, s), _overhead(problem, s, tile)
     at_launch = launch_registers((s.math_warpgroups + 1) * target.warpgroup_threads)
     if tile.fragment_registers + INSTRUCTION_OVERHEAD > at_launch:
         return Violation(
@@ -206,8 +233,13 @@ def tma_boxes(problem: GemmProblem, s: Schedule, target: Target) -> Violation | 
     if _missing(s, "block_m", "block_n"):
         return None
     assert s.block_m is not None and s.block_n is not None
-    for name, rows, extent in (("block_m", s.block_m, s.cluster_n), ("block_n", s.block_n, s.cluster_m)):
+    sides = (("block_m", s.block_m, s.cluster_n, problem.a_major), ("block_n", s.block_n, s.cluster_m, problem.b_major))
+    for name, rows, extent, major in sides:
         shared_by = extent or 1
+        if major != "k":
+            if (found := _panels(s, name, rows, shared_by)) is not None:
+                return found
+            continue
         if rows % (8 * shared_by):
             return Violation(
                 "GMR-S004",
@@ -224,6 +256,27 @@ def tma_boxes(problem: GemmProblem, s: Schedule, target: Target) -> Violation | 
                 f"use {name} = {target.max_tma_box * shared_by} or a cluster",
             )
     return None
+
+
+def _panels(s: Schedule, name: str, extent: int, shared_by: int) -> Violation | None:
+    """An operand that is not k-major comes in boxes of 64 columns, of which CTAs and warpgroups have whole ones."""
+    if extent % (PANEL * shared_by):
+        return Violation(
+            "GMR-S004",
+            f"{name} = {extent} shared by {shared_by} CTAs is {extent / shared_by:g} each",
+            f"an operand that is not k-major is loaded in panels of {PANEL}",
+            f"use {name} a multiple of {PANEL * shared_by}",
+        )
+    if name != "block_n" or _missing(s, "block_m", "math_warpgroups", "split") or not s.math_warpgroups:
+        return None
+    if (columns := tile_geometry(s).wg_columns) % PANEL == 0:
+        return None
+    return Violation(
+        "GMR-S003",
+        f"{columns} columns a warpgroup of an n-major B",
+        f"a warpgroup multiplies whole panels of {PANEL} columns",
+        f"use block_n = {max(1, round(columns / PANEL)) * PANEL * (extent // columns)}",
+    )
 
 
 def cluster(problem: GemmProblem, s: Schedule, target: Target) -> Violation | None:
@@ -342,21 +395,35 @@ def split_k(problem: GemmProblem, s: Schedule, target: Target) -> Violation | No
 
 
 def store_slices(problem: GemmProblem, s: Schedule, target: Target) -> Violation | None:
-    """A tile leaves whole, or wave by wave where each wave's total is final before the next one's."""
+    """A tile leaves whole, or wave by wave where that pays: sums are promoted one after another, or f32 is large."""
     if s.store_slices in (None, 1) or _missing(s, "block_m", "block_n", "math_warpgroups", "split"):
         return None
     waves = tile_geometry(s).waves
-    by_wave = problem.promoted and problem.numerics.split_k == 1
+    by_wave = (problem.promoted or problem.d.bytes > STMATRIX_BYTES) and problem.numerics.split_k == 1
     if by_wave and s.store_slices == waves:
         return None
     legal = f"1 or {waves}" if by_wave and waves > 1 else "1"
     return Violation(
         "GMR-S003",
         f"slices = {s.store_slices} of {waves} waves a warpgroup",
-        "a tile leaves in one slice, or in one a wave where sums are promoted"
+        "a tile leaves in one slice, or in one a wave where sums are promoted or the result is f32"
         + (" and K is not split" if problem.numerics.split_k > 1 else ""),
         f"use slices = {legal}",
     )
+
+
+def addend(problem: GemmProblem, s: Schedule, target: Target) -> Violation | None:
+    """Where there is a C the store thread also loads, for which it needs registers (measured)."""
+    if not problem.has_c:
+        return None
+    groups, columns = ADDEND_WARPGROUPS, ADDEND_COLUMNS
+    rule = f"the store thread also loads C: it has registers for {groups} math warpgroups and {columns} columns"
+    if s.math_warpgroups is not None and s.math_warpgroups > groups:
+        what = f"{s.math_warpgroups} math warpgroups with an operand C"
+        return Violation("GMR-S002", what, rule, f"use math_warpgroups = {groups}")
+    if s.block_n is not None and s.block_n > columns:
+        return Violation("GMR-S002", f"block_n = {s.block_n} with an operand C", rule, f"use block_n = {columns}")
+    return None
 
 
 def promote_chunk(problem: GemmProblem, s: Schedule, target: Target) -> Violation | None:
@@ -402,6 +469,7 @@ RULES: tuple[Rule, ...] = (
     turns,
     store_slices,
     promote_chunk,
+    addend,
     scale_batch,
     registers,
     shared_memory,

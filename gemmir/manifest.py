@@ -40,12 +40,14 @@ class TensorMapParam:
     A `__grid_constant__` tensor map over tensor `tensor` (index into inputs, -1 for the output).
 
     `box` is (columns, rows): elements along the fastest dimension, then along the next; one group's. `swizzle` is the
-    span in bytes, 16 for none.
+    span in bytes, 16 for none. `addend`: the tensor is operand C, each tile of which is read before that of the output
+    is written; so the output may be this very tensor.
     """
 
     tensor: int
     box: tuple[int, int]
     swizzle: int
+    addend: bool = False
     kind: str = "tensor_map"
 
 

@@ -163,6 +163,11 @@ class GemmProblem:
         return self.numerics.promote_every is not None
 
     @property
+    def column_scales(self) -> bool:
+        """Whether each column of B has a scale of its own in each block of K."""
+        return self.scale_b is Recipe.BLOCK_WISE_1X128
+
+    @property
     def flops(self) -> int:
         rows = self.rows if self.grouping is Grouping.K_OFFS else self.all_rows
         return 2 * rows * self.n * self.k

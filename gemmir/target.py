@@ -86,6 +86,9 @@ SM_90A = Target(
 
 WARP_LANES = 32
 WARPS_PER_GROUP = SM_90A.warpgroup_threads // WARP_LANES
+TMA_SHARED_ALIGNMENT = 128
+"""TMA writes boxes to multiples of so many bytes of shared memory."""
+
 BARRIER_BYTES = 8
 """An mbarrier, in shared memory."""
 

@@ -367,11 +367,11 @@ def check_modelled(problem: GemmProblem) -> None:
     scales, every = (problem.scale_a, problem.scale_b), problem.numerics.promote_every
     plain = scales == (Recipe.NONE, Recipe.NONE) and (every is None or every % core.k == 0)
     blocks = scales[0] is Recipe.BLOCK_WISE_1X128 and every == SCALE_BLOCK
-    if not (plain or blocks) or problem.has_c or problem.has_epilogue:
+    if not (plain or blocks) or problem.has_epilogue:
         raise UnsupportedError(
             "GMR-U001",
             f"no bit model for {problem}, {problem.numerics}",
-            rule="no scales, or 1x128 scales of A promoted every 128; neither operand C nor an epilogue",
+            rule="no scales, or 1x128 scales of A promoted every 128; no epilogue",
         )
 
 
@@ -381,13 +381,14 @@ def gemm_model(
     b: NDArray[Any],
     scale_a: NDArray[np.float32] | None = None,
     scale_b: NDArray[np.float32] | None = None,
+    c: NDArray[Any] | None = None,
 ) -> Bits:
     """
     The bits that a kernel for `problem` computes, whatever its schedule.
 
     `a` (M, K) and `b` (K, N): raw bits (uint8, uint16) or NumPy floats of the operand types; scales: float32 in the
-    shapes of `gemmir.problem.Recipe`. Returns (M, N) raw bits of the result type. `UnsupportedError` (GMR-U001) where
-    there is no model.
+    shapes of `gemmir.problem.Recipe`; `c` (M, N) of the result type. Returns (M, N) raw bits of the result type.
+    `UnsupportedError` (GMR-U001) where there is no model.
     """
     check_modelled(problem)
     m, n = a.shape[0], b.shape[1]
@@ -401,8 +402,15 @@ def gemm_model(
             rows = slice(row, min(row + PANEL[0], m))
             scales = None if expanded is None or scale_a is None else (scale_a[rows], expanded)
             total = accumulate(problem, decode(left[rows], problem.a), decoded, scales)
+            if c is not None:
+                total = add(total, addend_values(c[rows, columns], problem.d))
             result[rows, columns] = round_to(total, problem.d)
     return result
+
+
+def addend_values(c: NDArray[Any], dtype: DType) -> Singles:
+    """Elements of a result type, as float32."""
+    return raw_bits(c).view(np.float32) if dtype == F32 else values_of(raw_bits(c), dtype).astype(np.float32)
 
 
 def column_scales(problem: GemmProblem, scale_b: NDArray[np.float32], columns: slice) -> NDArray[np.float32]:

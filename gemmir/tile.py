@@ -49,9 +49,9 @@ class TileGeometry:
     def wg_steps(self) -> int:
         return self.wg_columns // self.column_step
 
-    def store_chunks(self, slices: int = 1) -> tuple[StoreChunk, ...]:
+    def store_chunks(self, slices: int = 1, element_bytes: int = 2) -> tuple[StoreChunk, ...]:
         """The boxes in which one of `slices` parts of the rows leaves."""
-        return store_chunks(self.wg_columns, self.wg_rows // slices)
+        return store_chunks(self.wg_columns, self.wg_rows // slices, element_bytes)
 
 
 def tile_geometry(schedule: Schedule) -> TileGeometry:
@@ -65,7 +65,7 @@ def tile_geometry(schedule: Schedule) -> TileGeometry:
 
 def widest_scale_batch(problem: GemmProblem, schedule: Schedule) -> int:
     """k-blocks whose weight scales the lanes of a warp can fetch in one load each; 1 where there are no scales."""
-    if not problem.promoted:
+    if not problem.promoted or problem.column_scales:
         return 1
     assert schedule.block_n is not None
     steps = schedule.block_n // tile_geometry(schedule).column_step
@@ -108,10 +108,12 @@ def exchange(schedule: Schedule) -> Exchange:
 def default_store_slices(problem: GemmProblem, geometry: TileGeometry) -> int:
     """
     One slice a wave where sums are promoted: a wave's total is final while the next wave of the last k-block runs, so
-    that the ring gets the shared memory and nothing waits. Sums in the tensor core are final all at once, and so are
-    those of several parts of K.
+    that the ring gets the shared memory and nothing waits. Sums in the tensor core are final all at once: 16-bit ones
+    leave whole, f32 ones wave by wave, since they would take the shared memory of a stage or two. Those of several
+    parts of K are final all at once, too.
     """
-    return geometry.waves if problem.promoted and problem.numerics.split_k == 1 else 1
+    by_wave = (problem.promoted or problem.d.bytes > 2) and problem.numerics.split_k == 1
+    return geometry.waves if by_wave else 1
 
 
 def _round_up(value: int, multiple: int) -> int:
@@ -124,8 +126,9 @@ class SharedLayout:
     Shared memory of one CTA: byte offsets and sizes.
 
     A ring of `num_stages` slots for A, B and, if promoted with block scales, for the row scales of A (`scale_a`, one
-    f32 a row) and the expanded column scales of B (`scale_b`, one f32 a column step); a staging area a warpgroup for
-    one slice of the outgoing tile; then the barriers, with `room_barriers` for the exchange where K is split.
+    f32 a row) and the column scales of B (`scale_b`, one f32 a column step or, if each has its own, a column); a
+    staging area a warpgroup for one slice of the outgoing tile; then the barriers, with `room_barriers` for the
+    exchange where K is split.
     """
 
     num_stages: int
@@ -203,7 +206,7 @@ def shared_layout(problem: GemmProblem, schedule: Schedule, num_stages: int | No
     block_m, block_n, groups = schedule.block_m, schedule.block_n, schedule.math_warpgroups
     assert block_m is not None and block_n is not None and groups is not None and stages is not None
     geometry = tile_geometry(schedule)
-    steps = block_n // geometry.column_step
+    steps = block_n if problem.column_scales else block_n // geometry.column_step
     slices = schedule.store_slices or default_store_slices(problem, geometry)
     parts = problem.numerics.split_k
     slice_bytes = geometry.wg_rows // (slices * parts) * geometry.wg_columns * problem.d.bytes

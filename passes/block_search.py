@@ -12,10 +12,13 @@ from collections.abc import Callable, Iterator
 from dataclasses import dataclass, replace
 
 from gemmir.errors import ScheduleError
+from gemmir.layouts import PANEL
 from gemmir.legality import (
     BLOCK_M,
     MATH_WARPGROUPS,
+    MAX_CLUSTER,
     RULES,
+    SCALES_STEP,
     WG_COLUMN_STEP,
     Violation,
     cluster,
@@ -146,8 +149,16 @@ def _shapes(
     for block_n in range(step, BLOCK_N_MAX + 1, step):
         if worth(partition.block_m, block_n):
             yield replace(partition, block_n=block_n)
-        if block_n >= problem.n and partition.scale_batch in (None, 1):
+        covered = block_n >= max(problem.n, _least_columns(problem, step // WG_COLUMN_STEP))
+        if covered and partition.scale_batch in (None, 1):
             return
+
+
+def _least_columns(problem: GemmProblem, parts: int) -> int:
+    """Columns of the narrowest tile, of so many parts along N, that is legal in every cluster."""
+    if problem.b_major != "k":
+        return PANEL * parts * MAX_CLUSTER
+    return SCALES_STEP * parts if problem.column_scales else 0
 
 
 def legal_shapes(

@@ -21,6 +21,12 @@ from gemmir.schedule import Schedule
 from gemmir.target import SM_90A, Target
 from gemmir.tile import STAGE_ROW_BYTES, default_store_slices, shared_layout, tile_geometry
 
+COLUMN_SCALES = 1.75
+"""How much longer a promotion takes with a scale a column: a product each, and their loads (estimate)."""
+
+ADDEND_LATENCY = 1000
+"""Clocks from a load of C to its arrival, which is from DRAM (estimate)."""
+
 OPEN_ORDER_DISTINCT = (0.1, 0.25)
 """Parts of A and B among all loads that CTAs side by side do not share, in groups of 4: while the order is open."""
 
@@ -90,9 +96,9 @@ def _math_clocks(problem: GemmProblem, schedule: Schedule, tensor: float, target
         return max(busy, c.in_place_k_block)
     # Of a chunk, only the last k-block's promotion has no wave of the same warpgroup to hide behind (estimate).
     chunk = _chunk(problem, schedule)
-    after_a_wave = (
-        tile.waves * (c.promotion_per_column * tile.wg_columns + c.wave_latency) + c.scale_step * tile.wg_steps
-    )
+    promotion = c.promotion_per_column * tile.wg_columns * (COLUMN_SCALES if problem.column_scales else 1)
+    steps = 0 if problem.column_scales else tile.wg_steps
+    after_a_wave = tile.waves * (promotion + c.wave_latency) + c.scale_step * steps
     busy = max(tensor, operand_reads, tensor / groups + after_a_wave / chunk)
     if groups == 3:
         return busy * c.three_warpgroups
@@ -126,10 +132,13 @@ def _tile_clocks(problem: GemmProblem, schedule: Schedule, rounds: int, target: 
     leaving = rows * (columns * problem.d.bytes / target.store_bytes_per_clock_per_sm + c.store_row_clocks)
     slices = schedule.store_slices or default_store_slices(problem, tile_geometry(schedule))
     exposed = c.store_exposed if slices == 1 else c.sliced_store_exposed
+    if slices > 1 and not problem.promoted:
+        exposed = (slices - 1 + c.store_exposed) / slices  # each slice waits for the one before; not measured
     bubble = c.in_place_bubble
     if problem.promoted:
         bubble = 0.0 if schedule.promote_chunk in (None, 1) else c.chunk_bubble * (1 - 1 / max(1, rounds))
-    return exposed * leaving + bubble + _exchange_clocks(problem, schedule, c)
+    more = _exchange_clocks(problem, schedule, c) + _addend_clocks(problem, rows * columns, slices, target)
+    return exposed * leaving + bubble + more
 
 
 def _exchange_clocks(problem: GemmProblem, schedule: Schedule, c: Constants) -> float:
@@ -139,6 +148,14 @@ def _exchange_clocks(problem: GemmProblem, schedule: Schedule, c: Constants) -> 
     assert schedule.block_m is not None and schedule.block_n is not None
     sent = schedule.block_m * schedule.block_n * 4 * (parts - 1) / parts
     return c.exchange_clocks + sent / c.exchange_bytes_per_clock
+
+
+def _addend_clocks(problem: GemmProblem, elements: int, slices: int, target: Target) -> float:
+    """Clocks in which the slices of C but the first arrive: that one is there before a tile is finished (estimate)."""
+    if not problem.has_c:
+        return 0.0
+    arriving = elements * problem.d.bytes / target.l2_bytes_per_clock_per_sm
+    return (slices - 1) * (ADDEND_LATENCY + arriving / slices)
 
 
 def operand_bytes(problem: GemmProblem) -> int:
@@ -152,7 +169,8 @@ def dram_seconds(
 ) -> float:
     """Seconds that DRAM needs for the bytes of the problem, each once, and for `again` more."""
     written = max(0.0, problem.all_rows * problem.n * problem.d.bytes - constants.l2_dirty_bytes)
-    moved = operand_bytes(problem) + again + written
+    added = problem.rows * problem.n * problem.d.bytes if problem.has_c else 0
+    moved = operand_bytes(problem) + again + written + added
     return moved / (constants.dram_efficiency * target.dram_bytes_per_second)
 
 

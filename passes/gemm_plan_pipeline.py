@@ -101,7 +101,8 @@ class GemmPlanPipelinePass(ModulePass):
         if chosen > 1:
             whole = fitting_stages(problem, wanted.filled(store_slices=1))
             sliced = fitting_stages(problem, wanted.filled(store_slices=chosen))
-            because = f"each of {waves} waves leaves while the next one is computed; {sliced} stages fit"
+            while_ = "while the next one is computed" if problem.promoted else "in the shared memory of one"
+            because = f"each of {waves} waves leaves {while_}; {sliced} stages fit"
             record(Decision(self.name, "slices", str(chosen), because, f"1, with which {whole} stages fit"))
         return wanted.filled(store_slices=chosen)
 

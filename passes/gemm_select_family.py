@@ -17,7 +17,8 @@ from xdsl.dialects.builtin import ModuleOp
 from xdsl.passes import ModulePass
 
 from gemmir.decisions import Decision, record
-from gemmir.dtypes import BF16, F16
+from gemmir.dialects.gemm import ProductOp, tensor_info
+from gemmir.dtypes import F32
 from gemmir.errors import UnsupportedError
 from gemmir.legality import MAX_SPLIT_K
 from gemmir.passes.schedule_pass import bad_option, read_schedule, write_schedule
@@ -37,25 +38,14 @@ class Unlowered:
     fix: str
 
 
-def _result_type(p: GemmProblem) -> Unlowered | None:
-    if p.d in (BF16, F16):
-        return None
-    return Unlowered(f"result {p.d}", "tiles leave as 16-bit elements, bf16 or f16", "ask for a bf16 result")
-
-
-def _majors(p: GemmProblem) -> Unlowered | None:
-    if (p.a_major, p.b_major) == ("k", "k"):
-        return None
-    what = f"layout <a = {p.a_major}, b = {p.b_major}>"
-    rule = "both operands are k-major (FP8 is read no other way by WGMMA)"
-    return Unlowered(what, rule, "store A as M x K and B as N x K, row by row")
-
-
 def _scaling(p: GemmProblem) -> Unlowered | None:
-    wanted = (Recipe.BLOCK_WISE_1X128, Recipe.BLOCK_WISE_128X128) if p.a.is_fp8 else (Recipe.NONE, Recipe.NONE)
-    if (p.scale_a, p.scale_b) == wanted:
+    blocks = Recipe.BLOCK_WISE_128X128, Recipe.BLOCK_WISE_1X128
+    wanted = [(Recipe.BLOCK_WISE_1X128, b) for b in blocks] if p.a.is_fp8 else [(Recipe.NONE, Recipe.NONE)]
+    if (p.scale_a, p.scale_b) in wanted:
         return None
-    kind = "FP8 operands are scaled by 1x128 and by 128x128" if p.a.is_fp8 else "16-bit operands are not scaled"
+    kind = (
+        "FP8 operands are scaled by 1x128 and by 128x128 or 1x128" if p.a.is_fp8 else "16-bit operands are not scaled"
+    )
     fix = "scale by 1x128, 128x128" if p.a.is_fp8 else "leave the scales out"
     return Unlowered(f"{p.a} operands with scales {p.scale_a.value} x {p.scale_b.value}", kind, fix)
 
@@ -83,10 +73,20 @@ def _split_k(p: GemmProblem) -> Unlowered | None:
     return Unlowered(what, rule, f"pad K to {-(-p.k // step) * step} with zeros, or leave split_k out")
 
 
-def _addend(p: GemmProblem) -> Unlowered | None:
-    if not p.has_c:
+def _dense_only(p: GemmProblem) -> Unlowered | None:
+    """Forms that neither grouped products have, nor those whose K is split."""
+    if p.grouping is Grouping.NONE and p.numerics.split_k == 1:
         return None
-    return Unlowered("accumulate (an operand C)", "D = A @ B only", "add C to the result")
+    forms = {
+        f"result {p.d}": p.d == F32,
+        "an operand C": p.has_c,
+        "scales 1x128 x 1x128": p.column_scales,
+        f"layout <a = {p.a_major}, b = {p.b_major}>": (p.a_major, p.b_major) != ("k", "k"),
+    }
+    kind = "split_k" if p.grouping is Grouping.NONE else f"groups by {p.grouping.value}"
+    rule = "such kernels give 16-bit results of k-major operands, with 128x128 scales or none, and without C"
+    fix = "leave split_k out" if p.grouping is Grouping.NONE else "multiply the groups one by one"
+    return next((Unlowered(f"{form} with {kind}", rule, fix) for form, found in forms.items() if found), None)
 
 
 def _epilogue(p: GemmProblem) -> Unlowered | None:
@@ -117,24 +117,43 @@ def _depth(p: GemmProblem) -> Unlowered | None:
     if p.k == 0 and p.grouping is not Grouping.NONE:
         rule = "kernels without K are not launched, and only the index says which rows are zero"
         return Unlowered("K = 0 of several groups", rule, "clear the result")
-    return _multiple("K", p.k, p.a.bytes, "rows of the operands")
+    return _multiple("K", p.k, p.a.bytes, "rows of the operands") if "k" in (p.a_major, p.b_major) else None
+
+
+def _outer(p: GemmProblem) -> Unlowered | None:
+    """The rows of operands that are not k-major. M is checked at run time if it is not known before."""
+    rows = None if p.a_major == "k" or p.m is None else _multiple("M", p.m, p.a.bytes, "rows of A, which is m-major,")
+    if rows is not None or p.b_major == "k":
+        return rows
+    return _multiple("N", p.n, p.b.bytes, "rows of B, which is n-major,")
 
 
 REQUIREMENTS: tuple[Callable[[GemmProblem], Unlowered | None], ...] = (
-    _result_type,
-    _majors,
     _scaling,
     _promotion,
     _split_k,
-    _addend,
+    _dense_only,
     _epilogue,
     _columns,
     _depth,
+    _outer,
 )
 """
 What the `tiles` family asks of a problem, one predicate each. That both operands are FP8 or have one 16-bit type is a
 rule of `gemm.matmul` itself.
 """
+
+
+def _operands(op: ProductOp, problem: GemmProblem) -> Unlowered | None:
+    """What a problem does not tell: the type of C, and whether one argument serves as two operands."""
+    operands = [value for value in (op.a, op.b, op.scale_a, op.scale_b, op.c) if value is not None]
+    if len(set(operands)) < len(operands):
+        return Unlowered(
+            "an argument that is two operands", "each operand lies in memory in its own way", "pass a copy"
+        )
+    if op.c is None or (c := tensor_info("C", op.c).dtype) == problem.d:
+        return None
+    return Unlowered(f"C of {c}", f"C has the result's type, {problem.d}", f"cast C to {problem.d}")
 
 
 def unlowered(problem: GemmProblem) -> Unlowered | None:
@@ -159,7 +178,7 @@ class GemmSelectFamilyPass(ModulePass):
         names = [family.value for family in Family]
         if self.family is not None and self.family not in names:
             bad_option(self.name, "family", self.family, f"one of {', '.join(names)}")
-        if (missing := unlowered(problem)) is not None:
+        if (missing := unlowered(problem) or _operands(matmul, problem)) is not None:
             raise UnsupportedError(
                 "GMR-U001",
                 f"{missing.what}, which no kernel family computes yet ({problem})",

@@ -6,6 +6,8 @@ from hypothesis import strategies as st
 
 from gemmir.layouts import (
     DESCRIPTOR_STEP,
+    PANEL_BYTES,
+    PANEL_STEP,
     SWIZZLES,
     Swizzle,
     descriptor_high_bits,
@@ -131,18 +133,19 @@ def test_fragment_places_of_the_ptx_manual(thread: int, register: int, element: 
 
 @pytest.mark.parametrize("columns", range(16, 257, 16))
 @pytest.mark.parametrize("rows", [64, 128, 192, 256])
-def test_store_chunks_cover_the_tile_without_gaps(columns: int, rows: int):
-    chunks = store_chunks(columns, rows)
+@pytest.mark.parametrize("size", [2, 4])
+def test_store_chunks_cover_the_tile_without_gaps(columns: int, rows: int, size: int):
+    chunks = store_chunks(columns, rows, size)
     column = offset = 0
     for chunk in chunks:
         assert (chunk.first, chunk.offset) == (column, offset)
-        assert chunk.swizzle.span == chunk.columns * 2
+        assert chunk.swizzle.span == chunk.columns * size
         assert chunk.offset % chunk.swizzle.alignment == 0
         column += chunk.columns
-        offset += rows * chunk.columns * 2
-    assert (column, offset) == (columns, rows * columns * 2)
+        offset += rows * chunk.columns * size
+    assert (column, offset) == (columns, rows * columns * size)
     assert [c.columns for c in chunks] == sorted((c.columns for c in chunks), reverse=True)
-    assert len(chunks) <= columns // 64 + 2
+    assert len(chunks) <= columns * size // 128 + 2
 
 
 def test_store_chunks_of_176_columns():
@@ -158,3 +161,30 @@ def test_store_chunks_of_176_columns():
 def test_store_chunks_refuse_other_columns(columns: int):
     with pytest.raises(ValueError, match=f"{columns} columns"):
         store_chunks(columns, 64)
+
+
+def f32_stores(chunk_columns: int, swizzle: Swizzle, first_row: int, step: int) -> list[int]:
+    """Where the 32 lanes of a warp store 8 bytes in step `step` of `stage_columns_f32`, in bytes from the box."""
+    turn = 2 if chunk_columns == 32 else 0
+    places = []
+    for lane in range(32):
+        row = first_row + lane // 4
+        group = step ^ turn if row % 2 else step
+        places.append(swizzle.offset(row, 32 * group + 8 * (lane % 4), chunk_columns * 4))
+    return places
+
+
+def test_half_a_warp_of_8_byte_stores_hits_all_banks_once():
+    for step in range(4):
+        places = f32_stores(32, Swizzle.B128, 16, step)
+        for half in (places[:16], places[16:]):
+            assert len({(place + 4 * word) // 4 % 32 for place in half for word in range(2)}) == 32
+    narrow = f32_stores(16, Swizzle.B64, 16, 0)
+    assert len(set(narrow)) == 32
+
+
+def test_panels_of_an_operand_that_is_not_k_major():
+    """PTX ISA, MN-major with the 128-byte swizzle: 64 elements a row, 8 rows every 1024 bytes, 64 k before the next."""
+    assert descriptor_high_bits(Swizzle.B128, 1024, PANEL_BYTES) == 0x4000_0040_0200_0000
+    assert PANEL_BYTES == 64 * 128 == 8192
+    assert PANEL_STEP << 4 == 16 * 128

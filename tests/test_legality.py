@@ -8,7 +8,7 @@ import pytest
 from hypothesis import find, given
 from hypothesis import strategies as st
 
-from gemmir.dtypes import BF16
+from gemmir.dtypes import BF16, F32
 from gemmir.errors import ScheduleError
 from gemmir.layouts import Swizzle
 from gemmir.legality import (
@@ -242,6 +242,15 @@ def test_a_tile_that_is_summed_in_place_leaves_whole(waves: int):
     assert [n for n in range(1, 7) if is_legal(HALF, replace(tile, store_slices=n))] == [1]
 
 
+@pytest.mark.parametrize("waves", WAVES)
+def test_an_f32_tile_leaves_whole_or_wave_by_wave(waves: int):
+    tile = replace(WAVES[waves], block_k=64, num_stages=2)
+    in_f32 = replace(HALF, d=F32)
+    assert [n for n in range(1, 7) if is_legal(in_f32, replace(tile, store_slices=n))] == sorted({1, waves})
+    whole, sliced = (shared_layout(in_f32, replace(tile, store_slices=n)).staging_bytes for n in (1, waves))
+    assert whole == waves * sliced == 2 * shared_layout(HALF, tile).staging_bytes
+
+
 @pytest.mark.parametrize(
     ("problem", "tile", "slices", "legal"),
     [(FP8, GOOD, 3, "1 or 2"), (FP8, WAVES[3], 2, "1 or 3"), (FP8, WAVES[1], 2, "1"), (HALF, GOOD, 2, "1")],
@@ -253,7 +262,7 @@ def test_other_slices_are_refused(problem: GemmProblem, tile: Schedule, slices: 
     error = caught.value
     assert error.code == "GMR-S003"
     assert error.what == f"slices = {slices} of {tile_geometry(tile).waves} waves a warpgroup"
-    assert error.rule == "a tile leaves in one slice, or in one a wave where sums are promoted"
+    assert error.rule == "a tile leaves in one slice, or in one a wave where sums are promoted or the result is f32"
     assert error.fix == f"use slices = {legal}"
 
 
@@ -293,7 +302,7 @@ def test_the_most_slices_leave_the_most_stages(data: st.DataObject):
     problem = data.draw(problems())
     placed = data.draw(st.sampled_from(placed_schedules(problem)))
     sliced = sliced_schedules(problem, placed)
-    most = tile_geometry(placed).waves if problem.promoted else 1
+    most = tile_geometry(placed).waves if problem.promoted or problem.d == F32 else 1
     assert [s.store_slices for s in sliced] in ([1, most], [most])
     stages = [[n for n in range(2, 13) if is_legal(problem, replace(s, num_stages=n))][-1] for s in sliced]
     assert stages == sorted(stages)

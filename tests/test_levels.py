@@ -36,7 +36,7 @@ from gemmir.testing.strategies import (
 )
 from gemmir.universe import PASSES
 
-SMALLEST_NORMAL = {torch.bfloat16: 2.0**-126, torch.float16: 2.0**-14}
+SMALLEST_NORMAL = {torch.bfloat16: 2.0**-126, torch.float16: 2.0**-14, torch.float32: 2.0**-126}
 DATA_SEED = 11
 
 
@@ -178,10 +178,12 @@ def test_a_row_does_not_depend_on_m(drawn: tuple[GemmProblem, Schedule, Schedule
 
 
 def rows(tensors: list[torch.Tensor], chosen: slice | torch.Tensor) -> list[torch.Tensor]:
-    """The inputs with these rows of A and of its scales."""
-    a, b, *scales = tensors
+    """The inputs with these rows of A, of its scales and of C."""
+    a, b, *others = tensors
     a = a.view(torch.int8)[chosen].view(a.dtype) if a.element_size() == 1 else a[chosen]
-    return [a, b, *([scales[0][chosen], scales[1]] if scales else [])]
+    scales = others[: len(others) // 2 * 2]
+    c = others[len(scales) :]
+    return [a, b, *([scales[0][chosen], scales[1]] if scales else []), *(addend[chosen] for addend in c)]
 
 
 @settings(max_examples=8)
@@ -197,8 +199,9 @@ def test_rows_change_places_together(drawn: tuple[GemmProblem, Schedule, Schedul
 @settings(max_examples=8)
 @given(drawn=pairs(), power=st.integers(-6, 6))
 def test_a_power_of_two_goes_through(drawn: tuple[GemmProblem, Schedule, Schedule], power: int):
-    """A, or its scales where it has some, times 2^power: D times 2^power, where neither is subnormal."""
+    """A, or its scales where it has some, times 2^power: D times 2^power, where neither is subnormal; without C."""
     problem, schedule, _ = drawn
+    problem = replace(problem, has_c=False)
     tensors = inputs(problem, exact=not problem.a.is_fp8)
     scaled = list(tensors)
     position = 2 if problem.a.is_fp8 else 0

@@ -59,11 +59,15 @@ class TensorInfo:
 
 @dataclass(frozen=True, slots=True)
 class Use:
-    """How a kernel reaches a tensor: through TMA, through a pointer, with which strides passed along."""
+    """
+    How a kernel reaches a tensor: through TMA, through a pointer, with which strides passed along; `addend`: as operand
+    C and nothing else.
+    """
 
     tma: bool
     pointer: bool
     strided: frozenset[int]
+    addend: bool = False
 
 
 def describe(tensor: Any, name: str) -> TensorInfo:
@@ -148,7 +152,8 @@ def check_output(manifest: Manifest, out: TensorInfo, m: int, inputs: Sequence[T
     """
     Check a tensor that the caller wants the result in; errors as in `check_arguments`.
 
-    GMR-I008 if it overlaps an input: the kernel reads while it writes.
+    GMR-I008 if it overlaps an input: the kernel reads while it writes. It may be operand C itself, each tile of which
+    is read before that of the result is written.
     """
     spec = manifest.output
     _check_dtype(spec, out)
@@ -160,9 +165,9 @@ def check_output(manifest: Manifest, out: TensorInfo, m: int, inputs: Sequence[T
     _check_devices([*inputs, out])
     _check_memory(spec, out, uses(manifest)[OUTPUT])
     start, end = out.span
-    for info in inputs:
+    for number, info in enumerate(inputs):
         first, last = info.span
-        if start < last and first < end:
+        if start < last and first < end and not (uses(manifest)[number].addend and _same_place(info, out)):
             raise InputError(
                 "GMR-I008",
                 f"{out.name}: overlaps {info.name}",
@@ -171,15 +176,26 @@ def check_output(manifest: Manifest, out: TensorInfo, m: int, inputs: Sequence[T
             )
 
 
+def _same_place(one: TensorInfo, other: TensorInfo) -> bool:
+    """Whether every element of two tensors of one shape lies where that of the other does."""
+    return (one.address, one.dtype, one.strides) == (other.address, other.dtype, other.strides)
+
+
 @cache
 def uses(manifest: Manifest) -> dict[int, Use]:
     """How the kernel reaches each input, and the output as number -1."""
     numbers = [*range(len(manifest.inputs)), OUTPUT]
     maps = {p.tensor for p in manifest.params if isinstance(p, TensorMapParam)}
+    read = {p.tensor for p in manifest.params if isinstance(p, TensorMapParam) and not p.addend}
     pointers = {p.tensor for p in manifest.params if isinstance(p, PointerParam)}
     strides = {(p.tensor, p.dimension) for p in manifest.params if isinstance(p, StrideParam)}
     return {
-        number: Use(number in maps, number in pointers, frozenset(d for t, d in strides if t == number))
+        number: Use(
+            number in maps,
+            number in pointers,
+            frozenset(d for t, d in strides if t == number),
+            number in maps - read - pointers,
+        )
         for number in numbers
     }
 

@@ -23,7 +23,7 @@ from gemmir.dialects.hopper.control import enclosing
 from gemmir.dialects.hopper.split_k import QUAD
 from gemmir.dtypes import DTYPES
 from gemmir.errors import SyncError
-from gemmir.layouts import store_chunks
+from gemmir.layouts import STMATRIX_BYTES, store_chunks
 from gemmir.target import BARRIER_BYTES, WARPS_PER_GROUP
 
 WGMMAS_PER_SLOT = 4
@@ -56,7 +56,7 @@ def audit_sass(kernel: hopper.KernelOp, sass: str) -> None:
     count = count_opcodes(sass)
     ops = list(kernel.walk())
     wanted = {
-        "UTMALDG": _number_of(ops, hopper.TmaLoadOp),
+        "UTMALDG": _number_of(ops, hopper.TmaLoadOp, hopper.TmaFillOp),
         "UTMASTG": _number_of(ops, hopper.TmaStoreOp, hopper.StoreRowsOp),
         "USETMAXREG": _number_of(ops, hopper.SetMaxRegistersOp),
         "UTMACMDFLUSH": _number_of(ops, hopper.StoreCommitOp),
@@ -104,6 +104,7 @@ class _Expected:
             hopper.GrantOp: self.grant,
             hopper.InitBarriersOp: self.init_barriers,
             hopper.PassTurnOp: lambda op: self.turn(op, "bar.arrive"),
+            hopper.PromoteColumnsOp: self.promote_columns,
             hopper.ReleaseOp: self.release,
             hopper.SendSumsOp: self.send_sums,
             hopper.SetMaxRegistersOp: self.set_max_registers,
@@ -113,6 +114,7 @@ class _Expected:
             hopper.StoreWaitReadOp: lambda op: [("cp.async.bulk.wait_group.read", (f"<{number(op.pending)}>",), "")],
             hopper.SyncWarpOp: lambda op: [("warp.sync", (), "")],
             hopper.TakeTurnOp: lambda op: self.turn(op, "bar.sync"),
+            hopper.TmaFillOp: self.tma_fill,
             hopper.TmaLoadOp: self.tma_load,
             hopper.TmaStoreOp: self.tma_store,
             hopper.WaitOp: self.plain_wait,
@@ -165,13 +167,16 @@ class _Expected:
         return "" if self.elected else "lane == 0"
 
     def barrier(self, op: Any) -> str:
+        return self.barrier_of(op.barriers, op)
+
+    def barrier_of(self, barriers: Any, op: Any) -> str:
         """The array of barriers; and which one, where that is a constant."""
         owner = op.group.owner if op.group is not None else None
         value = getattr(owner, "value", None)
-        groups = op.barriers.type.dims[1]
+        groups = barriers.type.dims[1]
         index = number(value) if isinstance(value, IntegerAttr) and groups > 1 else 0
-        cursor = op.cursor if op.barriers.type.dims[0] > 1 else None
-        return self.at(op.barriers, index * BARRIER_BYTES, cursor)
+        cursor = op.cursor if barriers.type.dims[0] > 1 else None
+        return self.at(barriers, index * BARRIER_BYTES, cursor)
 
     def on_barrier(self, op: Any, ptx: str, guard: str, *details: str) -> list[Found]:
         return [(ptx, (self.barrier(op), *details), guard)]
@@ -227,13 +232,19 @@ class _Expected:
     def tma_load(self, op: hopper.TmaLoadOp) -> list[Found]:
         multicast = "" if op.multicast is None else ".multicast::cluster"
         mask = () if op.multicast is None else (str(self.mask(op)),)
-        slot = self.at(op.ring, 0, op.cursor) + ("" if op.multicast is None else " rank")
+        box = op.map.type
+        assert isinstance(box, hopper.TensorMapType)
+        panel = 0 if op.panel is None else number(op.panel) * box.dims[0] * box.dims[1] * box.element_bytes
+        slot = self.at(op.ring, panel, op.cursor) + ("" if op.multicast is None else " rank")
         details = (slot, self.at(op.full, 0, op.cursor), *mask)
         return [(_tma(_LOAD, op.group) + multicast, details, self.lane_0())]
 
     def mask(self, op: hopper.TmaLoadOp) -> int:
         """The CTAs that receive a box, where the cluster is a row or a column."""
         return (1 << self.kernel.cluster.m.data * self.kernel.cluster.n.data) - 1
+
+    def tma_fill(self, op: hopper.TmaFillOp) -> list[Found]:
+        return [(_tma(_LOAD, None), (self.at(op.staging, number(op.offset)), self.barrier_of(op.full, op)), "")]
 
     def tma_store(self, op: hopper.TmaStoreOp) -> list[Found]:
         return [(_tma(_STORE, op.group), (self.at(op.staging, number(op.offset)),), self.lane_0())]
@@ -266,15 +277,22 @@ class _Expected:
         assert isinstance(a, hopper.RingType)
         return number(op.a_row) * a.dims[2] * a.element_bytes
 
+    def promote_columns(self, op: hopper.PromoteColumnsOp) -> list[Found]:
+        rows, columns = self.at(op.rows, 0, op.cursor), self.at(op.columns, 0, op.cursor)
+        return [("ld.shared.v2.f32 x4", (rows, columns), "")]
+
     def stage_fragment(self, op: hopper.StageFragmentOp) -> Iterator[Found]:
         staging = op.staging.type
         assert isinstance(staging, hopper.StagingType)
         _, rows, columns = staging.dims
+        wide = staging.element_bytes > STMATRIX_BYTES
+        loads = ["ld.shared.v2.f32 x2"] * 2 if wide else ["ld.shared.b32 x2"]  # f32: two groups of columns at a time
+        store = "st.shared.v2.f32 x2" if wide else "stmatrix.sync.aligned.m8n8.x4.shared.b16"
         for chunk in store_chunks(columns, rows, staging.element_bytes):
             swizzle = f"{chunk.swizzle.row_shift}, {chunk.swizzle.row_mask}"
             shape = f"<{chunk.first // 2}, {chunk.columns}, {swizzle}>"
-            details = (shape, self.at(op.staging, chunk.offset))
-            yield "stmatrix.sync.aligned.m8n8.x4.shared.b16", details, ""
+            for ptx in [*(loads if op.accumulate is not None else ()), store]:
+                yield ptx, (shape, self.at(op.staging, chunk.offset)), ""
 
 
 def _tma(what: str, group: SSAValue | None) -> str:

@@ -28,7 +28,11 @@ class Call:
         return f"{self.ptx} {' '.join(self.details)}{guard} in {inside}"
 
 
-_PTX = r"(?:mbarrier|cp\.async\.bulk|wgmma|fence|bar|barrier|setmaxnreg|stmatrix|st\.async)\.[\w.:]*\w"
+_PTX = (
+    r"(?:mbarrier|st\.async|cp\.async\.bulk|wgmma|fence|bar|barrier|setmaxnreg|stmatrix"
+    r"|[ls][dt]\.shared\.v2|ld\.shared(?=\.b32))"
+    r"\.[\w.:]*\w"
+)
 _DEFINITION = re.compile(r"^(?:template <[^\n]*>\s)?DEVICE \w+ (\w+)\(", re.MULTILINE)
 _TIMES = re.compile(r"for \(int \w+ = 0; \w+ < (\d+);")
 _BASE = re.compile(r"const u32 (\w+) = smem(?: \+ (\d+))?;")

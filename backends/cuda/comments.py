@@ -17,7 +17,7 @@ def _holds(op: Operation, kind: type[Operation]) -> bool:
 def _warpgroups(op: hopper.WarpgroupsOp) -> str:
     if not _holds(op, hopper.WgmmaOp):
         return ""
-    if _holds(op, hopper.PromoteOp):
+    if _holds(op, hopper.PromoteOp) or _holds(op, hopper.PromoteColumnsOp):
         return (
             "Math warpgroups: multiply slot by slot, add each partial sum, scaled, to the totals, stage finished rows."
         )
@@ -43,6 +43,8 @@ def _wait(op: hopper.WaitOp) -> str:
         return "Until the peer's slot is free. Half of the tile goes there."
     if isinstance(op.prev_op, hopper.GrantOp):
         return "Until the peer's sums are there: it has seen the grant, and another may follow."
+    if isinstance(op.next_op, hopper.StageFragmentOp):
+        return "Until C has arrived, where the store thread has sent what was staged before."
     if op.unless_last is None:
         return ""
     return "Nothing follows the very last k-block: what is multiplied after it is dropped."
@@ -68,7 +70,7 @@ _COMMENTS: dict[type[Operation], Callable[[Any], str]] = {
     hopper.AddSumsOp: lambda op: "Half of the tile is finished here: this part of K plus the peer's, in f32.",
     hopper.AcquireOp: _acquire,
     hopper.CountTilesOp: lambda op: "Only the device knows which rows are whose. A CTA without a tile ends here.",
-    hopper.ExpectOp: lambda op: "The slot is full once all these bytes have arrived.",
+    hopper.ExpectOp: lambda op: "The slot is full once all these bytes have arrived." if op.group is None else "",
     hopper.FetchScalesOp: lambda op: "Before the wait, so that the load's latency hides behind it.",
     hopper.FenceProxyAsyncOp: _fence,
     hopper.InitBarriersOp: lambda op: (
@@ -76,12 +78,18 @@ _COMMENTS: dict[type[Operation], Callable[[Any], str]] = {
     ),
     hopper.GrantOp: lambda op: "The peer may send its sums to these slots.",
     hopper.PartBlockOp: lambda op: "The CTAs of a cluster sum a part of K each.",
+    hopper.PromoteColumnsOp: lambda op: "total = partial * (row scale * column scale) + total, in f32.",
     hopper.PromoteOp: lambda op: "total = partial * (row scale * column scale) + total, in f32.",
     hopper.ReleaseOp: lambda op: "This warp has read the slot.",
     hopper.RingOp: lambda op: "Shared memory: rings of slots for operands and scales, rows on their way out, barriers.",
-    hopper.StageFragmentOp: lambda op: "Round, and lay the rows out as TMA stores them.",
+    hopper.StageFragmentOp: lambda op: (
+        "Round, and lay the rows out as TMA stores them."
+        if op.accumulate is None
+        else "Add C in f32, round, lay the rows out as TMA stores them; box by box, since C would fill registers."
+    ),
     hopper.StartScalesOp: lambda op: "Many k-blocks in one load, the next ones ahead: none is waited for.",
     hopper.StoreWaitReadOp: lambda op: "TMA has read the rows: others may be staged.",
+    hopper.TmaFillOp: lambda op: "C comes to where the rows of D leave from: to be added to them.",
     hopper.WaitOp: _wait,
     hopper.WarpOp: _warp,
     hopper.WarpgroupsOp: _warpgroups,

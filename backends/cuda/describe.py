@@ -64,11 +64,11 @@ def _params(kernel: hopper.KernelOp) -> tuple[Param, ...]:
 def _param(bind: hopper.BindAttr, parameter: SSAValue) -> Param:
     tensor = bind.tensor.data
     match BindName(bind.kind.data):
-        case BindName.MAP:
+        case BindName.MAP | BindName.ADDEND as kind:
             box = parameter.type
             assert isinstance(box, hopper.TensorMapType)
             rows, columns = box.dims
-            return TensorMapParam(tensor, (columns, rows), box.swizzle_mode.span)
+            return TensorMapParam(tensor, (columns, rows), box.swizzle_mode.span, addend=kind is BindName.ADDEND)
         case BindName.POINTER:
             return PointerParam(tensor)
         case BindName.STRIDE:

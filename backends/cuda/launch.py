@@ -117,7 +117,7 @@ class Launcher:
         driver.refuse_if_unusable()
         plan = self._plan(tensors)
         if plan.kernel is None:
-            return self._zeros(plan, out)
+            return self._sums_of_nothing(plan, tensors, out)
         if out is None:
             out = self._empty(plan)
             packed = plan.outputs.get(out.data_ptr()) or self._pack_output(plan, out, out.data_ptr())
@@ -192,12 +192,15 @@ class Launcher:
         shape = [plan.m if extent is None else extent for extent in spec.shape]
         return _torch().empty(shape, dtype=_dtype(spec.dtype), device=plan.device)
 
-    def _zeros(self, plan: Plan, out: torch.Tensor | None) -> torch.Tensor:
-        """The result where there is nothing to add up: no elements at all, or sums of no products."""
+    def _sums_of_nothing(self, plan: Plan, tensors: Sequence[torch.Tensor], out: torch.Tensor | None) -> torch.Tensor:
+        """The result where there are no products to add up, or no elements at all: zeros, or C."""
         if out is None:
-            return self._empty(plan).zero_()
-        check_output(self.manifest, _describe(out, "out"), plan.m, plan.inputs)
-        return out.zero_()
+            out = self._empty(plan)
+        else:
+            check_output(self.manifest, _describe(out, "out"), plan.m, plan.inputs)
+        params = (p for p in self.manifest.params if isinstance(p, TensorMapParam) and p.addend)
+        addend = next((tensors[p.tensor] for p in params), None)
+        return out.zero_() if addend is None else out.copy_(addend.float() + 0.0)
 
     def _pack_output(self, plan: Plan, out: torch.Tensor, key: object) -> Packed:
         info = _describe(out, "out")

@@ -181,6 +181,11 @@ DEVICE void fence_proxy_async() { asm volatile("fence.proxy.async.shared::cta;" 
 // K-major operand in rows of 128 bytes with the 128-byte swizzle: address / 16, 8 rows every 1024 bytes, swizzle mode 1.
 DEVICE u64 wgmma_descriptor(u32 address) { return 0x4000004000000000ull | u64((address & 0x3FFFF) >> 4); }
 
+//@ wgmma_panel_descriptor: types
+// An operand that is not K-major, in panels of 64 elements of M or N: one k in a row of 128 bytes with the 128-byte
+// swizzle, 8 of them every 1024 bytes, panels every 8192 bytes.
+DEVICE u64 wgmma_panel_descriptor(u32 address) { return 0x4000004002000000ull | u64((address & 0x3FFFF) >> 4); }
+
 //@ wgmma_fence: types
 DEVICE void wgmma_fence() { asm volatile("wgmma.fence.sync.aligned;" ::: "memory"); }
 
@@ -263,6 +268,29 @@ DEVICE void promote(float (&total)[COUNT], const float (&partial)[COUNT], const 
     }
 }
 
+//@ load_shared_f32x2: types
+DEVICE void load_shared_f32x2(u32 address, float& a, float& b) {
+    asm volatile("ld.shared.v2.f32 {%0, %1}, [%2];" : "=f"(a), "=f"(b) : "r"(address) : "memory");
+}
+
+//@ promote_columns: load_shared_f32 load_shared_f32x2 settled
+// The same with a scale for each column: `rows` is where this thread's first row scale lies, `columns` the first of all.
+// The totals settle here: moved below the next WGMMA, their sums would make ptxas drain the pipe (C7514).
+template <int COUNT>
+DEVICE void promote_columns(float (&total)[COUNT], const float (&partial)[COUNT], u32 rows, u32 columns) {
+    const float row[2] = {load_shared_f32(rows), load_shared_f32(rows + 32)};
+    columns += threadIdx.x % 4 * 8;
+#pragma unroll
+    for (int c = 0; c < COUNT / 4; ++c) {
+        float column[2];
+        load_shared_f32x2(columns + c * 32, column[0], column[1]);
+#pragma unroll
+        for (int i = 0; i < 4; ++i)
+            total[4 * c + i] = __fmaf_rn(partial[4 * c + i], __fmul_rn(row[i / 2], column[i % 2]), total[4 * c + i]);
+    }
+    settled(total);
+}
+
 //@ pack_bf16: types
 DEVICE u32 pack(float low, float high) {
     u32 r;
@@ -294,6 +322,100 @@ DEVICE void stage_columns(const float (&f)[COUNT], u32 box, u32 first_row) {
         const int i = FIRST + 8 * c;
         stmatrix_x4(box + row * COLUMNS * 2 + chunk * 16, pack(f[i], f[i + 1]), pack(f[i + 2], f[i + 3]),
                     pack(f[i + 4], f[i + 5]), pack(f[i + 6], f[i + 7]));
+    }
+}
+
+//@ store_shared_f32x2: types
+DEVICE void store_shared_f32x2(u32 address, float a, float b) {
+    asm volatile("st.shared.v2.f32 [%0], {%1, %2};" ::"r"(address), "f"(a), "f"(b) : "memory");
+}
+
+//@ stage_columns_f32: store_shared_f32x2
+// The same in f32, where each lane stores the pairs of columns that it has. In boxes of 128-byte rows, odd rows take the
+// 8-column groups in another order, so that half a warp's stores fall into all banks.
+template <int FIRST, int COLUMNS, int SHIFT, int MASK, int COUNT>
+DEVICE void stage_columns_f32(const float (&f)[COUNT], u32 box, u32 first_row) {
+    asm volatile("" : "+r"(box), "+r"(first_row));
+    const u32 lane = threadIdx.x % 32, row = first_row + lane / 4;
+    constexpr int TURN = COLUMNS == 32 ? 2 : 0;
+    const bool odd = TURN != 0 && row % 2 != 0;
+#pragma unroll
+    for (int c = 0; c < COLUMNS / 8; ++c) {
+        const u32 chunk = (2 * (odd ? c ^ TURN : c) + lane % 4 / 2) ^ (row >> SHIFT & MASK);
+        const int i = FIRST + 4 * c, j = FIRST + 4 * (c ^ TURN);
+#pragma unroll
+        for (int half = 0; half < 2; ++half)
+            store_shared_f32x2(box + (row + half * 8) * COLUMNS * 4 + chunk * 16 + lane % 2 * 8,
+                               odd ? f[j + half * 2] : f[i + half * 2], odd ? f[j + half * 2 + 1] : f[i + half * 2 + 1]);
+    }
+}
+
+//@ unpack_bf16: types
+DEVICE void unpack(u32 pair, float& low, float& high) {
+    low = __uint_as_float(pair << 16);
+    high = __uint_as_float(pair & 0xffff0000u);
+}
+
+//@ unpack_f16: types
+DEVICE void unpack(u32 pair, float& low, float& high) {
+    asm("{\n.reg .b16 low, high;\nmov.b32 {low, high}, %2;\ncvt.f32.f16 %0, low;\ncvt.f32.f16 %1, high;\n}"
+        : "=f"(low), "=f"(high) : "r"(pair));
+}
+
+//@ load_shared_b32: types
+DEVICE u32 load_shared_b32(u32 address) {
+    u32 v;
+    asm volatile("ld.shared.b32 %0, [%1];" : "=r"(v) : "r"(address) : "memory");
+    return v;
+}
+
+//@ add_columns: load_shared_b32
+// Adds what lies where `stage_columns` puts these columns, in f32. Each lane reads the pairs of columns that it has.
+template <int FIRST, int COLUMNS, int SHIFT, int MASK, int COUNT>
+DEVICE void add_columns(float (&f)[COUNT], u32 box, u32 first_row) {
+    asm volatile("" : "+r"(box), "+r"(first_row));
+    const u32 lane = threadIdx.x % 32, row = first_row + lane / 4;
+#pragma unroll
+    for (int c = 0; c < COLUMNS / 8; ++c) {
+        const u32 chunk = c ^ (row >> SHIFT & MASK);
+#pragma unroll
+        for (int half = 0; half < 2; ++half) {
+            const int i = FIRST + 4 * c + half * 2;
+            float low, high;
+            unpack(load_shared_b32(box + (row + half * 8) * COLUMNS * 2 + chunk * 16 + lane % 4 * 4), low, high);
+            f[i] = __fadd_rn(f[i], low);
+            f[i + 1] = __fadd_rn(f[i + 1], high);
+        }
+    }
+}
+
+//@ add_columns_f32: load_shared_f32x2
+// The same in f32, in the order of `stage_columns_f32`.
+template <int FIRST, int COLUMNS, int SHIFT, int MASK, int COUNT>
+DEVICE void add_columns_f32(float (&f)[COUNT], u32 box, u32 first_row) {
+    asm volatile("" : "+r"(box), "+r"(first_row));
+    const u32 lane = threadIdx.x % 32, row = first_row + lane / 4;
+    constexpr int TURN = COLUMNS == 32 ? 2 : 0;
+    const bool odd = TURN != 0 && row % 2 != 0;
+#pragma unroll
+    for (int c = 0; c < COLUMNS / 8; ++c) {
+        if (TURN != 0 && (c & TURN)) continue;
+        const u32 mask = row >> SHIFT & MASK;
+        const u32 one = (2 * (odd ? c ^ TURN : c) + lane % 4 / 2) ^ mask, other = (2 * (odd ? c : c ^ TURN) + lane % 4 / 2) ^ mask;
+#pragma unroll
+        for (int half = 0; half < 2; ++half) {
+            const u32 start = box + (row + half * 8) * COLUMNS * 4 + lane % 2 * 8;
+            const int i = FIRST + 4 * c + half * 2, j = FIRST + 4 * (c ^ TURN) + half * 2;
+            float a, b, x = 0.f, y = 0.f;
+            load_shared_f32x2(start + one * 16, a, b);
+            if (TURN != 0) load_shared_f32x2(start + other * 16, x, y);
+            f[i] = __fadd_rn(f[i], odd ? x : a);
+            f[i + 1] = __fadd_rn(f[i + 1], odd ? y : b);
+            if (TURN != 0) {
+                f[j] = __fadd_rn(f[j], odd ? a : x);
+                f[j + 1] = __fadd_rn(f[j + 1], odd ? b : y);
+            }
+        }
     }
 }
 

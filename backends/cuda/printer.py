@@ -79,6 +79,7 @@ SYNCHRONISING = (
     hopper.StoreRowsOp,
     hopper.StoreWaitReadOp,
     hopper.TakeTurnOp,
+    hopper.TmaFillOp,
     hopper.TmaLoadOp,
     hopper.TmaStoreOp,
     hopper.WaitOp,
@@ -134,6 +135,7 @@ class _Printer(PrintsStorage, PrintsBarriers, PrintsLoads, PrintsArithmetic, Pri
             hopper.PartBlockOp: self.part_block,
             hopper.PassTurnOp: self.pass_turn,
             hopper.PrefetchMapsOp: self.prefetch_maps,
+            hopper.PromoteColumnsOp: self.promote_columns,
             hopper.PromoteOp: self.promote,
             hopper.PutScalesOp: self.put_scales,
             hopper.ReleaseOp: self.release,
@@ -151,6 +153,7 @@ class _Printer(PrintsStorage, PrintsBarriers, PrintsLoads, PrintsArithmetic, Pri
             hopper.SyncWarpOp: lambda op: self.out.line("__syncwarp();"),
             hopper.TakeTurnOp: self.take_turn,
             hopper.TilesOp: self.tiles,
+            hopper.TmaFillOp: self.tma_fill,
             hopper.TmaLoadOp: self.tma_load,
             hopper.TmaStoreOp: self.tma_store,
             hopper.WaitOp: self.wait,
@@ -199,10 +202,12 @@ class _Printer(PrintsStorage, PrintsBarriers, PrintsLoads, PrintsArithmetic, Pri
 
     def header(self) -> str:
         k, tile = self.kernel, self.kernel.tile
+        plus_c = " + C" if any(isinstance(op, hopper.TmaFillOp) for op in k.walk()) else ""
         split = f", {k.parts} for each tile, which sum a part of K each" if k.parts > 1 else ""
         return (
-            f"// D[M, {number(k.columns)}] = A[M, {number(k.depth)}] @ B. A CTA makes {tile.m.data} x {tile.n.data} "
-            f"tiles, {self.cluster[0]} x {self.cluster[1]} CTAs form a cluster{split}.\n"
+            f"// D[M, {number(k.columns)}] = A[M, {number(k.depth)}] @ B{plus_c}. "
+            f"A CTA makes {tile.m.data} x {tile.n.data} tiles, "
+            f"{self.cluster[0]} x {self.cluster[1]} CTAs form a cluster{split}.\n"
             f"// {number(k.threads)} threads and {number(k.shared)} bytes of shared memory a CTA. Made by gemmir."
         )
 

@@ -10,11 +10,12 @@ from numpy.typing import NDArray
 from gemmir.backends.simulator.agent import Agent, WgmmaGroup
 from gemmir.backends.simulator.barriers import fault
 from gemmir.backends.simulator.machine import Cta, Wait
-from gemmir.backends.simulator.memory import VALID, Bytes, Region, slot_chunks
-from gemmir.backends.simulator.registers import Fragment, ScaleRegisters, promote, staging_offsets
+from gemmir.backends.simulator.memory import VALID, Bytes, Region, load_words, slot_chunks, slot_panels
+from gemmir.backends.simulator.registers import Fragment, ScaleRegisters, fragment_map, promote, staging_offsets
 from gemmir.dialects import hopper
 from gemmir.dtypes import DTYPES, DType
-from gemmir.tensor_core import round_to, wgmma_chain
+from gemmir.tensor_core import add, addend_values, fma, round_to, wgmma_chain
+from gemmir.tensor_core import multiply as product
 
 ROWS = 64
 ROW_BYTES = 128
@@ -38,15 +39,20 @@ class Multiplication:
     types: tuple[DType, DType]
     fragment: Fragment
     fresh: bool
+    panels: tuple[bool, bool] = (False, False)
     operands: tuple[Rows, Rows] | None = None
 
     def read(self) -> tuple[Rows, Rows]:
         return (
-            self._rows(self.addresses[0], ROWS, self.types[0]),
-            self._rows(self.addresses[1], self.fragment.columns, self.types[1]),
+            self._rows(self.addresses[0], ROWS, self.types[0], self.panels[0]),
+            self._rows(self.addresses[1], self.fragment.columns, self.types[1], self.panels[1]),
         )
 
-    def _rows(self, address: int, rows: int, dtype: DType) -> Rows:
+    def _rows(self, address: int, rows: int, dtype: DType, panels: bool) -> Rows:
+        if panels:
+            offsets = slot_panels(address, rows) // 2
+            states = self.cta.shared.state.view(np.uint16)[offsets]
+            return Rows(self.cta.shared.data.view(np.uint16)[offsets], (states != VALID * 0x0101).any(axis=1))
         data, state = self.cta.shared.chunks(slot_chunks(address, rows))
         garbage = (state != VALID).reshape(rows, ROW_BYTES).any(axis=1)
         bits: Bytes = data.reshape(rows, ROW_BYTES)
@@ -73,7 +79,8 @@ def multiply(agent: Agent, op: hopper.WgmmaOp) -> None:
         agent[op.b] + stage * b.slot_bytes + group * op.b_group_rows.value.data * ROW_BYTES,
     )
     types = (DTYPES[str(a.element)], DTYPES[str(b.element)])
-    made = Multiplication(agent.cta, addresses, types, fragment, op.fresh is not None)
+    panels = op.a_panels is not None, op.b_panels is not None
+    made = Multiplication(agent.cta, addresses, types, fragment, op.fresh is not None, panels)
     if agent.cluster.chance.random() < agent.cluster.reads_at_issue:
         made.operands = made.read()
     fragment.in_flight += 1
@@ -147,20 +154,43 @@ def promote_wave(agent: Agent, op: hopper.PromoteOp) -> None:
     promote(partial, total, scales, op.wave.value.data, op.step.value.data)
 
 
+def promote_columns(agent: Agent, op: hopper.PromoteColumnsOp) -> None:
+    """Each thread's ordinary loads from the slot, as `promote_columns` does them, and the promotion."""
+    partial, total = agent[op.partial], agent[op.total]
+    rows, columns, stage, group = op.rows.type, op.columns.type, agent[op.cursor].stage, int(agent[op.group])
+    assert isinstance(rows, hopper.RingType) and isinstance(columns, hopper.RingType)
+    row, column = fragment_map(partial.columns)
+    row = row + group * op.group_rows.value.data + op.wave.value.data * ROWS
+    column = column + group * op.group_columns.value.data
+    at_rows = agent[op.rows] + stage * rows.slot_bytes + row * 4
+    at_columns = agent[op.columns] + stage * columns.slot_bytes + column * 4
+    shared = agent.cta.shared
+    (row_scales, one), (column_scales, other) = shared.load_f32(at_rows), shared.load_f32(at_columns)
+    agent.read(Region(np.unique(at_rows), 4))
+    agent.read(Region(np.unique(at_columns), 4))
+    values, garbage = partial.read()
+    sums, garbage_sums = total.read()
+    total.write(fma(values, product(row_scales, column_scales), sums), garbage | garbage_sums | one | other)
+
+
 def stage_fragment(agent: Agent, op: hopper.StageFragmentOp) -> None:
-    """Round 64 rows and put them into the staging area of the role's warpgroup."""
+    """Round 64 rows and put them into the staging area of the role's warpgroup; before that, add what lies there."""
     staging, owner, fragment = op.staging.type, op.staging.owner, agent[op.fragment]
     assert isinstance(staging, hopper.StagingType) and isinstance(owner, hopper.StagingOp)
+    _, rows, columns = staging.dims
+    size, dtype = staging.element_bytes, DTYPES[str(staging.element)]
+    base = agent[op.staging] + int(agent[op.group]) * owner.pitch.value.data
+    region = Region(base + staging_offsets(columns, rows, size, op.row.value.data), size)
     values, garbage = fragment.read()
+    if op.accumulate is not None:
+        bits, unsound = load_words(agent.cta.shared, region.offsets, size)
+        agent.read(Region(region.offsets.reshape(-1), size))
+        values, garbage = add(values, addend_values(bits, dtype)), garbage | unsound
     if garbage.any():
         thread, register = np.argwhere(garbage)[0]
         raise fault(
             f"{agent.name}: register {register} of thread {thread} of {fragment.name} is staged, but it is garbage",
             "sums are made of data that have arrived, and are used after the wait that names them",
         )
-    _, rows, columns = staging.dims
-    size = staging.element_bytes
-    base = agent[op.staging] + int(agent[op.group]) * owner.pitch.value.data
-    region = Region(base + staging_offsets(columns, rows, size, op.row.value.data), size)
-    agent.cta.shared.write(region, round_to(values, DTYPES[str(staging.element)]))
+    agent.cta.shared.write(region, round_to(values, dtype))
     agent.wrote(region)

@@ -29,8 +29,13 @@ def tma_load(agent: Agent, op: hopper.TmaLoadOp) -> None:
     rows, columns = box.dims
     size = rows * columns * box.element_bytes
     part, destinations = _destinations(agent, op)
-    row = agent[op.row] * op.row_step.value.data + part * rows
+    part = op.first_box(part, len(destinations))
+    row = agent[op.row] * op.row_step.value.data
     column = agent[op.column] * op.column_step.value.data
+    if op.panel is None:
+        row += part * rows
+    else:
+        column += part * columns
     if column * box.element_bytes % CHUNK:
         raise fault(
             f"TMA loads from {matrix.name}[{row}, {column}]", "a box starts at a multiple of 16 bytes of its row"
@@ -50,6 +55,21 @@ def _matrix(agent: Agent, map_: SSAValue, group: SSAValue | None) -> Matrix:
     matrix = agent[map_]
     assert isinstance(matrix, Matrix)
     return matrix if group is None else matrix.of_group(agent[group])
+
+
+def tma_fill(agent: Agent, op: hopper.TmaFillOp) -> None:
+    """Start to load a box of C into the staging area."""
+    box, matrix = op.map.type, agent[op.map]
+    assert isinstance(box, hopper.TensorMapType) and isinstance(matrix, Matrix)
+    rows, columns = box.dims
+    row, column = agent[op.row] + op.row_offset.value.data, agent[op.column] + op.column_offset.value.data
+    data = np.ascontiguousarray(matrix.load(row, column, rows, columns)).view(np.uint8).reshape(-1, 16)
+    start = agent[op.staging] + op.offset.value.data
+    chunks = box_chunks(start, rows, columns * box.element_bytes, box.swizzle_mode)
+    full = agent.barrier_address(op.full, op.cursor, op.group)
+    agent.cta.barrier(full)  # must exist before anything is sent
+    agent.cta.expect_load(chunks)
+    agent.cluster.start(Arriving(agent.cta, chunks, data, full))
 
 
 def _destinations(agent: Agent, op: hopper.TmaLoadOp) -> tuple[int, list[int]]:

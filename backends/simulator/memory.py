@@ -15,7 +15,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from gemmir.errors import UnsupportedError
-from gemmir.layouts import DESCRIPTOR_STEP, Swizzle, descriptor_high_bits
+from gemmir.layouts import DESCRIPTOR_STEP, PANEL, PANEL_BYTES, PANEL_STEP, Swizzle, descriptor_high_bits
 
 Bytes = NDArray[np.uint8]
 Index = NDArray[np.int64]
@@ -82,6 +82,14 @@ class SharedMemory:
         return self.data.view(np.float32)[offsets // 4], states != VALID * 0x01010101
 
 
+def load_words(shared: SharedMemory, offsets: Index, size: int) -> tuple[NDArray[Any], NDArray[np.bool_]]:
+    """Ordinary loads of elements of `size` bytes: raw bits, and which of them are garbage."""
+    word = np.dtype(f"u{size}")
+    ones = (256**size - 1) // 255
+    states = shared.state.view(word)[offsets // size] & word.type(~(UNFENCED * ones) & 256**size - 1)
+    return shared.data.view(word)[offsets // size], states != VALID * ones
+
+
 def swizzled(address: Index, swizzle: Swizzle) -> Index:
     """Where a linearly addressed byte lies: 16-byte chunks are permuted within rows of the swizzle's span."""
     row = address // swizzle.span
@@ -129,3 +137,25 @@ def slot_chunks(address: int, rows: int) -> Index:
     first = operand_descriptor(address)
     parts = [descriptor_chunks(first + DESCRIPTOR_STEP * i, rows) for i in range(4)]
     return np.concatenate(parts, axis=1)
+
+
+def panel_descriptor(address: int) -> int:
+    """The 64-bit descriptor of an operand in panels."""
+    return descriptor_high_bits(Swizzle.B128, 8 * Swizzle.B128.span, PANEL_BYTES) | (address & 0x3FFFF) >> 4
+
+
+@lru_cache(maxsize=1024)
+def panel_elements(descriptor: int, rows: int) -> Index:
+    """Byte offsets of the 16-bit elements that one WGMMA reads and transposes, (rows of A or columns of B, 16)."""
+    start, leading, stride = ((descriptor >> bit & 0x3FFF) << 4 for bit in (0, 16, 32))
+    swizzle = _MODES[descriptor >> 62]
+    row, k = np.arange(rows, dtype=np.int64)[:, None], np.arange(16, dtype=np.int64)
+    linear = start + row // PANEL * leading + k // 8 * stride + k % 8 * swizzle.span + row % PANEL * 2
+    return swizzled(linear, swizzle)
+
+
+@lru_cache(maxsize=1024)
+def slot_panels(address: int, rows: int) -> Index:
+    """Byte offsets of what the four WGMMAs that multiply a slot read, (rows, 64)."""
+    first = panel_descriptor(address)
+    return np.concatenate([panel_elements(first + PANEL_STEP * i, rows) for i in range(4)], axis=1)

@@ -10,7 +10,7 @@ from numpy.typing import NDArray
 
 from gemmir.backends.simulator.barriers import fault
 from gemmir.backends.simulator.memory import Index
-from gemmir.layouts import fragment_element, store_chunks
+from gemmir.layouts import STMATRIX_BYTES, fragment_element, store_chunks
 from gemmir.tensor_core import NAN, fma, multiply
 from gemmir.tile import WAVE_ROWS
 
@@ -114,12 +114,14 @@ def promote(partial: Fragment, total: Fragment, scales: ScaleRegisters, wave: in
 @lru_cache(maxsize=256)
 def staging_offsets(columns: int, rows: int, element_bytes: int, first_row: int) -> Index:
     """
-    Where `stmatrix.x4` puts each register of 64 rows from `first_row` on, in bytes from the staging area of `rows` x
-    `columns`, (128, columns / 2).
+    Where each register of 64 rows from `first_row` on is staged, in bytes from the staging area of `rows` x `columns`,
+    (128, columns / 2): 16-bit elements by `stmatrix.x4`, wider ones by ordinary stores.
 
-    Lane l of a warp gives the address of row l % 16 in the 8-column group l / 16; matrix j of four has its rows
-    from lanes 8j .. 8j + 7, and its elements 2t, 2t + 1 of row r from registers 2j, 2j + 1 of lane 4r + t.
+    stmatrix: lane l of a warp gives the address of row l % 16 in the 8-column group l / 16; matrix j of four has its
+    rows from lanes 8j .. 8j + 7, and its elements 2t, 2t + 1 of row r from registers 2j, 2j + 1 of lane 4r + t.
     """
+    if element_bytes > STMATRIX_BYTES:
+        return _stored_offsets(columns, rows, element_bytes, first_row)
     thread = np.arange(THREADS, dtype=np.int64)[:, None]
     register = np.arange(8, dtype=np.int64)
     warp, lane = thread // 32, thread % 32
@@ -134,4 +136,18 @@ def staging_offsets(columns: int, rows: int, element_bytes: int, first_row: int)
             first = chunk.first // 2 + 8 * group
             start = chunk.offset + row * chunk.columns * element_bytes
             offsets[:, first : first + 8] = start + place * 16 + inside
+    return offsets
+
+
+def _stored_offsets(columns: int, rows: int, element_bytes: int, first_row: int) -> Index:
+    """`staging_offsets` of ordinary stores: every thread puts each of its registers where the box has its element."""
+    row, column = fragment_map(columns)
+    row = row + first_row
+    offsets = np.empty((THREADS, columns // 2), np.int64)
+    for chunk in store_chunks(columns, rows, element_bytes):
+        mine = (column >= chunk.first) & (column < chunk.first + chunk.columns)
+        byte = (column - chunk.first) * element_bytes
+        place = byte // 16 ^ (row >> chunk.swizzle.row_shift & chunk.swizzle.row_mask)
+        offset = chunk.offset + row * chunk.columns * element_bytes + place * 16 + byte % 16
+        offsets[mine] = offset[mine]
     return offsets

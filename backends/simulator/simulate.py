@@ -18,9 +18,10 @@ from gemmir.backends.simulator.schedule import number_of_tiles
 from gemmir.backends.simulator.split_k import Sending
 from gemmir.backends.simulator.tensors import Bound, bind
 from gemmir.dialects import hopper
-from gemmir.dtypes import DTYPES
+from gemmir.dtypes import DTYPES, DType
 from gemmir.errors import InputError
 from gemmir.target import SM_90A, WARPS_PER_GROUP, balanced_clusters, launch_registers
+from gemmir.tensor_core import add, addend_values, round_to
 
 if TYPE_CHECKING:
     import torch
@@ -50,7 +51,7 @@ def simulate(
     import torch
 
     bits = simulate_bits(kernel, tensors, m, seed=seed, clusters=clusters)
-    dtype = DTYPES[str(kernel.output.type.element_type)]
+    dtype = _result(kernel)
     return torch.from_numpy(bits.view(f"i{dtype.bytes}")).view(getattr(torch, dtype.torch_name))
 
 
@@ -71,12 +72,24 @@ def simulate_bits(
     if clusters is not None and clusters < 1:
         raise InputError("GMR-I009", f"clusters = {clusters}", rule="a grid has at least one cluster")
     if kernel.depth.value.data == 0:
-        return bound.output.bits  # such kernels are not launched: sums of no products are zero
+        return _without_products(kernel, bound)  # such kernels are not launched
     chance = random.Random(seed)
     for index in range(number):
         _run_cluster(kernel, bound, Grid(index, number, bound.segments), chance)
     _check_complete(bound)
     return bound.output.bits
+
+
+def _without_products(kernel: hopper.KernelOp, bound: Bound) -> NDArray[Any]:
+    """Sums of no products: zeros, or C rounded."""
+    if bound.addend is None:
+        return bound.output.bits
+    c = addend_values(bound.addend.bits, _result(kernel))
+    return round_to(add(np.zeros_like(c), c), _result(kernel))
+
+
+def _result(kernel: hopper.KernelOp) -> DType:
+    return DTYPES[str(kernel.output.type.element_type)]
 
 
 def _run_cluster(kernel: hopper.KernelOp, bound: Bound, grid: Grid, chance: random.Random) -> None:

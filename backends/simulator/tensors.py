@@ -30,12 +30,14 @@ class Matrix:
     """
     A tensor as the TMA engine sees it: rows of neighbouring elements, raw bits; of rank 3 with a matrix for each group.
 
-    `written` is there for the result only: which elements have been stored.
+    `written` is there for the result only: which elements have been stored. `result` is there for operand C only, where
+    the result may lie.
     """
 
     name: str
     bits: Array
     written: NDArray[np.bool_] | None = None
+    result: Matrix | None = None
 
     def of_group(self, group: int) -> Matrix:
         """One group's matrix, in the same memory."""
@@ -48,7 +50,13 @@ class Matrix:
         """A box; zero outside the tensor."""
         box = np.zeros((rows, columns), self.bits.dtype)
         height, width = self.bits.shape
-        inside = self.bits[max(row, 0) : min(row + rows, height), max(column, 0) : min(column + columns, width)]
+        place = (slice(max(row, 0), min(row + rows, height)), slice(max(column, 0), min(column + columns, width)))
+        if self.result is not None and self.result.written is not None and self.result.written[place].any():
+            raise fault(
+                f"{self.name} is read from [{row}, {column}] on after {self.result.name} was stored there",
+                "the result may lie where C does: C is read before that part of the result leaves",
+            )
+        inside = self.bits[place]
         if inside.size:
             top, left = max(-row, 0), max(-column, 0)
             box[top : top + inside.shape[0], left : left + inside.shape[1]] = inside
@@ -102,6 +110,7 @@ class Bound:
     segments: list[Segment]
     output: Matrix
     values: dict[SSAValue, object] = field(default_factory=dict[SSAValue, object])
+    addend: Matrix | None = None
 
 
 def bind(kernel: hopper.KernelOp, tensors: Sequence[torch.Tensor | Array], m: int) -> Bound:
@@ -114,7 +123,9 @@ def bind(kernel: hopper.KernelOp, tensors: Sequence[torch.Tensor | Array], m: in
     output = Matrix(kernel.output.label.data, np.zeros(shape, f"u{size}"), np.zeros(shape, np.bool_))
     bound = Bound(_segments(kernel, arrays, m), output)
     for argument, bind in zip(kernel.body.block.args, kernel.binds, strict=True):
-        bound.values[argument] = _parameter(kernel, bind, arrays, output, m)
+        made = bound.values[argument] = _parameter(kernel, bind, arrays, output, m)
+        if isinstance(made, Matrix) and made.result is not None:
+            bound.addend = made
     return bound
 
 
@@ -144,6 +155,8 @@ def _parameter(kernel: hopper.KernelOp, bind: hopper.BindAttr, arrays: list[Arra
     match kind:
         case BindName.POINTER:
             return Pointer(spec.label.data, np.ascontiguousarray(array).reshape(-1).view(np.float32))
+        case BindName.ADDEND:
+            return Matrix(spec.label.data, array, result=output)
         case BindName.STRIDE:
             return int(np.prod(array.shape[bind.dimension.data + 1 :]))
         case _:

@@ -126,6 +126,9 @@ def model_of(op: ProductOp, tensors: Sequence[torch.Tensor]) -> torch.Tensor:
     from gemmir.dialects.gemm import problem_of
 
     problem, operands = problem_of(op), operands_of(op, _by_value(op, tensors))
+    if op.c is not None:  # which is of products without groups
+        c = _by_value(op, tensors)[op.c]
+        return _model_of_one(problem, operands.a, operands.b, operands.scale_a, operands.scale_b, c)
     shape, dtype = result_shape(problem.grouping, operands), getattr(torch, problem.d.torch_name)
     result = torch.zeros(shape, dtype=dtype, device=operands.a.device)
     for group, product, part in products_of(problem, operands):
@@ -134,13 +137,18 @@ def model_of(op: ProductOp, tensors: Sequence[torch.Tensor]) -> torch.Tensor:
 
 
 def _model_of_one(
-    problem: GemmProblem, a: torch.Tensor, b: torch.Tensor, scale_a: torch.Tensor | None, scale_b: torch.Tensor | None
+    problem: GemmProblem,
+    a: torch.Tensor,
+    b: torch.Tensor,
+    scale_a: torch.Tensor | None,
+    scale_b: torch.Tensor | None,
+    c: torch.Tensor | None = None,
 ) -> torch.Tensor:
     """The bit model of one product: in torch on a GPU, in NumPy on the CPU."""
     if a.is_cuda:
-        return torch_model.gemm_model(problem, a, b, scale_a, scale_b)
-    scales = [None if scale is None else scale.numpy() for scale in (scale_a, scale_b)]
-    bits = numpy_model(problem, raw_bits(a), raw_bits(b), *scales)
+        return torch_model.gemm_model(problem, a, b, scale_a, scale_b, c)
+    left, right = (None if scale is None else scale.numpy() for scale in (scale_a, scale_b))
+    bits = numpy_model(problem, raw_bits(a), raw_bits(b), left, right, None if c is None else raw_bits(c))
     return torch.from_numpy(bits.view(f"i{problem.d.bytes}")).view(getattr(torch, problem.d.torch_name))
 
 

@@ -27,6 +27,10 @@ from gemmir.problem import SCALE_BLOCK, GemmProblem, Grouping, Recipe
 from gemmir.schedule import Family, RasterAxis, Schedule, Split
 from gemmir.tile import tile_geometry, widest_scale_batch
 
+RESULTS = (BF16, F16, F32)
+WEIGHT_SCALES = st.sampled_from((Recipe.BLOCK_WISE_128X128, Recipe.BLOCK_WISE_128X128, Recipe.BLOCK_WISE_1X128))
+MAJORS = st.sampled_from((("k", "k"), ("k", "k"), ("m", "k"), ("k", "n"), ("m", "n")))
+ADDENDS = st.sampled_from((False, False, True))
 CLUSTERS = ((1, 1), (2, 1), (1, 2))
 FP8_PAIRS = ((F8E4M3FN, F8E4M3FN), (F8E5M2, F8E4M3FN), (F8E5M2, F8E5M2), (F8E4M3FN, F8E5M2))
 
@@ -37,6 +41,13 @@ def fp8_problem(
     """FP8 with scales 1x128 x 128x128, promoted every 128 elements of K."""
     recipes = (Recipe.BLOCK_WISE_1X128, Recipe.BLOCK_WISE_128X128)
     return GemmProblem(m, n, k, a, b, d, *recipes, NumericsSpec(32, SCALE_BLOCK), expected_m=expected_m)
+
+
+def columns_problem(
+    m: int | None, n: int, k: int, a: DType = F8E4M3FN, b: DType = F8E4M3FN, d: DType = BF16, expected_m: int = 4096
+) -> GemmProblem:
+    """FP8 with scales 1x128 x 1x128, promoted every 128 elements of K."""
+    return replace(fp8_problem(m, n, k, a, b, d, expected_m), scale_b=Recipe.BLOCK_WISE_1X128)
 
 
 def half_problem(
@@ -50,17 +61,25 @@ def half_problem(
 
 @st.composite
 def problems(draw: st.DrawFn, min_k: int = 0, max_m: int = 20_000) -> GemmProblem:
-    """What the `tiles` family computes: any M or `?`, N a multiple of 8, K whole 16-byte rows."""
+    """What the `tiles` family computes: any M or `?`, N and K whole 16-byte rows, with an operand C or without."""
     m = draw(st.none() | st.integers(1, max_m))
-    n = 8 * draw(st.integers(1, 4096))
+    d = draw(st.sampled_from(RESULTS))
+    n = 16 // d.bytes * draw(st.integers(1, 4096))
     expected = draw(st.sampled_from((1, 64, 500, 4096)))
-    d = draw(st.sampled_from((BF16, F16)))
     if draw(st.booleans()):
         k = 16 * draw(st.integers(-(-min_k // 16), 1024))
         a, b = draw(st.sampled_from((F8E4M3FN, F8E5M2))), draw(st.sampled_from((F8E4M3FN, F8E5M2)))
-        return fp8_problem(m, n, k, a, b, d, expected)
+        return replace(fp8_problem(m, n, k, a, b, d, expected), scale_b=draw(WEIGHT_SCALES), has_c=draw(ADDENDS))
     k = 8 * draw(st.integers(-(-min_k // 8), 1024))
-    return half_problem(m, n, k, draw(st.sampled_from((BF16, F16))), d, expected)
+    problem = half_problem(m, n, k, draw(st.sampled_from((BF16, F16))), d, expected)
+    return _laid_out(replace(problem, has_c=draw(ADDENDS)), *draw(MAJORS))
+
+
+def _laid_out(problem: GemmProblem, a: str, b: str) -> GemmProblem:
+    """`problem` with operands of these majors; M and N rounded up where their rows must be whole 16 bytes."""
+    m, n = problem.m, problem.n
+    m = m if m is None or a == "k" else -(-m // 8) * 8
+    return replace(problem, m=m, n=n if b == "k" else -(-n // 8) * 8, a_major=a, b_major=b)
 
 
 @cache
@@ -177,13 +196,15 @@ def sizes(step: int, tile: int, most: int) -> st.SearchStrategy[int]:
 @st.composite
 def small_problems(draw: st.DrawFn, most_m: int = 200, most_n: int = 200, most_k_blocks: int = 5) -> GemmProblem:
     """Problems with a fixed M, small enough to simulate, whose sizes lie around the edges of tiles and k-blocks."""
-    m, n = draw(sizes(1, 64, most_m)), draw(sizes(8, 64, most_n))
-    d = draw(st.sampled_from((BF16, F16)))
+    d = draw(st.sampled_from(RESULTS))
+    m, n = draw(sizes(1, 64, most_m)), draw(sizes(16 // d.bytes, 64, most_n))
     if draw(st.booleans()):
         k = draw(sizes(16, SCALE_BLOCK, most_k_blocks * SCALE_BLOCK))
-        return fp8_problem(m, n, k, *draw(st.sampled_from(FP8_PAIRS)), d)
+        problem = fp8_problem(m, n, k, *draw(st.sampled_from(FP8_PAIRS)), d)
+        return replace(problem, scale_b=draw(WEIGHT_SCALES), has_c=draw(ADDENDS))
     k = draw(sizes(8, 64, most_k_blocks * 64))
-    return half_problem(m, n, k, draw(st.sampled_from((BF16, F16))), d)
+    problem = half_problem(m, n, k, draw(st.sampled_from((BF16, F16))), d)
+    return _laid_out(replace(problem, has_c=draw(ADDENDS)), *draw(MAJORS))
 
 
 def split_in_two(problem: GemmProblem) -> GemmProblem:
@@ -201,9 +222,9 @@ def split_programs(draw: st.DrawFn) -> str:
 
 def program_text(problem: GemmProblem, schedule: Schedule | None = None, name: str = "product") -> str:
     """
-    The function `name`, which computes `problem` (k-major, no C, no epilogue), with `schedule` fixed, as IR text.
+    The function `name`, which computes `problem` (without an epilogue), with `schedule` fixed, as IR text.
 
-    Its arguments are x, w, the index operand of groups, and the scales xs and ws, as far as there are such.
+    Its arguments are x, w, the index operand of groups, the scales xs and ws, and c, as far as there are such.
     """
     from gemmir.dialects.gemm import set_schedule, the_matmul
     from gemmir.ir_text import parse_module
@@ -232,6 +253,11 @@ def _text(problem: GemmProblem, name: str) -> str:
         clauses += f" scaled (%xs by {problem.scale_a.value}, %ws by {problem.scale_b.value})"
     if problem.numerics.split_k > 1:
         clauses += f" numerics <split_k = {problem.numerics.split_k}>"
+    if problem.has_c:
+        operands["c"] = result
+        clauses += " accumulate %c"
+    if (problem.a_major, problem.b_major) != ("k", "k"):
+        clauses += f" layout <a = {problem.a_major}, b = {problem.b_major}>"
     arguments = ", ".join(f"%{operand}: {type_}" for operand, type_ in operands.items())
     op = {Grouping.NONE: "matmul", Grouping.BATCH: "batched_matmul"}.get(problem.grouping, "grouped_matmul")
     return f"""

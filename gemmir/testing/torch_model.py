@@ -161,6 +161,7 @@ def gemm_model(
     b: torch.Tensor,
     scale_a: torch.Tensor | None = None,
     scale_b: torch.Tensor | None = None,
+    c: torch.Tensor | None = None,
     *,
     index: torch.Tensor | None = None,
     panel: tuple[int, int] = PANEL,
@@ -168,11 +169,13 @@ def gemm_model(
     """
     What a kernel for `problem` computes, bit for bit, whatever its schedule.
 
-    `a` (M, K), `b` (K, N) of the operand types; scales: float32 in the shapes of `gemmir.problem.Recipe`; all on one
-    device, where the work is done. Returns (M, N) of the result type. Of several groups all have the shapes of
-    `gemmir.matmul_rules.DIMS`, `index` says which elements are whose, and what no group writes is zero.
-    `UnsupportedError` (GMR-U001) where there is no model.
+    `a` (M, K), `b` (K, N) of the operand types; scales: float32 in the shapes of `gemmir.problem.Recipe`; `c` (M,
+    N) of the result type, if there is one group; all on one device, where the work is done. Returns (M, N) of the
+    result type. Of several groups all have the shapes of `gemmir.matmul_rules.DIMS`, `index` says which elements
+    are whose, and what no group writes is zero. `UnsupportedError` (GMR-U001) where there is no model.
     """
+    if c is not None:
+        return _model_of_one(problem, a, b, scale_a, scale_b, panel, c)
     whole = Operands(a, b, scale_a, scale_b, None, index)
     dtype = getattr(torch, problem.d.torch_name)
     result = torch.zeros(result_shape(problem.grouping, whole), dtype=dtype, device=a.device)
@@ -188,6 +191,7 @@ def _model_of_one(
     scale_a: torch.Tensor | None,
     scale_b: torch.Tensor | None,
     panel: tuple[int, int],
+    c: torch.Tensor | None = None,
 ) -> torch.Tensor:
     check_modelled(problem)
     m, n = a.shape[0], b.shape[1]
@@ -199,7 +203,10 @@ def _model_of_one(
         for row in range(0, m, panel[0]):
             rows = slice(row, min(row + panel[0], m))
             scales = None if expanded is None or scale_a is None else (scale_a[rows], expanded)
-            result[rows, columns] = round_to(_accumulate(problem, decode(a[rows], problem.a), right, scales), problem.d)
+            total = _accumulate(problem, decode(a[rows], problem.a), right, scales)
+            if c is not None:
+                total = canonical(total + c[rows, columns].float())
+            result[rows, columns] = round_to(total, problem.d)
     return result
 
 

@@ -7,7 +7,8 @@ finished tiles off. Barriers:
 - `full[s]`: one arrival, the producer's, with the bytes to come.
 - `empty[s]`: one arrival per math warp of each CTA that this slot's contents also went to.
 - `staged[g]`: one arrival per warp of math warpgroup g, a slice of its tile lies in the staging area.
-- `drained[g]`: one arrival, the store warp's, which has sent that slice.
+- `drained[g]`: one arrival, the store warp's, which has sent that slice. With an operand C, the arrival says how many
+  bytes of C are on their way to where the slice was: the phase ends when they have arrived.
 - `room`, where two CTAs sum a part of K each: one arrival, the peer's producer's; its slots for an exchange are free.
 """
 
@@ -35,9 +36,9 @@ from xdsl.utils.hints import isa
 from gemmir.dialects import hopper
 from gemmir.dialects.gemm import ProductOp, argument_names
 from gemmir.dialects.hopper.types import BindName, Element, GroupingName, OrderName
-from gemmir.layouts import StoreChunk, Swizzle
+from gemmir.layouts import PANEL, StoreChunk, Swizzle
 from gemmir.passes.lowering.emitter import Emitter
-from gemmir.problem import GemmProblem, Grouping
+from gemmir.problem import GemmProblem, Grouping, Recipe
 from gemmir.schedule import Schedule
 from gemmir.target import WARPS_PER_GROUP, setmaxnreg_split
 from gemmir.tile import Exchange, SharedLayout, TileGeometry, exchange, shared_layout, tile_geometry
@@ -148,12 +149,13 @@ class Plan:
     @property
     def slice_chunks(self) -> tuple[StoreChunk, ...]:
         """The boxes of one slice."""
-        return self.tile.store_chunks(self.slices * self.parts)
+        return self.tile.store_chunks(self.slices * self.parts, self.problem.d.bytes)
 
     @property
     def stage_load_bytes(self) -> int:
         """Bytes that TMA brings into one stage."""
-        return self.layout.a_bytes + self.layout.b_bytes + self.layout.scale_a_bytes
+        scales = self.layout.scale_b_bytes if self.problem.column_scales else 0
+        return self.layout.a_bytes + self.layout.b_bytes + self.layout.scale_a_bytes + scales
 
     @property
     def group_rows(self) -> int:
@@ -185,6 +187,7 @@ class Parameters:
     maps_d: dict[int, SSAValue]
     """By box width in columns."""
     map_scale_a: SSAValue | None
+    map_scale_b: SSAValue | None
     scale_b: SSAValue | None
     scale_b_stride_k: SSAValue | None
     scale_b_stride_n: SSAValue | None
@@ -194,6 +197,8 @@ class Parameters:
     d: SSAValue | None
     d_stride_m: SSAValue | None
     d_stride_group: SSAValue | None
+    maps_c: dict[int, SSAValue]
+    """By box width in columns; empty where there is no C."""
 
     @property
     def weight_scales(self) -> tuple[SSAValue, SSAValue, SSAValue] | None:
@@ -204,7 +209,11 @@ class Parameters:
 
     @property
     def loads(self) -> list[SSAValue]:
-        return [m for m in (self.map_a, self.map_b, self.map_scale_a) if m is not None]
+        return [
+            m
+            for m in (self.map_a, self.map_b, self.map_scale_a, self.map_scale_b, *self.maps_c.values())
+            if m is not None
+        ]
 
 
 @dataclass(frozen=True)
@@ -237,20 +246,28 @@ def kernel_parameters(plan: Plan, op: ProductOp) -> Iterator[tuple[str, Attribut
     """Name, type and binding of each parameter, in order."""
     problem, layout = plan.problem, plan.layout
     a, b, d = ELEMENTS[problem.a.name], ELEMENTS[problem.b.name], ELEMENTS[problem.d.name]
-    box_a = (plan.block_m // plan.cluster_n, problem.block_k)
-    box_b = (plan.block_n // plan.cluster_m, problem.block_k)
+    panel = (problem.block_k, PANEL)
+    box_a = (plan.block_m // plan.cluster_n, problem.block_k) if problem.a_major == "k" else panel
+    box_b = (plan.block_n // plan.cluster_m, problem.block_k) if problem.b_major == "k" else panel
     yield "map_a", hopper.TensorMapType(box_a, a, Swizzle.B128), _bind_map(_argument(op.a))
     yield "map_b", hopper.TensorMapType(box_b, b, Swizzle.B128), _bind_map(_argument(op.b))
     if layout.scale_a_bytes and op.scale_a is not None and op.scale_b is not None:
         scale_b = _argument(op.scale_b)
         yield "map_scale_a", hopper.TensorMapType((1, plan.block_m), Float32Type()), _bind_map(_argument(op.scale_a))
+        if problem.column_scales:
+            yield "map_scale_b", hopper.TensorMapType((1, plan.block_n), Float32Type()), _bind_map(scale_b)
+    if layout.scale_a_bytes and op.scale_b is not None and not problem.column_scales:
+        scale_b = _argument(op.scale_b)
         yield "scale_b", hopper.PointerType(Float32Type()), hopper.BindAttr(BindName.POINTER, scale_b)
         yield "scale_b_stride_k", i64, hopper.BindAttr(BindName.STRIDE, scale_b, int(plan.grouped))
         yield "scale_b_stride_n", i64, hopper.BindAttr(BindName.STRIDE, scale_b, 1 + plan.grouped)
         if plan.grouped:
             yield "scale_b_stride_group", i64, hopper.BindAttr(BindName.STRIDE, scale_b, 0)
     for width, swizzle in sorted({(c.columns, c.swizzle) for c in plan.slice_chunks}, key=lambda c: -c[0]):
-        yield f"map_d{width}", hopper.TensorMapType((plan.slice_rows, width), d, swizzle), _bind_map(-1)
+        box = hopper.TensorMapType((plan.slice_rows, width), d, swizzle)
+        if op.c is not None:
+            yield f"map_c{width}", box, hopper.BindAttr(BindName.ADDEND, _argument(op.c))
+        yield f"map_d{width}", box, _bind_map(-1)
     if plan.grouped:
         yield from _group_parameters(plan, op, d)
     yield "m", i32, hopper.BindAttr(BindName.ROWS)
@@ -283,8 +300,10 @@ def _read_parameters(block: Block) -> Parameters:
     return Parameters(
         map_a=by_name["map_a"],
         map_b=by_name["map_b"],
+        maps_c={int(name[5:]): value for name, value in by_name.items() if name.startswith("map_c")},
         maps_d={int(name[5:]): value for name, value in by_name.items() if name.startswith("map_d")},
         map_scale_a=by_name.get("map_scale_a"),
+        map_scale_b=by_name.get("map_scale_b"),
         scale_b=by_name.get("scale_b"),
         scale_b_stride_k=by_name.get("scale_b_stride_k"),
         scale_b_stride_n=by_name.get("scale_b_stride_n"),
@@ -299,9 +318,15 @@ def _read_parameters(block: Block) -> Parameters:
 def tensors(op: ProductOp) -> tuple[list[hopper.TensorAttr], hopper.TensorAttr]:
     """The function's arguments and its result, with the memory order that the kernel asks of each."""
     func = op.parent_op()
-    orders = {_argument(op.b): OrderName.COLUMN_MAJOR}
+    orders = {_argument(op.b): OrderName.COLUMN_MAJOR} if op.b_major == "k" else {}
+    if op.a_major != "k":
+        orders[_argument(op.a)] = OrderName.COLUMN_MAJOR
     if op.scale_a is not None and op.scale_b is not None:
-        orders |= {_argument(op.scale_a): OrderName.COLUMN_MAJOR, _argument(op.scale_b): OrderName.STRIDED}
+        by_column = op.scale_b_recipe is Recipe.BLOCK_WISE_1X128
+        orders |= {
+            _argument(op.scale_a): OrderName.COLUMN_MAJOR,
+            _argument(op.scale_b): OrderName.ROW_MAJOR if by_column else OrderName.STRIDED,
+        }
     block = op.parent_block()
     assert func is not None and block is not None
     inputs = [

@@ -16,7 +16,7 @@ from xdsl.ir import SSAValue
 from gemmir.dialects import hopper
 from gemmir.passes.lowering.emitter import Emitter
 from gemmir.passes.lowering.kernel import Plan, Storage
-from gemmir.passes.lowering.math_slots import let_go_of_scales, multiply, read_scales
+from gemmir.passes.lowering.math_slots import finish_wave, let_go_of_scales, multiply, read_scales
 from gemmir.passes.lowering.math_staging import stage_slice
 from gemmir.passes.lowering.tiles import each_block, each_tile
 from gemmir.target import SM_90A
@@ -30,7 +30,7 @@ class _Registers:
     """What a math warpgroup keeps in registers: k-blocks take the partial sums, and the scales, in turn."""
 
     partials: Sequence[SSAValue]
-    scales: Sequence[SSAValue]
+    scales: Sequence[SSAValue | None]
     total: SSAValue
     at: SSAValue
 
@@ -58,11 +58,11 @@ class _Chunks:
             # Once for two k-blocks: a fence costs a barrier in memory, and the first one's slot is released after the
             # second one's scales are read.
             if block % 2 or block == last:
-                let_go_of_scales(emit, self.plan)
+                self.let_go_of_scales(emit)
             self.finish(emit, block - 1, pending=1)
         if last == 0:
             self.load_scales(emit, 0, at)
-            let_go_of_scales(emit, self.plan)
+            self.let_go_of_scales(emit)
         self.finish(emit, last, pending=0)
 
     def start(self, emit: Emitter, block: int, at: SSAValue) -> None:
@@ -74,29 +74,29 @@ class _Chunks:
         emit.op(hopper.WgmmaCommitOp)
 
     def load_scales(self, emit: Emitter, block: int, at: SSAValue) -> None:
-        read_scales(emit, self.plan, self.storage, self.group, at, self.registers.scales[block % IN_FLIGHT])
+        if (scales := self.registers.scales[block % IN_FLIGHT]) is not None:
+            read_scales(emit, self.plan, self.storage, self.group, at, scales)
+
+    def let_go_of_scales(self, emit: Emitter) -> None:
+        """Of those that are kept in registers."""
+        if not self.plan.problem.column_scales:
+            let_go_of_scales(emit, self.plan)
 
     def finish(self, emit: Emitter, block: int, pending: int) -> None:
         """Wait for the oldest wave, give its slot back and promote its sum."""
-        registers, partial = self.registers, self.registers.partials[block % IN_FLIGHT]
-        emit.op(hopper.WgmmaWaitOp, [partial], pending=pending)
-        emit.op(hopper.ReleaseOp, self.storage.empty, registers.at, [], peers=self.plan.peers)
-        emit.op(
-            hopper.PromoteOp,
-            *(partial, registers.total, registers.scales[block % IN_FLIGHT]),
-            wave=0,
-            step=self.plan.tile.column_step,
-        )
+        registers, number = self.registers, block % IN_FLIGHT
+        sums, scales = (registers.partials[number], registers.total), registers.scales[number]
+        finish_wave(emit, self.plan, self.storage, self.group, registers.at, sums, scales, pending=pending)
         emit.op(hopper.AdvanceOp, registers.at)
 
 
 def math_chunked(emit: Emitter, plan: Plan, storage: Storage, group: SSAValue) -> None:
     """The math role: for each tile its chunks, the k-blocks that are left over, and its way out."""
     fragment = hopper.FragmentType(SM_90A.wgmma_m, plan.tile.wg_columns)
-    scales = hopper.ScalesType(1, plan.tile.wg_steps)
+    scales, kept = hopper.ScalesType(1, plan.tile.wg_steps), not plan.problem.column_scales
     registers = _Registers(
         partials=[emit.value(hopper.FragmentOp, fragment, f"partial{i}") for i in range(IN_FLIGHT)],
-        scales=[emit.value(hopper.ScalesOp, scales, f"scales{i}") for i in range(IN_FLIGHT)],
+        scales=[emit.value(hopper.ScalesOp, scales, f"scales{i}") if kept else None for i in range(IN_FLIGHT)],
         total=emit.value(hopper.FragmentOp, fragment, "total0"),
         at=emit.value(hopper.CursorOp, hopper.CursorType(plan.stages), "at"),
     )
@@ -110,4 +110,4 @@ def math_chunked(emit: Emitter, plan: Plan, storage: Storage, group: SSAValue) -
             chunks.chunk(body, blocks)
         if left:
             chunks.chunk(tile, left)
-        stage_slice(tile, storage, group, out, [registers.total])
+        stage_slice(tile, plan, storage, group, out, [registers.total])

@@ -46,7 +46,10 @@ def math_in_place(emit: Emitter, plan: Plan, storage: Storage, group: SSAValue) 
         if sent is not None:
             send_sums(tile, plan, storage, group, at, sent, totals[0])
             add_sums(tile, plan, storage, group, at, totals[1])
-        stage_slice(tile, storage, group, out, totals if sent is None else totals[1:])
+        finished = totals if sent is None else totals[1:]
+        waves = len(finished) // plan.slices
+        for first in range(0, len(finished), waves):
+            stage_slice(tile, plan, storage, group, out, finished[first : first + waves])
 
 
 def _issue(

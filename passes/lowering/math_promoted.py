@@ -18,7 +18,7 @@ from gemmir.dialects import hopper
 from gemmir.passes.lowering.emitter import Emitter
 from gemmir.passes.lowering.exchange import add_sums, exchange_cursor, send_sums
 from gemmir.passes.lowering.kernel import Plan, Storage
-from gemmir.passes.lowering.math_slots import let_go_of_scales, multiply, read_scales
+from gemmir.passes.lowering.math_slots import finish_wave, let_go_of_scales, multiply, read_scales
 from gemmir.passes.lowering.math_staging import stage_slice
 from gemmir.passes.lowering.tiles import Tile, each_block, each_tile, has_blocks
 from gemmir.target import SM_90A
@@ -26,12 +26,12 @@ from gemmir.target import SM_90A
 
 @dataclass(frozen=True)
 class _Registers:
-    """What a math warpgroup keeps in registers. `scales` are those of the k-block in hand."""
+    """What a math warpgroup keeps in registers. `scales` are those of the k-block in hand, if they are kept."""
 
     partial: SSAValue
     totals: list[SSAValue]
-    scales: SSAValue
-    next_scales: SSAValue
+    scales: SSAValue | None
+    next_scales: SSAValue | None
     at: SSAValue
     out: SSAValue
 
@@ -56,20 +56,17 @@ class _MathRole:
         if turns:
             emit.op(hopper.PassTurnOp, self.group, groups=plan.groups)
 
-    def load_scales(self, emit: Emitter, at: SSAValue, scales: SSAValue) -> None:
+    def load_scales(self, emit: Emitter, at: SSAValue, scales: SSAValue | None) -> None:
+        if scales is None:
+            return
         read_scales(emit, self.plan, self.storage, self.group, at, scales)
         let_go_of_scales(emit, self.plan)
 
     def finish_wave(self, emit: Emitter, wave: int, release: bool) -> None:
         registers = self.registers
-        emit.op(hopper.WgmmaWaitOp, [registers.partial], pending=0)
-        if release:
-            emit.op(hopper.ReleaseOp, self.storage.empty, registers.at, [], peers=self.plan.peers)
-        emit.op(
-            hopper.PromoteOp,
-            *(registers.partial, registers.totals[wave], registers.scales),
-            wave=wave,
-            step=self.plan.tile.column_step,
+        sums = registers.partial, registers.totals[wave]
+        finish_wave(
+            emit, self.plan, self.storage, self.group, registers.at, sums, registers.scales, wave, release=release
         )
 
     def start_tile(self, emit: Emitter) -> None:
@@ -101,7 +98,8 @@ class _MathRole:
         # would make ptxas drain the pipe at every tile (C7517).
         self.issue(emit, 0, ahead)
         emit.op(hopper.AdvanceOp, registers.at)
-        emit.op(hopper.MoveScalesOp, registers.next_scales, registers.scales)
+        if registers.next_scales is not None and registers.scales is not None:
+            emit.op(hopper.MoveScalesOp, registers.next_scales, registers.scales)
         if stage:
             self.stage(emit, [last])
 
@@ -129,11 +127,12 @@ class _MathRole:
                 self.k_block(body)
         self.last_k_block(emit, sent)
         add_sums(emit, plan, self.storage, self.group, registers.at, total)
-        stage_slice(emit, self.storage, self.group, registers.out, [total])
+        stage_slice(emit, self.plan, self.storage, self.group, registers.out, [total])
 
     def stage(self, emit: Emitter, waves: Sequence[int]) -> None:
         registers = self.registers
-        stage_slice(emit, self.storage, self.group, registers.out, [registers.totals[wave] for wave in waves])
+        totals = [registers.totals[wave] for wave in waves]
+        stage_slice(emit, self.plan, self.storage, self.group, registers.out, totals)
 
     def tile(self, emit: Emitter, own: Tile) -> None:
         """All k-blocks of a tile, and its way out: at once behind the last one, or wave by wave inside it."""
@@ -152,12 +151,12 @@ def math_promoted(emit: Emitter, plan: Plan, storage: Storage, group: SSAValue) 
     """The math role: first wave, then for each tile its k-blocks and its way out."""
     tile_columns = plan.tile.wg_columns
     fragment = hopper.FragmentType(SM_90A.wgmma_m, tile_columns)
-    scales = hopper.ScalesType(plan.tile.waves, plan.tile.wg_steps)
+    scales, kept = hopper.ScalesType(plan.tile.waves, plan.tile.wg_steps), not plan.problem.column_scales
     registers = _Registers(
         partial=emit.value(hopper.FragmentOp, fragment, "partial"),
         totals=[emit.value(hopper.FragmentOp, fragment, f"total{w}") for w in range(plan.tile.waves)],
-        scales=emit.value(hopper.ScalesOp, scales, "scales"),
-        next_scales=emit.value(hopper.ScalesOp, scales, "next_scales"),
+        scales=emit.value(hopper.ScalesOp, scales, "scales") if kept else None,
+        next_scales=emit.value(hopper.ScalesOp, scales, "next_scales") if kept else None,
         at=emit.value(hopper.CursorOp, hopper.CursorType(plan.stages), "at"),
         out=emit.value(hopper.CursorOp, hopper.CursorType(1), "out"),
     )

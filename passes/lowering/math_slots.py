@@ -1,4 +1,4 @@
-"""What math warpgroups do with a slot of the ring: multiply its rows, read its scales, let TMA overwrite those."""
+"""What math warpgroups do with a slot of the ring: multiply its rows, read its scales, promote, give it back."""
 
 from __future__ import annotations
 
@@ -29,6 +29,8 @@ def multiply(
         b_group_rows=plan.group_columns,
         fresh=fresh,
         by_part=plan.parts > 1,
+        a_panels=plan.problem.a_major != "k",
+        b_panels=plan.problem.b_major != "k",
     )
 
 
@@ -49,3 +51,39 @@ def let_go_of_scales(emit: Emitter, plan: Plan) -> None:
     if plan.fence_where_read:
         emit.op(hopper.FenceProxyAsyncOp)
     emit.op(hopper.SyncWarpOp)
+
+
+def finish_wave(
+    emit: Emitter,
+    plan: Plan,
+    storage: Storage,
+    group: SSAValue,
+    at: SSAValue,
+    sums: tuple[SSAValue, SSAValue],
+    scales: SSAValue | None,
+    wave: int = 0,
+    *,
+    pending: int = 0,
+    release: bool = True,
+) -> None:
+    """
+    Wait for the oldest wave, add its sum, scaled, to its total (`sums`), and give its slot back if it is the last.
+
+    A slot whose column scales are read while sums are promoted (`scales` is None) is given back after that.
+    """
+    emit.op(hopper.WgmmaWaitOp, [sums[0]], pending=pending)
+    if scales is None:
+        assert storage.scale_a is not None and storage.scale_b is not None
+        emit.op(
+            hopper.PromoteColumnsOp,
+            *(*sums, storage.scale_a, storage.scale_b, at, group),
+            wave=wave,
+            group_rows=plan.group_rows,
+            group_columns=plan.group_columns,
+        )
+        if release:
+            let_go_of_scales(emit, plan)
+    if release:
+        emit.op(hopper.ReleaseOp, storage.empty, at, [], peers=plan.peers)
+    if scales is not None:
+        emit.op(hopper.PromoteOp, *sums, scales, wave=wave, step=plan.tile.column_step)

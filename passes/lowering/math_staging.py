@@ -1,4 +1,4 @@
-"""What both kinds of math warpgroup do with finished waves of a tile: round, stage, hand them to the store warp."""
+"""What all kinds of math warpgroup do with finished waves of a tile: add C, round, stage, tell the store warp."""
 
 from __future__ import annotations
 
@@ -8,18 +8,21 @@ from xdsl.ir import SSAValue
 
 from gemmir.dialects import hopper
 from gemmir.passes.lowering.emitter import Emitter
-from gemmir.passes.lowering.kernel import Storage
+from gemmir.passes.lowering.kernel import Plan, Storage
 from gemmir.target import SM_90A
 
 
-def stage_slice(emit: Emitter, storage: Storage, group: SSAValue, at: SSAValue, totals: Sequence[SSAValue]) -> None:
+def stage_slice(
+    emit: Emitter, plan: Plan, storage: Storage, group: SSAValue, at: SSAValue, totals: Sequence[SSAValue]
+) -> None:
     """
     Stage the waves of one slice. `at` counts slices: the staging area is free again once the store warp has drained
-    the slice before.
+    the slice before; an operand C lies there then, which is added.
     """
-    emit.op(hopper.AcquireOp, storage.drained, at, [group])
+    emit.op(hopper.WaitOp if plan.problem.has_c else hopper.AcquireOp, storage.drained, at, [group])
     for wave, total in enumerate(totals):
-        emit.op(hopper.StageFragmentOp, total, storage.staging, group, row=wave * SM_90A.wgmma_m)
+        row = wave * SM_90A.wgmma_m
+        emit.op(hopper.StageFragmentOp, total, storage.staging, group, row=row, accumulate=plan.problem.has_c)
     emit.op(hopper.FenceProxyAsyncOp)
     emit.op(hopper.SyncWarpOp)
     emit.op(hopper.ArriveOp, storage.staged, at, [group])

@@ -6,7 +6,9 @@ from xdsl.dialects.builtin import Float32Type
 from xdsl.ir import SSAValue
 
 from gemmir.dialects import hopper
+from gemmir.dialects.hopper.base import count
 from gemmir.dialects.hopper.types import AxisName
+from gemmir.layouts import PANEL
 from gemmir.passes.lowering.emitter import INDEX, Emitter
 from gemmir.passes.lowering.exchange import exchange_cursor, grant_slots
 from gemmir.passes.lowering.kernel import Parameters, Plan, Storage
@@ -67,11 +69,28 @@ def _load_stage(
             multicast=hopper.AxisAttr(AxisName(shared)) if shared else None,
         )
 
-    block_k = plan.problem.block_k
-    load(parameters.map_a, storage.a, tile.m0, k, block_k, "a", "n" if plan.cluster_n > 1 else "")
-    load(parameters.map_b, storage.b, tile.n0, k, block_k, "b", "m" if plan.cluster_m > 1 else "")
+    def load_operand(map_: SSAValue, ring: SSAValue, first: SSAValue, of: str, panels: int, shared: str) -> None:
+        """A slot of A or B; panel by panel where it is not k-major."""
+        if (plan.problem.a_major if of == "a" else plan.problem.b_major) == "k":
+            return load(map_, ring, first, k, plan.problem.block_k, of, shared)
+        for panel in range(panels):
+            emit.op(
+                hopper.TmaLoadOp,
+                *(map_, k, first, ring, at, storage.full, own_matrix(tile, plan, of)),
+                row_step=plan.problem.block_k,
+                column_step=1,
+                multicast=hopper.AxisAttr(AxisName(shared)) if shared else None,
+                panel=count(panel),
+            )
+
+    shared_a, shared_b = "n" if plan.cluster_n > 1 else "", "m" if plan.cluster_m > 1 else ""
+    panels_a, panels_b = plan.block_m // plan.cluster_n // PANEL, plan.block_n // plan.cluster_m // PANEL
+    load_operand(parameters.map_a, storage.a, tile.m0, "a", panels_a, shared_a)
+    load_operand(parameters.map_b, storage.b, tile.n0, "b", panels_b, shared_b)
     if parameters.map_scale_a is not None and storage.scale_a is not None:
         load(parameters.map_scale_a, storage.scale_a, k, tile.m0, 1, "a")
+    if parameters.map_scale_b is not None and storage.scale_b is not None:
+        load(parameters.map_scale_b, storage.scale_b, k, tile.n0, 1, "b")
     if scales is not None and storage.scale_b is not None:
         emit.op(hopper.PutScalesOp, scales, storage.scale_b, at, steps=plan.column_steps)
     # Keeps the lanes that only wait in step with the one that acts: left behind by two phases, they would hang.

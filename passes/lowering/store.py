@@ -15,12 +15,16 @@ from xdsl.ir import SSAValue
 
 from gemmir.dialects import hopper
 from gemmir.passes.lowering.emitter import INDEX, Emitter
+from gemmir.passes.lowering.fill import fill_slice
 from gemmir.passes.lowering.kernel import Parameters, Plan, Storage
 from gemmir.passes.lowering.tiles import Tile, each_tile, own_matrix
 
 
 def store(emit: Emitter, plan: Plan, parameters: Parameters, storage: Storage) -> None:
-    """For each tile, slice and warpgroup: wait until it is staged, store its boxes, say that it is drained."""
+    """
+    For each tile, slice and warpgroup: wait until it is staged, store its boxes, say that it is drained; or, if there
+    is an operand C, load that of the next slice in its place.
+    """
     at = emit.value(hopper.CursorOp, hopper.CursorType(1), "at")
     constants = [ConstantOp(IntegerAttr(g, INDEX)) for g in range(plan.groups)]
     for number, constant in enumerate(constants):
@@ -28,11 +32,17 @@ def store(emit: Emitter, plan: Plan, parameters: Parameters, storage: Storage) -
         emit.insert(constant)
     with each_tile(emit, plan, storage) as (each, tile):
         matrix = _matrix_of(each, plan, parameters, tile)
+        origin, c_of = (tile.m0, tile.n0, at), range(plan.slices) if plan.problem.has_c else ()
+        for number, constant in enumerate(constants if c_of else ()):
+            fill_slice(each, plan, parameters, storage, origin, number, constant.result, 0)
         for slice_ in range(plan.slices):
             for number, constant in enumerate(constants):
                 each.op(hopper.WaitOp, storage.staged, at, [constant.result])
                 _store_slice(each, plan, parameters, storage, tile, matrix, number, slice_)
-                each.op(hopper.ArriveOp, storage.drained, at, [constant.result])
+                if not c_of:
+                    each.op(hopper.ArriveOp, storage.drained, at, [constant.result])
+                elif slice_ + 1 in c_of:
+                    fill_slice(each, plan, parameters, storage, origin, number, constant.result, slice_ + 1)
             each.op(hopper.AdvanceOp, at)
 
 

@@ -14,6 +14,7 @@ from gemmir.dialects import hopper
 from gemmir.dialects.hopper.barriers import TURN_THREADS
 from gemmir.dialects.hopper.base import number
 from gemmir.dialects.hopper.types import AxisName
+from gemmir.layouts import STMATRIX_BYTES
 from gemmir.passes.sync.events import OWN, Event, Kind, Span
 from gemmir.passes.sync.memory_map import MemoryMap
 from gemmir.passes.sync.report import refuse
@@ -121,6 +122,7 @@ class StepMaker:
             hopper.LoadScalesOp: self.load_scales,
             hopper.NextOp: self.next,
             hopper.PassTurnOp: lambda op: self.turn(op, Kind.BAR_ARRIVE, 1),
+            hopper.PromoteColumnsOp: self.promote_columns,
             hopper.PromoteOp: lambda op: self.registers(op, (op.partial, op.total)),
             hopper.PutScalesOp: self.put_scales,
             hopper.ReleaseOp: self.release,
@@ -131,6 +133,7 @@ class StepMaker:
             hopper.SyncWarpOp: lambda op: self.plain(op, Kind.SYNC_WARP),
             hopper.TakeTurnOp: lambda op: self.turn(op, Kind.BAR_SYNC, 0),
             hopper.TilesOp: lambda op: [Tiles(self.block(op.body.block))],
+            hopper.TmaFillOp: self.tma_fill,
             hopper.TmaLoadOp: self.tma_load,
             hopper.TmaStoreOp: self.tma_store,
             hopper.WaitOp: lambda op: self.wait(op, 0),
@@ -295,6 +298,7 @@ class StepMaker:
         box, ring, full = op.map.type, self.storage.ring(op.ring), self.storage.barrier(op.full)
         assert isinstance(box, hopper.TensorMapType)
         part, ranks = self.shared_with(op)
+        part = op.first_box(part, len(ranks))
         nbytes = box.dims[0] * box.dims[1] * box.element_bytes
 
         def build(stage: int, parity: int) -> Event:
@@ -303,6 +307,21 @@ class StepMaker:
 
         for stage in range(self.at(op.cursor, op)[1]):
             self.memory.add([ring.bytes(stage, part * nbytes, nbytes)])
+        return self.on_ring(op, build)
+
+    def tma_fill(self, op: hopper.TmaFillOp) -> Steps:
+        staging, full, box = self.storage.staging(op.staging), self.storage.barrier(op.full), op.map.type
+        assert isinstance(box, hopper.TensorMapType)
+        start, group = staging.offset + number(op.offset), self.index(op.group, op)
+        nbytes = box.dims[0] * box.dims[1] * box.element_bytes
+        spans = [(start, start + nbytes)]
+        self.memory.add(spans)
+
+        def build(stage: int, parity: int) -> Event:
+            barrier = full.address(stage, group)
+            parts = self.memory.parts(spans)
+            return Event(Kind.TMA_LOAD, op, stage, barrier, nbytes=nbytes, parts=parts, ranks=OWN)
+
         return self.on_ring(op, build)
 
     def shared_with(self, op: hopper.TmaLoadOp) -> tuple[int, tuple[int, ...]]:
@@ -334,6 +353,21 @@ class StepMaker:
             ]
 
         return self.memory_step(op, Kind.READ, spans)
+
+    def promote_columns(self, op: hopper.PromoteColumnsOp) -> Steps:
+        rows, columns, group = self.storage.ring(op.rows), self.storage.ring(op.columns), self.index(op.group, op)
+        fragment = op.partial.type
+        assert isinstance(fragment, hopper.FragmentType)
+        first_row = group * number(op.group_rows) + number(op.wave) * WAVE_ROWS
+        first_column = group * number(op.group_columns)
+
+        def spans(stage: int) -> list[Span]:
+            return [
+                rows.bytes(stage, first_row * F32_BYTES, WAVE_ROWS * F32_BYTES),
+                columns.bytes(stage, first_column * F32_BYTES, fragment.dims[1] * F32_BYTES),
+            ]
+
+        return [*self.registers(op, (op.partial, op.total)), *self.memory_step(op, Kind.READ, spans)]
 
     def wgmma(self, op: hopper.WgmmaOp) -> Steps:
         a, b, group = self.storage.ring(op.a), self.storage.ring(op.b), self.index(op.group, op)
@@ -371,9 +405,13 @@ class StepMaker:
             start = base + chunk.offset + first * row_bytes
             spans.append((start, start + self.warps * WARP_ROWS * row_bytes))
         self.memory.add(spans)
-        fragments = (self.fragment(op.fragment),)
+        # stmatrix takes all lanes of a warp at once; wider elements are stored lane by lane.
+        fragments = (self.fragment(op.fragment),) if staging.element_bytes == STMATRIX_BYTES else ()
+        made = self.registers(op, (op.fragment,))
+        if op.accumulate is not None:  # each lane reads what it then overwrites, or its warp does in one stmatrix
+            made.append(Step(STEADY, 1, lambda at: Event(Kind.READ, op, parts=self.memory.parts(spans))))
         return [
-            *self.registers(op, (op.fragment,)),
+            *made,
             Step(STEADY, 1, lambda at: Event(Kind.WRITE, op, parts=self.memory.parts(spans), fragments=fragments)),
         ]
 

@@ -17,6 +17,7 @@ from gemmir.backends.reference.data import random_inputs
 from gemmir.dialects.gemm import problem_of, the_matmul
 from gemmir.ir_text import parse_module
 from gemmir.testing.torch_model import gemm_model
+from tests.gpu.forms import FORMS, LARGE_FORMS, Form
 from tests.gpu.problems import Case
 from tests.gpu.test_matmul import launch
 
@@ -112,13 +113,14 @@ def cancelling(inputs: dict[str, torch.Tensor]) -> None:
     w[half : half + 3] = w[:3]
 
 
-def compare(case: Case, inputs: dict[str, torch.Tensor], kind: str) -> None:
+def compare(case: Case | Form, inputs: dict[str, torch.Tensor], kind: str) -> None:
     module = parse_module(case.text)
     problem = problem_of(the_matmul(module))
     kernel = gemmir.compile(case.text, m=case.m)
     got = launch(kernel, inputs, case.m)
-    expected = gemm_model(problem, inputs["x"], inputs["w"], inputs.get("xs"), inputs.get("ws"))
-    different = (got.view(torch.int16) != expected.view(torch.int16)).nonzero()
+    expected = gemm_model(problem, inputs["x"], inputs["w"], inputs.get("xs"), inputs.get("ws"), inputs.get("c"))
+    width = {2: torch.int16, 4: torch.int32}[got.element_size()]
+    different = (got.view(width) != expected.view(width)).nonzero()
     if (path := os.environ.get("GEMMIR_BITS_OUT")) is not None:
         with open(path, "a", encoding="utf-8") as file:
             file.write(f"{kind} {case} {got.numel()} outputs, {len(different)} different\n")
@@ -127,8 +129,9 @@ def compare(case: Case, inputs: dict[str, torch.Tensor], kind: str) -> None:
 
 def describe(got: torch.Tensor, expected: torch.Tensor, different: torch.Tensor) -> str:
     row, column = different[0].tolist()
-    bits = [int(t.view(torch.int16)[row, column]) & 0xFFFF for t in (got, expected)]
-    return f"{len(different)} differ, first [{row}, {column}]: got {bits[0]:#06x}, model {bits[1]:#06x}"
+    width, mask = {2: (torch.int16, 0xFFFF), 4: (torch.int32, 0xFFFFFFFF)}[got.element_size()]
+    bits = [int(t.view(width)[row, column]) & mask for t in (got, expected)]
+    return f"{len(different)} differ, first [{row}, {column}]: got {bits[0]:#x}, model {bits[1]:#x}"
 
 
 @pytest.mark.parametrize("case", LARGE, ids=str)
@@ -151,3 +154,19 @@ def test_adversarial_data(case: Case, kind: str) -> None:
     for name in ("x", "w"):
         inputs[name] = KINDS[kind](inputs[name], generator)
     compare(case, inputs, kind)
+
+
+@pytest.mark.parametrize("form", [*FORMS, *LARGE_FORMS], ids=str)
+def test_forms_on_random_data(form: Form) -> None:
+    compare(form, random_inputs(parse_module(form.text), form.m, 15, "cuda"), "random")
+
+
+@pytest.mark.parametrize("form", [form for form in FORMS if form.problem.has_c], ids=str)
+def test_the_result_may_take_the_place_of_c(form: Form) -> None:
+    """The same bits in a tensor of its own and in C, which is overwritten."""
+    inputs = random_inputs(parse_module(form.text), form.m, 16, "cuda")
+    kernel = gemmir.compile(form.text, m=form.m)
+    expected = launch(kernel, inputs, form.m)
+    result = kernel(*inputs.values(), out=inputs["c"])
+    assert result is inputs["c"]
+    assert torch.equal(result, expected)

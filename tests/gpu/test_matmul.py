@@ -24,6 +24,7 @@ from gemmir.backends.reference.worst import WorstElement, worst_element
 from gemmir.dialects.gemm import problem_of, the_matmul
 from gemmir.dtypes import DTYPES
 from gemmir.ir_text import parse_module
+from tests.gpu.forms import FORMS, Form
 from tests.gpu.problems import Case, drawn_cases, layer_cases
 
 pytestmark = pytest.mark.gpu
@@ -66,7 +67,7 @@ def worst(kernel: gemmir.CompiledKernel, case: Case, seed: int) -> WorstElement:
     return worst_element(result, exact, bound)
 
 
-def check_exact(kernel: gemmir.CompiledKernel, case: Case, seed: int) -> None:
+def check_exact(kernel: gemmir.CompiledKernel, case: Case | Form, seed: int) -> None:
     module = parse_module(case.text)
     inputs = exact_inputs(module, case.m, seed, "cuda")
     result, expected = launch(kernel, inputs, case.m), run(module, list(inputs.values()))
@@ -111,3 +112,8 @@ def test_same_bits_every_run(dtype: str) -> None:
     inputs = random_inputs(parse_module(case.text), case.m, 5, "cuda")
     first = launch(kernel, inputs, case.m)
     assert all(torch.equal(first, launch(kernel, inputs, case.m)) for _ in range(20))
+
+
+@pytest.mark.parametrize("form", FORMS, ids=str)
+def test_forms_on_exact_data(form: Form) -> None:
+    check_exact(gemmir.compile(form.text, m=form.m, cache=False), form, seed=6)

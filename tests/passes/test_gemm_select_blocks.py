@@ -23,6 +23,7 @@ from gemmir.passes.block_search import (
 from gemmir.passes.cost_model import best_orders, predict
 from gemmir.problem import GemmProblem
 from gemmir.schedule import Schedule, Split
+from gemmir.testing.strategies import columns_problem
 from gemmir.tile import default_store_slices, tile_geometry
 from tests.calibration.data import load
 from tests.passes.run_passes import fp8_text, plain_text, run
@@ -321,7 +322,8 @@ def test_slices_that_no_tile_has_are_refused_by_name():
     assert caught.value.code == "GMR-S006"
     assert caught.value.what.startswith("nothing completes store_slices = 2: the nearest, ")
     assert "has slices = 2 of " in caught.value.what
-    assert caught.value.rule == "GMR-S003: a tile leaves in one slice, or in one a wave where sums are promoted"
+    rule = "a tile leaves in one slice, or in one a wave where sums are promoted or the result is f32"
+    assert caught.value.rule == f"GMR-S003: {rule}"
     assert caught.value.fix == "use slices = 1, or leave more of the schedule open"
 
 
@@ -344,3 +346,14 @@ def test_the_smallest_products_have_a_tile(text: str):
     _, s, _ = run(text, NAME)
     assert (s.block_m, s.block_n) != (None, None)
     assert (s.block_n or 0) <= 64
+
+
+@pytest.mark.parametrize("n", [8, 40, 72])
+@pytest.mark.parametrize(
+    "problem", [replace(half_problem(64, 8, 64), b_major="n"), columns_problem(64, 8, 128)], ids=["panels", "scales"]
+)
+def test_few_columns_have_a_tile_of_whole_panels(problem: GemmProblem, n: int):
+    """The narrowest legal tile is wider than N: of panels, or of as many column scales as TMA loads."""
+    best = search(replace(problem, n=n), Schedule()).best.schedule
+    assert best.block_n is not None
+    assert best.block_n % (32 if problem.a.is_fp8 else 64) == 0

@@ -9,6 +9,23 @@ from tests.passes.run_passes import fp8_text, plain_text, run
 NAME = "gemm-select-family"
 
 
+def scaled(recipe_a: str, recipe_b: str, scales: tuple[str, str]) -> str:
+    x, w, y = "tensor<?x256xf8E4M3FN>", "tensor<256x256xf8E4M3FN>", "tensor<?x256xbf16>"
+    return f"""
+func.func @layer(%x: {x}, %xs: {scales[0]}, %w: {w}, %ws: {scales[1]}) -> {y} {{
+  %y = gemm.matmul %x, %w scaled (%xs by {recipe_a}, %ws by {recipe_b})
+    : ({x}, {w}, {scales[0]}, {scales[1]}) -> {y}
+  func.return %y : {y}
+}}"""
+
+
+ADDEND = """
+func.func @layer(%x: tensor<?x64xbf16>, %w: tensor<64x64xbf16>, %c: tensor<?x64x{0}>) -> tensor<?x64xbf16> {{
+  %y = gemm.matmul %x, %w accumulate %c : (tensor<?x64xbf16>, tensor<64x64xbf16>, tensor<?x64x{0}>) -> tensor<?x64xbf16>
+  func.return %y : tensor<?x64xbf16>
+}}"""
+
+
 @pytest.mark.parametrize(
     "text",
     [
@@ -22,6 +39,13 @@ NAME = "gemm-select-family"
         plain_text("?", 7168, 2048, a="f16", d="bf16"),
         plain_text("?", 8, 8, d="f16"),
         plain_text("?", 64, 0),
+        plain_text("?", 4, 8, d="f32"),
+        fp8_text("?", 12, 16, d="f32"),
+        ADDEND.format("bf16"),
+        plain_text("?", 64, 64, "layout <a = m>"),
+        plain_text(16, 64, 64, "layout <b = n>"),
+        plain_text(8, 8, 3, "layout <a = m, b = n>"),
+        scaled("1x128", "1x128", ("tensor<?x2xf32>", "tensor<2x256xf32>")),
     ],
 )
 def test_takes_fp8_block_wise_and_16_bit_products(text: str):
@@ -31,16 +55,6 @@ def test_takes_fp8_block_wise_and_16_bit_products(text: str):
 
 
 ROW = "tensor<?x1xf32>", "tensor<1x256xf32>"
-
-
-def scaled(recipe_a: str, recipe_b: str, scales: tuple[str, str]) -> str:
-    x, w, y = "tensor<?x256xf8E4M3FN>", "tensor<256x256xf8E4M3FN>", "tensor<?x256xbf16>"
-    return f"""
-func.func @layer(%x: {x}, %xs: {scales[0]}, %w: {w}, %ws: {scales[1]}) -> {y} {{
-  %y = gemm.matmul %x, %w scaled (%xs by {recipe_a}, %ws by {recipe_b})
-    : ({x}, {w}, {scales[0]}, {scales[1]}) -> {y}
-  func.return %y : {y}
-}}"""
 
 
 BIAS = """
@@ -54,10 +68,10 @@ func.func @layer(%x: tensor<?x64xbf16>, %w: tensor<64x64xbf16>, %b: tensor<64xf3
   func.return %y : tensor<?x64xbf16>
 }"""
 
-ADDEND = """
-func.func @layer(%x: tensor<?x64xbf16>, %w: tensor<64x64xbf16>, %c: tensor<?x64xf32>) -> tensor<?x64xbf16> {
-  %y = gemm.matmul %x, %w accumulate %c : (tensor<?x64xbf16>, tensor<64x64xbf16>, tensor<?x64xf32>) -> tensor<?x64xbf16>
-  func.return %y : tensor<?x64xbf16>
+SQUARE = """
+func.func @layer(%x: tensor<64x64xbf16>) -> tensor<64x64xbf16> {
+  %y = gemm.matmul %x, %x : (tensor<64x64xbf16>, tensor<64x64xbf16>) -> tensor<64x64xbf16>
+  func.return %y : tensor<64x64xbf16>
 }"""
 
 
@@ -72,24 +86,21 @@ func.func @f(%a: tensor<2x4x0xbf16>, %b: tensor<2x0x64xbf16>) -> tensor<2x4x64xb
     ("text", "what", "fix"),
     [
         (NO_K, "K = 0 of several groups", "clear the result"),
-        (plain_text("?", 64, 64, d="f32"), "result f32", "bf16"),
-        (plain_text("?", 64, 64, "layout <a = m>"), "layout <a = m, b = k>", "row by row"),
-        (plain_text("?", 64, 64, "layout <b = n>"), "layout <a = k, b = n>", "row by row"),
+        (plain_text(12, 64, 64, "layout <a = m>"), "M = 12: rows of A, which is m-major, of 24 bytes", "M = 8 or 16"),
+        (plain_text("?", 12, 64, "layout <b = n>", d="f32"), "N = 12: rows of B, which is n-major, of", "N = 8 or 16"),
+        (plain_text("?", 64, 12, "layout <b = n>"), "K = 12", "nearest: K = 8 or 16"),
         (plain_text("?", 64, 64, a="f8E4M3FN"), "scales none x none", "1x128, 128x128"),
         (scaled("row", "row", ROW), "scales row x row", "1x128, 128x128"),
-        (
-            scaled("1x128", "1x128", ("tensor<?x2xf32>", "tensor<2x256xf32>")),
-            "scales 1x128 x 1x128",
-            "1x128, 128x128",
-        ),
         (plain_text("?", 64, 64, "numerics <promote_every = 64>"), "promote_every = 64", "leave numerics out"),
-        (ADDEND, "an operand C", "add C"),
+        (ADDEND.format("f32"), "C of f32", "cast C to bf16"),
+        (SQUARE, "an argument that is two operands", "pass a copy"),
         (BIAS, "an epilogue region", "apply it to the result"),
         (
             fp8_text("?", 12, 128),
             "N = 12: rows of the result of 24 bytes",
             "pad N to 16 with zeros (nearest: N = 8 or 16)",
         ),
+        (plain_text("?", 6, 8, d="f32"), "N = 6: rows of the result of 24 bytes", "nearest: N = 4 or 8"),
         (fp8_text("?", 4, 128), "N = 4", "nearest: N = 8)"),
         (fp8_text("?", 64, 24), "K = 24: rows of the operands of 24 bytes", "nearest: K = 16 or 32"),
         (plain_text("?", 64, 12), "K = 12: rows of the operands of 24 bytes", "nearest: K = 8 or 16"),

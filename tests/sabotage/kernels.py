@@ -21,24 +21,25 @@ OpT = TypeVar("OpT", bound=Operation)
 K_BLOCKS = 7
 
 
-def _fp8(schedule: str, parts: int = 1) -> str:
+def _fp8(schedule: str, parts: int = 1, weights: str = "128x128") -> str:
     blocks = parts * K_BLOCKS
     x, w, d = f"tensor<?x{128 * blocks}xf8E4M3FN>", f"tensor<{128 * blocks}x1024xf8E4M3FN>", "tensor<?x1024xbf16>"
-    xs, ws = f"tensor<?x{blocks}xf32>", f"tensor<{blocks}x8xf32>"
+    xs, ws = f"tensor<?x{blocks}xf32>", f"tensor<{blocks}x{1024 if weights == '1x128' else 8}xf32>"
     return f"""
 func.func @k(%x: {x}, %xs: {xs}, %w: {w}, %ws: {ws}) -> {d} {{
-  %y = gemm.matmul %x, %w scaled (%xs by 1x128, %ws by 128x128) numerics <split_k = {parts}>
+  %y = gemm.matmul %x, %w scaled (%xs by 1x128, %ws by {weights}) numerics <split_k = {parts}>
     schedule <{schedule}> : ({x}, {w}, {xs}, {ws}) -> {d}
   func.return %y : {d}
 }}"""
 
 
-def _bf16(schedule: str, parts: int = 1) -> str:
+def _bf16(schedule: str, parts: int = 1, result: str = "bf16", c: bool = False, layout: str = "") -> str:
     depth = 64 * K_BLOCKS * parts
-    x, w, d = f"tensor<?x{depth}xbf16>", f"tensor<{depth}x1024xbf16>", "tensor<?x1024xbf16>"
+    x, w, d = f"tensor<?x{depth}xbf16>", f"tensor<{depth}x1024xbf16>", f"tensor<?x1024x{result}>"
+    operand, clause, type_ = (f", %c: {d}", "accumulate %c ", f", {d}") if c else ("", "", "")
     return f"""
-func.func @k(%x: {x}, %w: {w}) -> {d} {{
-  %y = gemm.matmul %x, %w numerics <split_k = {parts}> schedule <{schedule}> : ({x}, {w}) -> {d}
+func.func @k(%x: {x}, %w: {w}{operand}) -> {d} {{
+  %y = gemm.matmul %x, %w {clause}{layout}numerics <split_k = {parts}> schedule <{schedule}> : ({x}, {w}{type_}) -> {d}
   func.return %y : {d}
 }}"""
 
@@ -87,11 +88,37 @@ TEXTS: dict[str, str] = {
         "block = 64x112x128, warpgroups = 1 along m, turns = false, chunk = 1, scale_batch = 4, cluster = 1x1, "
         "stages = 2"
     ),
+    "fp8-columns": _fp8(
+        "block = 128x256x128, warpgroups = 2 along n, turns = false, chunk = 1, cluster = 1x1, slices = 2, stages = 3",
+        weights="1x128",
+    ),
+    "fp8-columns-2x1": _fp8(
+        "block = 64x128x128, warpgroups = 1 along m, chunk = 1, cluster = 2x1, stages = 2", weights="1x128"
+    ),
+    "fp8-columns-chunk": _fp8(
+        "block = 128x64x128, warpgroups = 2 along m, chunk = 2, cluster = 1x1, stages = 3", weights="1x128"
+    ),
     "bf16": _bf16("block = 128x256x64, warpgroups = 2 along m, turns = false, chunk = 1, cluster = 1x1, stages = 3"),
     "bf16-2x1": _bf16(
         "block = 128x128x64, warpgroups = 2 along n, turns = false, chunk = 1, cluster = 2x1, stages = 4"
     ),
     "bf16-1x2": _bf16("block = 64x128x64, warpgroups = 1 along m, turns = false, chunk = 1, cluster = 1x2, stages = 2"),
+    "bf16-f32": _bf16(
+        "block = 128x128x64, warpgroups = 2 along n, turns = false, chunk = 1, cluster = 1x1, slices = 2, stages = 3",
+        result="f32",
+    ),
+    "bf16-mn": _bf16(
+        "block = 128x128x64, warpgroups = 2 along n, turns = false, chunk = 1, cluster = 2x1, stages = 3",
+        layout="layout <a = m, b = n> ",
+    ),
+    "bf16-c": _bf16(
+        "block = 128x128x64, warpgroups = 2 along m, turns = false, chunk = 1, cluster = 1x1, stages = 3", c=True
+    ),
+    "f32-c": _bf16(
+        "block = 128x128x64, warpgroups = 2 along n, turns = false, chunk = 1, cluster = 2x1, slices = 2, stages = 2",
+        result="f32",
+        c=True,
+    ),
     "fp8-split": _fp8("block = 128x256x128, warpgroups = 2 along n, chunk = 1, cluster = 1x1, stages = 4", 2),
     "fp8-split-tall": _fp8(
         "block = 256x64x128, warpgroups = 2 along m, chunk = 1, scale_batch = 32, cluster = 1x1, stages = 4", 2
@@ -103,9 +130,10 @@ TEXTS: dict[str, str] = {
     "bf16-split": _bf16("block = 128x128x64, warpgroups = 2 along n, chunk = 1, cluster = 1x1, stages = 5", 2),
 }
 """
-Promoted with and without turns, and in chunks with k-blocks left over; in place; one and two warpgroups; every cluster;
-tiles that leave whole and wave by wave; weight scales k-block by k-block, and in batches that begin inside a tile; K in
-two parts, whose sums are swapped in one slot and in two; groups of rows, and of K.
+Promoted with and without turns, and in chunks with k-blocks left over; in place; one and two warpgroups; every
+cluster; tiles that leave whole and wave by wave, in 16 bits and in f32, alone and added to a C; operands that are not
+k-major; weight scales k-block by k-block, one a column, and in batches that begin inside a tile; K in two parts, whose
+sums are swapped in one slot and in two; groups of rows, and of K.
 """
 
 

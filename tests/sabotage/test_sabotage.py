@@ -46,6 +46,7 @@ WHAT_SYNCHRONISES = (
     hopper.StoreWaitReadOp,
     hopper.SyncWarpOp,
     hopper.TakeTurnOp,
+    hopper.TmaFillOp,
     hopper.TmaLoadOp,
     hopper.WaitOp,
     hopper.WgmmaCommitOp,
@@ -57,6 +58,8 @@ FIRST_MEETING, NEXT_MEETING = "hopper.sync_warp in hopper.warpgroups", "hopper.s
 FIRST_SCALES = ["hopper.fence_proxy_async in hopper.warpgroups", FIRST_MEETING]
 NEXT_TILE = ["hopper.fence_proxy_async in hopper.tiles", NEXT_MEETING]
 
+FIRST_STORES = ["hopper.store_commit in hopper.tiles", "hopper.store_wait_read in hopper.tiles"]
+
 NOT_NEEDED = {
     "fp8": [FIRST_MEETING, NEXT_MEETING],
     "fp8-whole": [FIRST_MEETING],
@@ -67,6 +70,9 @@ NOT_NEEDED = {
     "fp8-1x2": FIRST_SCALES,
     "fp8-chunk": ["hopper.wgmma_fence in hopper.k_blocks"],
     "fp8-chunk-2x1": ["hopper.wgmma_fence in hopper.k_blocks", "hopper.wgmma_fence in hopper.tiles"],
+    "fp8-columns": [],
+    "fp8-columns-2x1": [],
+    "fp8-columns-chunk": ["hopper.wgmma_fence in hopper.k_blocks"],
     "bf16": ["hopper.wgmma_fence in hopper.k_blocks"],
     "bf16-2x1": ["hopper.wgmma_fence in hopper.k_blocks"],
     "bf16-1x2": ["hopper.wgmma_fence in hopper.k_blocks"],
@@ -75,12 +81,17 @@ NOT_NEEDED = {
     "fp8-split": [],
     "fp8-split-tall": [],
     "bf16-split": ["hopper.wgmma_fence in hopper.k_blocks"],
+    "bf16-f32": ["hopper.wgmma_fence in hopper.k_blocks"],
+    "bf16-mn": ["hopper.wgmma_fence in hopper.k_blocks"],
+    "bf16-c": ["hopper.wgmma_fence in hopper.k_blocks", *FIRST_STORES],
+    "f32-c": ["hopper.wgmma_fence in hopper.k_blocks", *FIRST_STORES],
 }
 """
 What could go: meeting, and fence in a cluster, after the very first scales, and after those of the next tile's first
 k-block, since
 the ones in the k-block after come before the slot is released; the fence between the first two waves of a chunk, since
-the one before serves both partial sums; and the fence between WGMMAs that add to the same registers.
+the one before serves both partial sums; the fence between WGMMAs that add to the same registers; and, where C follows
+after the last warpgroup's stores, the wait for those of the first one.
 """
 
 

@@ -30,11 +30,14 @@ class PrintsArithmetic(Printing):
     def multiply(self, op: hopper.WgmmaOp) -> None:
         fragment = op.fragment.type
         assert isinstance(fragment, hopper.FragmentType)
-        wanted = (dtype_of(op.a), dtype_of(op.b), fragment.dims[1])
+        panels = op.a_panels is not None, op.b_panels is not None
+        wanted = (dtype_of(op.a), dtype_of(op.b), fragment.dims[1], *panels)
         if self.wgmma not in (None, wanted):
             raise UnsupportedError("GMR-U001", "WGMMAs of two shapes in one kernel")
         self.wgmma = wanted
-        self.need("wgmma_descriptor")
+        for name, used in (("wgmma_descriptor", not all(panels)), ("wgmma_panel_descriptor", any(panels))):
+            if used:
+                self.need(name)
         group, row_bytes = self.out[op.group], 128
 
         def rows(first: int, per_group: int) -> list[str]:
@@ -60,3 +63,12 @@ class PrintsArithmetic(Printing):
             f"promote<{number(op.step)}>",
             *(self.out[op.total], self.out[op.partial], f"{scales}.row[{number(op.wave)}]", f"{scales}.step"),
         )
+
+    def promote_columns(self, op: hopper.PromoteColumnsOp) -> None:
+        group = self.out[op.group]
+        first = f"{group} * {number(op.group_rows)} + " if number(op.group_rows) else ""
+        wave = f"{number(op.wave) * WAVE_ROWS} + " if number(op.wave) else ""
+        rows = self.slot(op.rows, op.cursor, f"({first}{wave}warp % {WARPS_PER_GROUP} * 16 + lane / 4) * 4")
+        further = f"{group} * {number(op.group_columns) * 4}" if number(op.group_columns) else ""
+        columns = self.slot(op.columns, op.cursor, further)
+        self.call("promote_columns", self.out[op.total], self.out[op.partial], rows, columns)

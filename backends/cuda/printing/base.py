@@ -34,7 +34,7 @@ class Printing:
         self.chaos = chaos
         self.out = Writer()
         self.used: set[str] = {"types", "TensorMap", "smem_address", "warp_uniform"}
-        self.wgmma: tuple[DType, DType, int] | None = None
+        self.wgmma: tuple[DType, DType, int, bool, bool] | None = None
         self.cluster = (kernel.cluster.m.data, kernel.cluster.n.data)
 
     def need(self, name: str) -> str:
@@ -53,15 +53,18 @@ class Printing:
 
     def barrier(self, op: Any) -> str:
         """Address of the barrier that an op acts on."""
-        type_ = op.barriers.type
+        return self.barrier_of(op.barriers, op.cursor, op.group)
+
+    def barrier_of(self, barriers: SSAValue, cursor: SSAValue, group: SSAValue | None) -> str:
+        type_ = barriers.type
         assert isinstance(type_, hopper.BarriersType)
         stages, groups = type_.dims
-        parts = [self.out[op.barriers]]
+        parts = [self.out[barriers]]
         if stages > 1:
-            parts.append(f"{self.out[op.cursor]}.stage * {8 * groups}")
-        if op.group is not None and groups > 1:
-            group = self.out[op.group]
-            parts.append(str(int(group) * 8) if group.isdigit() else f"{group} * 8")
+            parts.append(f"{self.out[cursor]}.stage * {8 * groups}")
+        if group is not None and groups > 1:
+            name = self.out[group]
+            parts.append(str(int(name) * 8) if name.isdigit() else f"{name} * 8")
         return " + ".join(part for part in parts if part != "0")
 
     def end_of(self, op: hopper.KBlocksOp) -> str:

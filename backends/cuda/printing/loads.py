@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from gemmir.backends.cuda.printing.base import Printing
+from gemmir.backends.cuda.printing.base import Printing, plus
 from gemmir.dialects import hopper
 from gemmir.dialects.hopper.base import number
 from gemmir.dialects.hopper.types import AxisName
@@ -23,12 +23,15 @@ class PrintsLoads(Printing):
         assert isinstance(box, hopper.TensorMapType) and isinstance(stages, hopper.BarriersType)
         full = f"{self.out[op.full]} + {self.out[op.cursor]}.stage * {8 * stages.dims[1]}"
         map_ = self.out[op.map]
+        rows, bytes_ = box.dims[0], box.dims[0] * box.dims[1] * box.element_bytes
+        panel = 0 if op.panel is None else number(op.panel)
+        inside = str(panel * bytes_) if panel else ""
+        column = plus(column, panel * box.dims[1])
         if op.multicast is None and op.group is not None:
-            return self.call(
-                "tma_load_of_group", self.slot(op.ring, op.cursor), map_, column, row, self.out[op.group], full
-            )
+            slot = self.slot(op.ring, op.cursor, inside)
+            return self.call("tma_load_of_group", slot, map_, column, row, self.out[op.group], full)
         if op.multicast is None:
-            return self.call("tma_load", self.slot(op.ring, op.cursor), map_, column, row, full)
+            return self.call("tma_load", self.slot(op.ring, op.cursor, inside), map_, column, row, full)
         if op.group is not None:
             raise UnsupportedError("GMR-U001", "a multicast of one group's operand")
         cluster_m, cluster_n = self.cluster
@@ -38,12 +41,16 @@ class PrintsLoads(Printing):
         else:
             part, ctas = f"rank % {cluster_n}", (1 << cluster_n) - 1
             mask = f"{ctas} << rank / {cluster_n} * {cluster_n}" if cluster_m > 1 else str(ctas)
-        rows, bytes_ = box.dims[0], box.dims[0] * box.dims[1] * box.element_bytes
         part = part.removesuffix(" / 1")
         if " " in part:
             part = f"({part})"
-        destination = self.slot(op.ring, op.cursor, f"{part} * {bytes_}")
-        self.call("tma_load_multicast", destination, map_, column, f"{row} + {part} * {rows}", full, mask)
+        boxes = op.boxes(cluster_m * cluster_n)
+        destination = self.slot(op.ring, op.cursor, f"{part} * {boxes * bytes_}", inside)
+        if op.panel is None:
+            row = f"{row} + {part} * {rows}"
+        else:
+            column = f"{column} + {part} * {boxes * box.dims[1]}"
+        self.call("tma_load_multicast", destination, map_, column, row, full, mask)
 
     def group_block(self, op: hopper.GroupBlockOp) -> None:
         self.out.line(f"const int {self.out.name(op.result)} = {self.out[op.first]} + {self.out[op.k]};")

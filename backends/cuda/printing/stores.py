@@ -6,7 +6,7 @@ from gemmir.backends.cuda.printing.base import Printing, minus, plus
 from gemmir.dialects import hopper
 from gemmir.dialects.hopper.base import number
 from gemmir.errors import UnsupportedError
-from gemmir.layouts import store_chunks
+from gemmir.layouts import STMATRIX_BYTES, store_chunks
 from gemmir.target import WARPS_PER_GROUP
 
 
@@ -18,7 +18,11 @@ class PrintsStores(Printing):
         assert isinstance(staging, hopper.StagingType)
         if not isinstance(owner, hopper.StagingOp):
             raise UnsupportedError("GMR-U001", "a staging area that hopper.staging did not make")
-        self.need({"bf16": "pack_bf16", "f16": "pack_f16"}[str(staging.element)])
+        suffix = "_f32" if staging.element_bytes > STMATRIX_BYTES else ""
+        if not suffix:
+            self.need(f"pack_{staging.element}")
+        if not suffix and op.accumulate is not None:
+            self.need(f"unpack_{staging.element}")
         row = " + ".join(
             filter(None, [str(number(op.row)) if number(op.row) else "", f"warp % {WARPS_PER_GROUP} * 16"])
         )
@@ -26,7 +30,13 @@ class PrintsStores(Printing):
         base = f"{self.out[op.staging]} + {self.out[op.group]} * {number(owner.pitch)}"
         for chunk in store_chunks(columns, rows, staging.element_bytes):
             shape = f"{chunk.first // 2}, {chunk.columns}, {chunk.swizzle.row_shift}, {chunk.swizzle.row_mask}"
-            self.call(f"stage_columns<{shape}>", self.out[op.fragment], plus(base, chunk.offset), row)
+            for what in ("add", "stage") if op.accumulate is not None else ("stage",):
+                self.call(f"{what}_columns{suffix}<{shape}>", self.out[op.fragment], plus(base, chunk.offset), row)
+
+    def tma_fill(self, op: hopper.TmaFillOp) -> None:
+        row, column = plus(self.out[op.row], number(op.row_offset)), plus(self.out[op.column], number(op.column_offset))
+        target, barrier = plus(self.out[op.staging], number(op.offset)), self.barrier_of(op.full, op.cursor, op.group)
+        self.call("tma_load", target, self.out[op.map], column, row, barrier)
 
     def tma_store(self, op: hopper.TmaStoreOp) -> None:
         row = self.out[op.row] if op.part_rows is None else f"{self.out[op.row]} + (rank ^ 1) * {number(op.part_rows)}"

@@ -17,6 +17,7 @@ from xdsl.ir import Dialect
 from gemmir.dialects.hopper.arithmetic import (
     LoadScalesOp,
     MoveScalesOp,
+    PromoteColumnsOp,
     PromoteOp,
     WgmmaCommitOp,
     WgmmaFenceOp,
@@ -74,6 +75,7 @@ from gemmir.dialects.hopper.stores import (
     StoreCommitOp,
     StoreRowsOp,
     StoreWaitReadOp,
+    TmaFillOp,
     TmaStoreOp,
 )
 from gemmir.dialects.hopper.types import (
@@ -123,6 +125,7 @@ Hopper = Dialect(
         PartBlockOp,
         PassTurnOp,
         PrefetchMapsOp,
+        PromoteColumnsOp,
         PromoteOp,
         PutScalesOp,
         ReleaseOp,
@@ -140,6 +143,7 @@ Hopper = Dialect(
         SyncWarpOp,
         TakeTurnOp,
         TilesOp,
+        TmaFillOp,
         TmaLoadOp,
         TmaStoreOp,
         WaitOp,

@@ -8,6 +8,7 @@ from xdsl.utils.exceptions import VerifyException
 
 from gemmir.dialects.hopper.base import NATURAL, POSITIVE, HopperOperation, number
 from gemmir.dialects.hopper.types import CursorType, FragmentType, RingType, ScalesType
+from gemmir.layouts import PANEL
 
 
 @irdl_op_definition
@@ -70,7 +71,8 @@ class WgmmaOp(HopperOperation):
 
     A's rows start at `group` * `a_group_rows` + `a_row`, B's at `group` * `b_group_rows`. `fresh`: the fragment's
     contents are overwritten, not added to. `by_part`: in the CTA that sums the second part of K, rows 0 and 64 are
-    swapped.
+    swapped. `a_panels`, `b_panels`: the operand is not K-major, and lies in panels of 64 rows of A or columns of B (see
+    `gemmir.layouts.PANEL`).
     """
 
     name = "hopper.wgmma"
@@ -84,9 +86,11 @@ class WgmmaOp(HopperOperation):
     b_group_rows = prop_def(NATURAL)
     fresh = opt_prop_def(UnitAttr)
     by_part = opt_prop_def(UnitAttr)
+    a_panels = opt_prop_def(UnitAttr)
+    b_panels = opt_prop_def(UnitAttr)
     assembly_format = (
         "$a `,` $b `[` $cursor `]` `->` $fragment `for` $group `rows` $a_row `+` $a_group_rows `columns` $b_group_rows "
-        "(`fresh` $fresh^)? (`by_part` $by_part^)? attr-dict "
+        "(`fresh` $fresh^)? (`by_part` $by_part^)? (`a_panels` $a_panels^)? (`b_panels` $b_panels^)? attr-dict "
         "`:` type($a) `,` type($b) `,` type($cursor) `,` type($fragment)"
     )
 
@@ -102,6 +106,11 @@ class WgmmaOp(HopperOperation):
             raise VerifyException(f"no WGMMA makes a fragment of {fragment.dims}")
         if (a.element_bytes == 1) != (b.element_bytes == 1) or (a.element_bytes > 1 and a.element != b.element):
             raise VerifyException(f"no WGMMA multiplies {a.element} by {b.element}")
+        numbers = [self.a_row, self.a_group_rows] * (self.a_panels is not None)
+        numbers += [self.b_group_rows] * (self.b_panels is not None)
+        extents = [number(n) for n in numbers] + [fragment.dims[1]] * (self.b_panels is not None)
+        if numbers and (a.element_bytes != 2 or any(extent % PANEL for extent in extents)):
+            raise VerifyException(f"WGMMA reads whole panels of {PANEL} 16-bit elements")
 
 
 @irdl_op_definition
@@ -139,4 +148,29 @@ class PromoteOp(HopperOperation):
     assembly_format = (
         "$partial `->` $total `by` $scales `wave` $wave `step` $step attr-dict "
         "`:` type($partial) `,` type($total) `,` type($scales)"
+    )
+
+
+@irdl_op_definition
+class PromoteColumnsOp(HopperOperation):
+    """
+    `promote` with a scale for each column: row and column scales are read from a slot with ordinary loads, as needed.
+
+    The wave's rows start at `group` * `group_rows` + `wave` * 64 of the slot, its columns at `group` * `group_columns`.
+    """
+
+    name = "hopper.promote_columns"
+    partial = operand_def(FragmentType)
+    total = operand_def(FragmentType)
+    rows = operand_def(RingType)
+    columns = operand_def(RingType)
+    cursor = operand_def(CursorType)
+    group = operand_def(IndexType)
+    wave = prop_def(NATURAL)
+    group_rows = prop_def(NATURAL)
+    group_columns = prop_def(NATURAL)
+    assembly_format = (
+        "$partial `->` $total `by` $rows `,` $columns `[` $cursor `]` `for` $group `wave` $wave `rows` $group_rows "
+        "`columns` $group_columns attr-dict `:` type($partial) `,` type($total) `,` type($rows) `,` type($columns) `,` "
+        "type($cursor)"
     )

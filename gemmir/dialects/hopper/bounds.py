@@ -14,7 +14,7 @@ from xdsl.dialects.builtin import i32, i64
 from xdsl.ir import Attribute, BlockArgument, Operation, SSAValue
 from xdsl.utils.exceptions import VerifyException
 
-from gemmir.dialects.hopper.arithmetic import LoadScalesOp, PromoteOp, WgmmaOp
+from gemmir.dialects.hopper.arithmetic import LoadScalesOp, PromoteColumnsOp, PromoteOp, WgmmaOp
 from gemmir.dialects.hopper.base import number
 from gemmir.dialects.hopper.control import (
     ROWS_OF_GROUP,
@@ -36,8 +36,8 @@ from gemmir.dialects.hopper.loads import (
     TmaLoadOp,
 )
 from gemmir.dialects.hopper.split_k import AddSumsOp, GrantOp, PartBlockOp, SendSumsOp
-from gemmir.dialects.hopper.storage import StagingOp
-from gemmir.dialects.hopper.stores import StageFragmentOp, StoreRowsOp, TmaStoreOp
+from gemmir.dialects.hopper.storage import RingOp, StagingOp
+from gemmir.dialects.hopper.stores import StageFragmentOp, StoreRowsOp, TmaFillOp, TmaStoreOp
 from gemmir.dialects.hopper.types import (
     BindAttr,
     BindName,
@@ -52,7 +52,7 @@ from gemmir.dialects.hopper.types import (
 from gemmir.layouts import Swizzle
 from gemmir.legality import MAX_CLUSTER, MAX_SPLIT_K
 from gemmir.problem import SCALE_BLOCK, Grouping
-from gemmir.target import SM_90A, WARP_LANES
+from gemmir.target import SM_90A, TMA_SHARED_ALIGNMENT, WARP_LANES
 
 
 def _fits(what: str, needed: int, available: int) -> None:
@@ -79,6 +79,8 @@ def check_kernel_bounds(kernel: KernelOp) -> None:
             _check_scales(kernel, op, number(op.blocks) * (1 if op.in_part is None else kernel.parts))
         elif isinstance(op, AddSumsOp | GrantOp | PartBlockOp | SendSumsOp):
             _check_split(kernel, op)
+        elif isinstance(op, TmaFillOp):
+            _check_fill(kernel, op)
         elif (check := _CHECKS.get(type(op))) is not None:
             check(op)
 
@@ -95,10 +97,10 @@ def _check_threads(kernel: KernelOp) -> None:
 
 def _check_bind(kernel: KernelOp, parameter: BlockArgument, bind: BindAttr) -> None:
     kind, index = BindName(bind.kind.data), bind.tensor.data
-    if not -1 <= index < len(kernel.inputs):
+    if not (0 if kind is BindName.ADDEND else -1) <= index < len(kernel.inputs):
         raise VerifyException(f"{kind} {index} is bound to no tensor: the kernel takes {len(kernel.inputs)}")
     tensor = kernel.output if index < 0 else kernel.inputs.data[index]
-    if not _binds(kind, parameter.type, tensor):
+    if not _binds(kind, parameter.type, tensor) or (kind is BindName.ADDEND and not _is_like(tensor, kernel.output)):
         raise VerifyException(f"a parameter of type {parameter.type} cannot be bound to {kind} of {tensor}")
     if isinstance(parameter.type, TensorMapType):
         _check_box(parameter.type)
@@ -108,7 +110,7 @@ def _check_bind(kernel: KernelOp, parameter: BlockArgument, bind: BindAttr) -> N
 
 def _binds(kind: BindName, parameter: Attribute, tensor: TensorAttr) -> bool:
     match kind:
-        case BindName.MAP:
+        case BindName.MAP | BindName.ADDEND:
             same = isinstance(parameter, TensorMapType) and parameter.element == tensor.type.element_type
             return same and len(tensor.type.get_shape()) in (2, 3)
         case BindName.POINTER:
@@ -117,6 +119,11 @@ def _binds(kind: BindName, parameter: Attribute, tensor: TensorAttr) -> bool:
             return parameter == i64
         case BindName.ROWS:
             return parameter == i32
+
+
+def _is_like(tensor: TensorAttr, output: TensorAttr) -> bool:
+    """Whether a tensor has the type of the output, and lies row by row as it does."""
+    return tensor.type == output.type and tensor.order == output.order
 
 
 def _check_box(box: TensorMapType) -> None:
@@ -165,6 +172,18 @@ def _promote(op: PromoteOp) -> None:
         raise VerifyException(f"{steps} scales of {number(op.step)} columns for {partial} and {total}")
 
 
+def _promote_columns(op: PromoteColumnsOp) -> None:
+    partial, rows, columns = op.partial.type, op.rows.type, op.columns.type
+    assert isinstance(partial, FragmentType) and isinstance(rows, RingType) and isinstance(columns, RingType)
+    if partial != op.total.type or {str(rows.element), str(columns.element)} != {"f32"}:
+        raise VerifyException(f"scales of {rows} and {columns} for {partial} and {op.total.type}")
+    last = _last_group(op)
+    last_row = last * number(op.group_rows) + (number(op.wave) + 1) * partial.dims[0]
+    _fits("row scales that are read", last_row, rows.dims[1] * rows.dims[2])
+    last_column = last * number(op.group_columns) + partial.dims[1]
+    _fits("column scales that are read", last_column, columns.dims[1] * columns.dims[2])
+
+
 def _put_scales(op: PutScalesOp) -> None:
     ring = op.ring.type
     assert isinstance(ring, RingType)
@@ -180,7 +199,8 @@ def _check_scales(kernel: KernelOp, op: FetchScalesOp | StartScalesOp, blocks: i
     rank = len(shape)
     if [b.dimension.data for b in strides] != [rank - 2, rank - 1] or min(shape) < 0:
         raise VerifyException(f"{op.name} reads a tensor of K blocks x N blocks")
-    _fits("rows of scales that are read", blocks, shape[-2])
+    if number(kernel.depth):  # else it is not launched: there are no scales
+        _fits("rows of scales that are read", blocks, shape[-2])
     _fits("columns of scales that are read", -(-number(kernel.columns) // SCALE_BLOCK), shape[-1])
 
 
@@ -296,6 +316,16 @@ def _next_scales(op: NextScalesOp) -> None:
 
 def _tma_load(kernel: KernelOp, op: TmaLoadOp) -> None:
     _check_map(kernel, op, op.group)
+    ring, box = op.ring.owner, op.map.type
+    assert isinstance(box, TensorMapType)
+    if op.panel is not None:
+        ctas = kernel.cluster.m.data * kernel.cluster.n.data
+        _fits("boxes of a slot", number(op.panel) + 1, op.boxes(ctas))
+    places = [box.dims[0] * box.dims[1] * box.element_bytes]
+    if isinstance(ring, RingOp):
+        places += [number(ring.offset), ring.result.type.slot_bytes]
+    if any(place % TMA_SHARED_ALIGNMENT for place in places):
+        raise VerifyException(f"boxes of {box} do not land at multiples of {TMA_SHARED_ALIGNMENT} bytes")
 
 
 def _stage_fragment(op: StageFragmentOp) -> None:
@@ -313,10 +343,23 @@ def _staging(op: StagingOp) -> None:
     _fits("bytes of a staging area", rows * columns * op.result.type.element_bytes, number(op.pitch))
 
 
-def _tma_store(op: TmaStoreOp | StoreRowsOp) -> None:
+def _check_fill(kernel: KernelOp, op: TmaFillOp) -> None:
+    """What is loaded is a part of C at the CTA's own tile, which no other CTA's part of D overwrites."""
+    _tma_store(op)
+    if BindName(_bind_of(kernel, op.map).kind.data) is not BindName.ADDEND:
+        raise VerifyException(f"{op.name} loads operand C")
+    box, tiles = op.map.type, enclosing(op, TilesOp)
+    assert isinstance(box, TensorMapType)
+    if tiles is None or (op.row, op.column) != tuple(tiles.body.block.args):
+        raise VerifyException(f"{op.name} loads for the tile that it is in")
+    _fits("rows of the tile", number(op.row_offset) + box.dims[0], kernel.tile.m.data)
+    _fits("columns of the tile", number(op.column_offset) + box.dims[1], kernel.tile.n.data)
+
+
+def _tma_store(op: TmaStoreOp | StoreRowsOp | TmaFillOp) -> None:
     owner, box = op.staging.owner, op.map.type
     if not isinstance(owner, StagingOp) or not isinstance(box, TensorMapType):
-        raise VerifyException(f"{op.name} stores from a staging area")
+        raise VerifyException(f"{op.name} is about a staging area")
     end = number(op.offset) + box.dims[0] * box.dims[1] * box.element_bytes
     _fits("bytes of the staging areas", end, owner.result.type.dims[0] * number(owner.pitch))
 
@@ -324,6 +367,7 @@ def _tma_store(op: TmaStoreOp | StoreRowsOp) -> None:
 _CHECKS: dict[type[Operation], Callable[[Any], None]] = {
     LoadScalesOp: _load_scales,
     NextScalesOp: _next_scales,
+    PromoteColumnsOp: _promote_columns,
     PromoteOp: _promote,
     PutScalesOp: _put_scales,
     StageFragmentOp: _stage_fragment,

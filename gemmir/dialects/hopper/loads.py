@@ -14,7 +14,7 @@ from xdsl.irdl import (
 )
 from xdsl.utils.exceptions import VerifyException
 
-from gemmir.dialects.hopper.base import POSITIVE, HopperOperation
+from gemmir.dialects.hopper.base import NATURAL, POSITIVE, HopperOperation, number
 from gemmir.dialects.hopper.types import (
     AxisAttr,
     BarriersType,
@@ -43,6 +43,9 @@ class TmaLoadOp(HopperOperation):
     The box starts at (`row` * `row_step`, `column` * `column_step`) elements. With `multicast`, the CTAs along that
     axis of the cluster share the slot's contents: each loads its part of the rows and sends it to all of them, and each
     one's own barrier counts. A tensor of rank 3 is loaded from at `group` of its first dimension.
+
+    `panel`: the operand is not K-major. The box is number `panel` of this CTA's part of the slot, and starts as many
+    box widths further along the columns, which are rows of A or columns of B.
     """
 
     name = "hopper.tma_load"
@@ -56,9 +59,10 @@ class TmaLoadOp(HopperOperation):
     row_step = prop_def(POSITIVE)
     column_step = prop_def(POSITIVE)
     multicast = opt_prop_def(AxisAttr)
+    panel = opt_prop_def(NATURAL)
     assembly_format = (
         "$map `[` $row `*` $row_step `,` $column `*` $column_step `]` `->` $ring `[` $cursor `]` `signal` $full "
-        "(`of` $group^)? (`multicast` $multicast^)? attr-dict "
+        "(`of` $group^)? (`multicast` $multicast^)? (`panel` $panel^)? attr-dict "
         "`:` type($map) `,` type($ring) `,` type($cursor) `,` type($full)"
     )
 
@@ -68,8 +72,19 @@ class TmaLoadOp(HopperOperation):
             return
         if box.element != ring.element or box.swizzle != ring.swizzle or box.dims[1] != ring.dims[2]:
             raise VerifyException(f"a box of {box} does not land in {ring}")
-        if ring.dims[1] % box.dims[0] or (self.multicast is None and ring.dims[1] != box.dims[0]):
+        whole = self.multicast is None and self.panel is None
+        if ring.dims[1] % box.dims[0] or (whole and ring.dims[1] != box.dims[0]):
             raise VerifyException(f"boxes of {box.dims[0]} rows do not fill {ring.dims[1]} rows of a slot")
+
+    def boxes(self, ctas: int) -> int:
+        """Boxes of a slot that each CTA loads, if `ctas` of them share it."""
+        box, ring = self.map.type, self.ring.type
+        assert isinstance(box, TensorMapType) and isinstance(ring, RingType)
+        return ring.dims[1] // box.dims[0] // (ctas if self.multicast is not None else 1)
+
+    def first_box(self, part: int, ctas: int) -> int:
+        """Which of the boxes of a slot this is for the CTA that loads part number `part`."""
+        return part if self.panel is None else part * self.boxes(ctas) + number(self.panel)
 
 
 @irdl_op_definition

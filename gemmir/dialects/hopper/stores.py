@@ -2,23 +2,65 @@
 
 from __future__ import annotations
 
-from xdsl.dialects.builtin import IndexType, i64
+from xdsl.dialects.builtin import IndexType, UnitAttr, i64
 from xdsl.irdl import irdl_op_definition, operand_def, opt_operand_def, opt_prop_def, prop_def
 
 from gemmir.dialects.hopper.base import NATURAL, POSITIVE, HopperOperation
-from gemmir.dialects.hopper.types import FragmentType, PointerType, StagingType, TensorMapType
+from gemmir.dialects.hopper.types import (
+    BarriersType,
+    CursorType,
+    FragmentType,
+    PointerType,
+    StagingType,
+    TensorMapType,
+)
 
 
 @irdl_op_definition
 class StageFragmentOp(HopperOperation):
-    """Round a fragment to the output type and put it into the staging area of `group`, from row `row` on."""
+    """
+    Round a fragment to the output type and put it into the staging area of `group`, from row `row` on.
+
+    `accumulate`: each element is first added, in f32, to the one that lies in its place, box by box. The fragment is
+    not to be used after that.
+    """
 
     name = "hopper.stage_fragment"
     fragment = operand_def(FragmentType)
     staging = operand_def(StagingType)
     group = operand_def(IndexType)
     row = prop_def(NATURAL)
-    assembly_format = "$fragment `->` $staging `for` $group `row` $row attr-dict `:` type($fragment) `,` type($staging)"
+    accumulate = opt_prop_def(UnitAttr)
+    assembly_format = (
+        "$fragment `->` $staging `for` $group `row` $row (`accumulate` $accumulate^)? attr-dict "
+        "`:` type($fragment) `,` type($staging)"
+    )
+
+
+@irdl_op_definition
+class TmaFillOp(HopperOperation):
+    """
+    Load one box of operand C into the staging area, where `tma_store` sends that of D from, and count its bytes on the
+    barrier of `group`. Elements outside C read as zero, and count.
+
+    D may lie where C does: no tile of D leaves before its part of C has arrived.
+    """
+
+    name = "hopper.tma_fill"
+    map = operand_def(TensorMapType)
+    row = operand_def(IndexType)
+    column = operand_def(IndexType)
+    staging = operand_def(StagingType)
+    cursor = operand_def(CursorType)
+    full = operand_def(BarriersType)
+    group = operand_def(IndexType)
+    offset = prop_def(NATURAL)
+    row_offset = prop_def(NATURAL)
+    column_offset = prop_def(NATURAL)
+    assembly_format = (
+        "$map `[` $row `+` $row_offset `,` $column `+` $column_offset `]` `->` $staging `at` $offset `signal` $full "
+        "`[` $cursor `,` $group `]` attr-dict `:` type($map) `,` type($staging) `,` type($full) `,` type($cursor)"
+    )
 
 
 @irdl_op_definition

@@ -165,6 +165,7 @@ class BindName(StrEnum):
     """What a kernel parameter holds of a tensor."""
 
     MAP = "map"
+    ADDEND = "addend"
     POINTER = "pointer"
     STRIDE = "stride"
     ROWS = "rows"
@@ -175,9 +176,9 @@ class BindAttr(ParametrizedAttribute):
     """
     What a parameter of the kernel is bound to, `#hopper.bind<map 0>`.
 
-    `map T`: a tensor map over tensor T (-1: the output), `pointer T`: its address, `stride T D`: its stride along
-    dimension D in elements, `rows`: M. A map over a tensor of rank 3 has its first dimension, the groups, as third
-    coordinate.
+    `map T`: a tensor map over tensor T (-1: the output), `addend T`: one over operand C, which may lie where the output
+    does, `pointer T`: T's address, `stride T D`: its stride along dimension D in elements, `rows`: M. A map over a
+    tensor of rank 3 has its first dimension, the groups, as third coordinate.
     """
 
     name = "hopper.bind"

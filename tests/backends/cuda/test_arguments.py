@@ -350,3 +350,49 @@ def test_a_tensor_made_for_tracing():
         fake = torch.empty(3)
     with pytest.raises(InputError, match="GMR-I004: x: holds no data"):
         describe(fake, "x")
+
+
+ADDEND = replace(
+    MANIFEST,
+    inputs=(*MANIFEST.inputs, TensorSpec("c", "bf16", (None, 7168), (0, 1))),
+    params=(*MANIFEST.params, TensorMapParam(6, (64, 128), 128, addend=True)),
+)
+
+
+def with_c(**changes: Any) -> list[TensorInfo]:
+    return [*arguments().values(), replace(output(), name="c", **changes)]
+
+
+def test_the_result_may_lie_where_c_does() -> None:
+    """Exactly there: every element where C has it."""
+    for c in (with_c(), with_c(address=8 << 30), with_c(strides=(8192, 1), address=8 << 30)):
+        assert check_arguments(ADDEND, c) == M
+        check_output(ADDEND, output(), M, c)
+
+
+@pytest.mark.parametrize(
+    "change", [{"address": (7 << 30) + 16}, {"strides": (7176, 1)}, {"address": (7 << 30) - 16 * 7168}], ids=str
+)
+def test_the_result_may_not_lie_beside_c(change: dict[str, Any]) -> None:
+    c = with_c(**change)
+    assert check_arguments(ADDEND, c) == M
+    with pytest.raises(InputError, match="GMR-I008: out: overlaps c"):
+        check_output(ADDEND, output(), M, c)
+
+
+def test_an_operand_that_is_read_otherwise_is_not_written() -> None:
+    """The same tensor as an ordinary input, or by another map."""
+    plain = replace(ADDEND, params=(*MANIFEST.params, TensorMapParam(6, (64, 128), 128)))
+    both = replace(ADDEND, params=(*ADDEND.params, TensorMapParam(6, (64, 128), 128)))
+    for manifest in (plain, both):
+        with pytest.raises(InputError, match="GMR-I008: out: overlaps c"):
+            check_output(manifest, output(), M, with_c())
+
+
+def test_c_is_checked_as_what_tma_reads() -> None:
+    with pytest.raises(InputError, match="GMR-I003: c: address"):
+        check_arguments(ADDEND, with_c(address=(8 << 30) + 8))
+    with pytest.raises(InputError, match="GMR-I006: c: strides"):
+        check_arguments(ADDEND, with_c(strides=(1, 128)))
+    with pytest.raises(InputError, match="GMR-I001: c: dtype is f32"):
+        check_arguments(ADDEND, with_c(dtype="f32"))

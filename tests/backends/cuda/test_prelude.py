@@ -10,10 +10,10 @@ import pytest
 from gemmir.backends.cuda.prelude import prelude, sections
 from gemmir.backends.cuda.printer import print_kernel
 from gemmir.compiler import lower
-from gemmir.dtypes import F16
+from gemmir.dtypes import BF16, F16, F32
 from gemmir.problem import GemmProblem, Grouping
 from gemmir.schedule import Schedule, Split
-from gemmir.testing.strategies import program_text, split_in_two
+from gemmir.testing.strategies import columns_problem, program_text, split_in_two
 from tests.kernels import BF16_SCHEDULE, FP8_SCHEDULE, lowered
 from tests.schedules import fp8_problem, half_problem
 
@@ -63,6 +63,9 @@ def test_every_section_is_used_by_some_kernel() -> None:
         lowered(bf16, BF16_SCHEDULE).source,
         lowered(replace(bf16, a=half_problem(None, 8, 8).a, d=fp8.d), BF16_SCHEDULE).source,
         lowered(replace(fp8, d=F16), FP8_SCHEDULE).source,
+        *(lowered(replace(fp8, d=d, has_c=True), replace(FP8_SCHEDULE, num_stages=3)).source for d in (BF16, F16, F32)),
+        lowered(columns_problem(None, 7168, 2048), replace(FP8_SCHEDULE, num_stages=3)).source,
+        lowered(replace(bf16, a_major="m"), BF16_SCHEDULE).source,
         print_kernel(lowered(fp8, FP8_SCHEDULE).kernel, chaos=True).source,
         *(
             lower(program_text(replace(half_problem(100, 64, 64), grouping=g, groups=3), BALANCED)).source

@@ -14,6 +14,7 @@ from gemmir.backends.simulator.memory import (
     descriptor_chunks,
     operand_descriptor,
     slot_chunks,
+    slot_panels,
     swizzled,
 )
 from gemmir.backends.simulator.registers import fragment_map, staging_offsets
@@ -70,13 +71,14 @@ def test_the_fragment_map_is_the_layout(columns):
 
 @pytest.mark.parametrize("columns", [16, 48, 64, 96, 128, 160, 192, 256])
 @pytest.mark.parametrize(("rows", "first_row"), [(64, 0), (128, 64), (192, 128)])
-def test_stmatrix_puts_every_element_where_its_box_has_it(columns, rows, first_row):
-    offsets = staging_offsets(columns, rows, 2, first_row)
+@pytest.mark.parametrize("size", [2, 4])
+def test_staging_puts_every_element_where_its_box_has_it(columns, rows, first_row, size):
+    offsets = staging_offsets(columns, rows, size, first_row)
     for thread in range(128):
         for register in range(columns // 2):
             row, column = fragment_element(thread, register)
-            chunk = next(c for c in store_chunks(columns, rows) if c.first <= column < c.first + c.columns)
-            inside = chunk.swizzle.offset(first_row + row, 2 * (column - chunk.first), 2 * chunk.columns)
+            chunk = next(c for c in store_chunks(columns, rows, size) if c.first <= column < c.first + c.columns)
+            inside = chunk.swizzle.offset(first_row + row, size * (column - chunk.first), size * chunk.columns)
             assert offsets[thread, register] == chunk.offset + inside
     assert len(np.unique(offsets)) == 64 * columns
 
@@ -96,3 +98,15 @@ def test_bytes_are_valid_only_when_written_and_published():
     shared.mark_chunks(np.array([2]), IN_FLIGHT)
     assert shared.load_f32(offsets)[1].all()
     assert (shared.state[48:] == 0).all()
+
+
+@pytest.mark.parametrize("rows", [64, 128, 256])
+def test_panels_are_read_where_tma_puts_them(rows):
+    """Boxes of 64 rows of K and 64 columns, one after another, hold element (column, k) where WGMMA looks for it."""
+    shared = SharedMemory(rows * 128)
+    values = np.arange(64 * rows, dtype=np.uint16).reshape(64, rows)
+    for panel in range(rows // 64):
+        box = np.ascontiguousarray(values[:, 64 * panel : 64 * panel + 64]).view(np.uint8).reshape(-1, 16)
+        shared.put_chunks(box_chunks(8192 * panel, 64, 128, Swizzle.B128), box)
+    read = shared.data.view(np.uint16)[slot_panels(0, rows) // 2]
+    np.testing.assert_array_equal(read, values.T)

@@ -1,0 +1,34 @@
+"""How the store warp brings operand C into the staging area, where math warps add it to what they stage there."""
+
+from __future__ import annotations
+
+from xdsl.ir import SSAValue
+
+from gemmir.dialects import hopper
+from gemmir.passes.lowering.emitter import Emitter
+from gemmir.passes.lowering.kernel import Parameters, Plan, Storage
+
+
+def fill_slice(
+    emit: Emitter,
+    plan: Plan,
+    parameters: Parameters,
+    storage: Storage,
+    where: tuple[SSAValue, SSAValue, SSAValue],
+    number: int,
+    group: SSAValue,
+    slice_: int,
+) -> None:
+    """Load the boxes of one slice of C for a warpgroup; `where`: the tile's row and column, and the store's cursor."""
+    m0, n0, at = where
+    nbytes = 0
+    for chunk in plan.slice_chunks:
+        emit.op(
+            hopper.TmaFillOp,
+            *(parameters.maps_c[chunk.columns], m0, n0, storage.staging, at, storage.drained, group),
+            offset=number * plan.layout.staging_bytes + chunk.offset,
+            row_offset=number * plan.group_rows + slice_ * plan.slice_rows,
+            column_offset=number * plan.group_columns + chunk.first,
+        )
+        nbytes += plan.slice_rows * chunk.columns * plan.problem.d.bytes
+    emit.op(hopper.ExpectOp, storage.drained, at, [group], bytes=nbytes)

@@ -1,0 +1,46 @@
+"""What NVRTC makes of the forms of a dense product: no serialised WGMMA, no spill, the ops that the IR asks for."""
+
+from __future__ import annotations
+
+from dataclasses import replace
+
+import pytest
+
+from gemmir.backends.cuda.audit import audit_sass
+from gemmir.backends.cuda.compiler_log import check_log
+from gemmir.backends.cuda.nvrtc import compile_cubin
+from gemmir.backends.cuda.sass import disassemble
+from gemmir.dtypes import F32
+from gemmir.schedule import Schedule, Split
+from gemmir.testing.strategies import columns_problem, half_problem
+from tests.gpu.forms import KINDS
+from tests.kernels import lowered
+
+WIDE = Schedule(block_m=128, block_n=256, math_warpgroups=2, split=Split.ALONG_N, promote_chunk=1)
+TURNS = Schedule(block_m=128, block_n=128, math_warpgroups=2, split=Split.ALONG_M, promote_chunk=1, turns=True)
+
+
+@pytest.mark.parametrize("k_blocks", [1, 2, 3, 16])
+@pytest.mark.parametrize("schedule", [WIDE, replace(WIDE, store_slices=1), TURNS], ids=["sliced", "whole", "turns"])
+def test_column_scales_are_not_serialised(schedule: Schedule, k_blocks: int) -> None:
+    """Sums that sink below the next wave would be: seen where a tile has one k-block, or one before the last."""
+    resources = check_log(compile_cubin(lowered(columns_problem(None, 512, 128 * k_blocks), schedule).source).log)
+    assert resources.spill_stores == 0
+
+
+@pytest.mark.parametrize("name", KINDS)
+def test_every_form_compiles_to_what_its_ir_says(name: str) -> None:
+    kind = KINDS[name]
+    kernel = lowered(replace(kind, m=None, n=520, k=5 * kind.block_k), Schedule())
+    compiled = compile_cubin(kernel.source)
+    assert check_log(compiled.log).spill_stores == 0
+    audit_sass(kernel.kernel, disassemble(compiled.cubin))
+
+
+@pytest.mark.parametrize("columns", [64, 256])
+def test_c_leaves_the_store_thread_enough_registers(columns: int) -> None:
+    """As many boxes as there may be: a tile of f32 in slices."""
+    groups = 1 if columns == 64 else 2
+    tile = Schedule(block_m=128, block_n=columns, math_warpgroups=groups, split=Split.ALONG_N, store_slices=2)
+    problem = replace(half_problem(None, 1000, 704, d=F32), has_c=True)
+    assert check_log(compile_cubin(lowered(problem, tile).source).log).spill_stores == 0
