@@ -73,9 +73,9 @@ def _split_k(p: GemmProblem) -> Unlowered | None:
     return Unlowered(what, rule, f"pad K to {-(-p.k // step) * step} with zeros, or leave split_k out")
 
 
-def _dense_only(p: GemmProblem) -> Unlowered | None:
-    """Forms that neither grouped products have, nor those whose K is split."""
-    if p.grouping is Grouping.NONE and p.numerics.split_k == 1:
+def _whole_k_only(p: GemmProblem) -> Unlowered | None:
+    """Forms that products whose K is split do not have."""
+    if p.numerics.split_k == 1:
         return None
     forms = {
         f"result {p.d}": p.d == F32,
@@ -83,10 +83,9 @@ def _dense_only(p: GemmProblem) -> Unlowered | None:
         "scales 1x128 x 1x128": p.column_scales,
         f"layout <a = {p.a_major}, b = {p.b_major}>": (p.a_major, p.b_major) != ("k", "k"),
     }
-    kind = "split_k" if p.grouping is Grouping.NONE else f"groups by {p.grouping.value}"
     rule = "such kernels give 16-bit results of k-major operands, with 128x128 scales or none, and without C"
-    fix = "leave split_k out" if p.grouping is Grouping.NONE else "multiply the groups one by one"
-    return next((Unlowered(f"{form} with {kind}", rule, fix) for form, found in forms.items() if found), None)
+    named = (Unlowered(f"{form} with split_k", rule, "leave split_k out") for form, found in forms.items() if found)
+    return next(named, None)
 
 
 def _epilogue(p: GemmProblem) -> Unlowered | None:
@@ -132,7 +131,7 @@ REQUIREMENTS: tuple[Callable[[GemmProblem], Unlowered | None], ...] = (
     _scaling,
     _promotion,
     _split_k,
-    _dense_only,
+    _whole_k_only,
     _epilogue,
     _columns,
     _depth,

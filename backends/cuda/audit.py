@@ -244,7 +244,8 @@ class _Expected:
         return (1 << self.kernel.cluster.m.data * self.kernel.cluster.n.data) - 1
 
     def tma_fill(self, op: hopper.TmaFillOp) -> list[Found]:
-        return [(_tma(_LOAD, None), (self.at(op.staging, number(op.offset)), self.barrier_of(op.full, op)), "")]
+        details = (self.at(op.staging, number(op.offset)), self.barrier_of(op.full, op))
+        return [(_tma(_LOAD, op.tile_group), details, self.lane_0())]
 
     def tma_store(self, op: hopper.TmaStoreOp) -> list[Found]:
         return [(_tma(_STORE, op.group), (self.at(op.staging, number(op.offset)),), self.lane_0())]

@@ -249,7 +249,8 @@ class _Printer(PrintsStorage, PrintsBarriers, PrintsLoads, PrintsArithmetic, Pri
     def leading_run(self, ops: list[Operation]) -> int:
         if self.elected:
             return 0
-        single = (hopper.TmaLoadOp, hopper.TmaStoreOp, hopper.ExpectOp, hopper.ArriveOp, hopper.GrantOp)
+        loads = (hopper.TmaLoadOp, hopper.TmaFillOp)
+        single = (*loads, hopper.TmaStoreOp, hopper.ExpectOp, hopper.ArriveOp, hopper.GrantOp)
         return next((i for i, op in enumerate(ops) if not isinstance(op, single)), len(ops))
 
     def op(self, op: Operation) -> None:

@@ -131,6 +131,12 @@ class Agent:
         self.unpublished += self.unsynced
         self.unsynced = []
 
+    def own_reads_are_over(self) -> None:
+        """What the lanes of this warp have read, fenced and met after comes before what its first lane loads now."""
+        over = [id(access) for access in self.unpublished if access.fenced and not access.written]
+        self.cta.reads[:] = [access for access in self.cta.reads if id(access) not in over]
+        self.unpublished = [access for access in self.unpublished if id(access) not in over]
+
     def publish(self) -> None:
         """A signal by lane 0 of each warp: whoever waits for it sees what the lanes did before they last met."""
         for access in self.unpublished:

@@ -59,8 +59,8 @@ def _matrix(agent: Agent, map_: SSAValue, group: SSAValue | None) -> Matrix:
 
 def tma_fill(agent: Agent, op: hopper.TmaFillOp) -> None:
     """Start to load a box of C into the staging area."""
-    box, matrix = op.map.type, agent[op.map]
-    assert isinstance(box, hopper.TensorMapType) and isinstance(matrix, Matrix)
+    box, matrix = op.map.type, _matrix(agent, op.map, op.tile_group)
+    assert isinstance(box, hopper.TensorMapType)
     rows, columns = box.dims
     row, column = agent[op.row] + op.row_offset.value.data, agent[op.column] + op.column_offset.value.data
     data = np.ascontiguousarray(matrix.load(row, column, rows, columns)).view(np.uint8).reshape(-1, 16)
@@ -68,6 +68,7 @@ def tma_fill(agent: Agent, op: hopper.TmaFillOp) -> None:
     chunks = box_chunks(start, rows, columns * box.element_bytes, box.swizzle_mode)
     full = agent.barrier_address(op.full, op.cursor, op.group)
     agent.cta.barrier(full)  # must exist before anything is sent
+    agent.own_reads_are_over()
     agent.cta.expect_load(chunks)
     agent.cluster.start(Arriving(agent.cta, chunks, data, full))
 

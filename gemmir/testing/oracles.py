@@ -126,13 +126,10 @@ def model_of(op: ProductOp, tensors: Sequence[torch.Tensor]) -> torch.Tensor:
     from gemmir.dialects.gemm import problem_of
 
     problem, operands = problem_of(op), operands_of(op, _by_value(op, tensors))
-    if op.c is not None:  # which is of products without groups
-        c = _by_value(op, tensors)[op.c]
-        return _model_of_one(problem, operands.a, operands.b, operands.scale_a, operands.scale_b, c)
     shape, dtype = result_shape(problem.grouping, operands), getattr(torch, problem.d.torch_name)
     result = torch.zeros(shape, dtype=dtype, device=operands.a.device)
     for group, product, part in products_of(problem, operands):
-        result[group.in_result] = _model_of_one(product, part.a, part.b, part.scale_a, part.scale_b)
+        result[group.in_result] = _model_of_one(product, part.a, part.b, part.scale_a, part.scale_b, part.c)
     return result
 
 

@@ -169,18 +169,16 @@ def gemm_model(
     """
     What a kernel for `problem` computes, bit for bit, whatever its schedule.
 
-    `a` (M, K), `b` (K, N) of the operand types; scales: float32 in the shapes of `gemmir.problem.Recipe`; `c` (M,
-    N) of the result type, if there is one group; all on one device, where the work is done. Returns (M, N) of the
+    `a` (M, K), `b` (K, N) of the operand types; scales: float32 in the shapes of `gemmir.problem.Recipe`; `c` of the
+    result's shape and type; all on one device, where the work is done. Returns (M, N) of the
     result type. Of several groups all have the shapes of `gemmir.matmul_rules.DIMS`, `index` says which elements
     are whose, and what no group writes is zero. `UnsupportedError` (GMR-U001) where there is no model.
     """
-    if c is not None:
-        return _model_of_one(problem, a, b, scale_a, scale_b, panel, c)
-    whole = Operands(a, b, scale_a, scale_b, None, index)
+    whole = Operands(a, b, scale_a, scale_b, c, index)
     dtype = getattr(torch, problem.d.torch_name)
     result = torch.zeros(result_shape(problem.grouping, whole), dtype=dtype, device=a.device)
     for group, product, part in products_of(problem, whole):
-        result[group.in_result] = _model_of_one(product, part.a, part.b, part.scale_a, part.scale_b, panel)
+        result[group.in_result] = _model_of_one(product, part.a, part.b, part.scale_a, part.scale_b, panel, part.c)
     return result
 
 

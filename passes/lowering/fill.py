@@ -7,6 +7,7 @@ from xdsl.ir import SSAValue
 from gemmir.dialects import hopper
 from gemmir.passes.lowering.emitter import Emitter
 from gemmir.passes.lowering.kernel import Parameters, Plan, Storage
+from gemmir.passes.lowering.tiles import Tile, own_matrix
 
 
 def fill_slice(
@@ -14,18 +15,19 @@ def fill_slice(
     plan: Plan,
     parameters: Parameters,
     storage: Storage,
-    where: tuple[SSAValue, SSAValue, SSAValue],
+    tile: Tile,
+    at: SSAValue,
     number: int,
     group: SSAValue,
     slice_: int,
 ) -> None:
-    """Load the boxes of one slice of C for a warpgroup; `where`: the tile's row and column, and the store's cursor."""
-    m0, n0, at = where
+    """Load the boxes of one slice of C for a warpgroup; `at`: the store's cursor."""
     nbytes = 0
     for chunk in plan.slice_chunks:
         emit.op(
             hopper.TmaFillOp,
-            *(parameters.maps_c[chunk.columns], m0, n0, storage.staging, at, storage.drained, group),
+            *(parameters.maps_c[chunk.columns], tile.m0, tile.n0, storage.staging, at, storage.drained, group),
+            own_matrix(tile, plan, "d"),
             offset=number * plan.layout.staging_bytes + chunk.offset,
             row_offset=number * plan.group_rows + slice_ * plan.slice_rows,
             column_offset=number * plan.group_columns + chunk.first,

@@ -32,9 +32,9 @@ def store(emit: Emitter, plan: Plan, parameters: Parameters, storage: Storage) -
         emit.insert(constant)
     with each_tile(emit, plan, storage) as (each, tile):
         matrix = _matrix_of(each, plan, parameters, tile)
-        origin, c_of = (tile.m0, tile.n0, at), range(plan.slices) if plan.problem.has_c else ()
+        c_of = range(plan.slices) if plan.problem.has_c else ()
         for number, constant in enumerate(constants if c_of else ()):
-            fill_slice(each, plan, parameters, storage, origin, number, constant.result, 0)
+            fill_slice(each, plan, parameters, storage, tile, at, number, constant.result, 0)
         for slice_ in range(plan.slices):
             for number, constant in enumerate(constants):
                 each.op(hopper.WaitOp, storage.staged, at, [constant.result])
@@ -42,7 +42,7 @@ def store(emit: Emitter, plan: Plan, parameters: Parameters, storage: Storage) -
                 if not c_of:
                     each.op(hopper.ArriveOp, storage.drained, at, [constant.result])
                 elif slice_ + 1 in c_of:
-                    fill_slice(each, plan, parameters, storage, origin, number, constant.result, slice_ + 1)
+                    fill_slice(each, plan, parameters, storage, tile, at, number, constant.result, slice_ + 1)
             each.op(hopper.AdvanceOp, at)
 
 
@@ -78,5 +78,7 @@ def _store_slice(
         emit.op(hopper.StoreRowsOp, *box, tile.begin, tile.end, matrix, parameters.d_stride_m, own, **place)
     emit.op(hopper.StoreCommitOp)
     emit.op(hopper.StoreWaitReadOp, pending=0)
-    if plan.grouped:  # all lanes may have stored rows
+    if plan.grouped:  # all lanes may have stored rows, which C of the next slice or tile overwrites
+        if plan.problem.has_c and tile.begin is not None:
+            emit.op(hopper.FenceProxyAsyncOp)
         emit.op(hopper.SyncWarpOp)

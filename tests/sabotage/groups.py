@@ -34,6 +34,20 @@ def rows_given_back_before_the_lanes_meet(ir: Ir) -> None:
         erase(op)
 
 
+@fault("bf16-offs-c", rule="R6")
+def rows_read_and_not_fenced(ir: Ir) -> None:
+    """C of the next tile may arrive before the lanes have read the rows that it overwrites."""
+    for op in all_of(ir.store, hopper.FenceProxyAsyncOp):
+        erase(op)
+
+
+@fault("bf16-offs-c", caught_by="verifier")
+def addend_of_another_tile(ir: Ir) -> None:
+    """C is loaded from elsewhere than from where the tile's part of D goes."""
+    fill = one(ir.store, hopper.TmaFillOp)
+    fill.operands[1] = fill.column
+
+
 @fault("fp8-offs", rule="R5")
 def rows_given_back_before_they_are_stored(ir: Ir) -> None:
     """The staging area is given back, then its rows are stored."""

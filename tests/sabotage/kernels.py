@@ -56,6 +56,17 @@ func.func @k(%x: {x}, %w: {w}, %index: tensor<3xi32>, %xs: {xs}, %ws: {ws}) -> {
 }}"""
 
 
+def _bf16_offs_c(schedule: str) -> str:
+    depth = 64 * K_BLOCKS
+    x, w, d = f"tensor<?x{depth}xbf16>", f"tensor<3x{depth}x256xbf16>", "tensor<?x256xbf16>"
+    return f"""
+func.func @k(%x: {x}, %w: {w}, %index: tensor<3xi32>, %c: {d}) -> {d} {{
+  %y = gemm.grouped_matmul %x, %w groups (%index by offs) accumulate %c
+    schedule <{schedule}> : ({x}, {w}, tensor<3xi32>, {d}) -> {d}
+  func.return %y : {d}
+}}"""
+
+
 def _bf16_k_offs(schedule: str) -> str:
     depth = 64 * 2 * K_BLOCKS
     x, w, d = f"tensor<?x{depth}xbf16>", f"tensor<{depth}x256xbf16>", "tensor<3x?x256xbf16>"
@@ -126,6 +137,7 @@ TEXTS: dict[str, str] = {
     "fp8-offs": _fp8_offs(
         "block = 128x128x128, warpgroups = 2 along m, turns = false, chunk = 1, cluster = 1x1, slices = 1, stages = 3"
     ),
+    "bf16-offs-c": _bf16_offs_c("block = 128x128x64, warpgroups = 2 along m, chunk = 1, cluster = 1x1, stages = 3"),
     "bf16-k-offs": _bf16_k_offs("block = 128x128x64, warpgroups = 2 along n, chunk = 1, cluster = 1x1, stages = 3"),
     "bf16-split": _bf16("block = 128x128x64, warpgroups = 2 along n, chunk = 1, cluster = 1x1, stages = 5", 2),
 }

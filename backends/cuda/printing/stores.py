@@ -36,7 +36,9 @@ class PrintsStores(Printing):
     def tma_fill(self, op: hopper.TmaFillOp) -> None:
         row, column = plus(self.out[op.row], number(op.row_offset)), plus(self.out[op.column], number(op.column_offset))
         target, barrier = plus(self.out[op.staging], number(op.offset)), self.barrier_of(op.full, op.cursor, op.group)
-        self.call("tma_load", target, self.out[op.map], column, row, barrier)
+        if op.tile_group is None:
+            return self.call("tma_load", target, self.out[op.map], column, row, barrier)
+        self.call("tma_load_of_group", target, self.out[op.map], column, row, self.out[op.tile_group], barrier)
 
     def tma_store(self, op: hopper.TmaStoreOp) -> None:
         row = self.out[op.row] if op.part_rows is None else f"{self.out[op.row]} + (rank ^ 1) * {number(op.part_rows)}"

@@ -234,7 +234,7 @@ def _check_group(kernel: KernelOp, group: SSAValue, tensor: int) -> None:
     _fits("groups", number(kernel.groups), groups)
 
 
-def _check_map(kernel: KernelOp, op: TmaLoadOp | TmaStoreOp | StoreRowsOp, group: SSAValue | None) -> int:
+def _check_map(kernel: KernelOp, op: TmaLoadOp | TmaFillOp | TmaStoreOp | StoreRowsOp, group: SSAValue | None) -> int:
     """Tensor maps are parameters; those over a tensor of rank 3 take a group. Returns the tensor."""
     if not isinstance(op.map, BlockArgument):
         raise VerifyException("tensor maps are parameters of the kernel")
@@ -346,11 +346,12 @@ def _staging(op: StagingOp) -> None:
 def _check_fill(kernel: KernelOp, op: TmaFillOp) -> None:
     """What is loaded is a part of C at the CTA's own tile, which no other CTA's part of D overwrites."""
     _tma_store(op)
+    _check_map(kernel, op, op.tile_group)
     if BindName(_bind_of(kernel, op.map).kind.data) is not BindName.ADDEND:
         raise VerifyException(f"{op.name} loads operand C")
     box, tiles = op.map.type, enclosing(op, TilesOp)
     assert isinstance(box, TensorMapType)
-    if tiles is None or (op.row, op.column) != tuple(tiles.body.block.args):
+    if tiles is None or (op.row, op.column) != tuple(tiles.body.block.args)[:2]:
         raise VerifyException(f"{op.name} loads for the tile that it is in")
     _fits("rows of the tile", number(op.row_offset) + box.dims[0], kernel.tile.m.data)
     _fits("columns of the tile", number(op.column_offset) + box.dims[1], kernel.tile.n.data)

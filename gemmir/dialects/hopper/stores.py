@@ -41,7 +41,8 @@ class StageFragmentOp(HopperOperation):
 class TmaFillOp(HopperOperation):
     """
     Load one box of operand C into the staging area, where `tma_store` sends that of D from, and count its bytes on the
-    barrier of `group`. Elements outside C read as zero, and count.
+    barrier of `group`. Elements outside C read as zero, and count. Of a C of rank 3 it is that of
+    `tile_group`.
 
     D may lie where C does: no tile of D leaves before its part of C has arrived.
     """
@@ -54,12 +55,14 @@ class TmaFillOp(HopperOperation):
     cursor = operand_def(CursorType)
     full = operand_def(BarriersType)
     group = operand_def(IndexType)
+    tile_group = opt_operand_def(IndexType)
     offset = prop_def(NATURAL)
     row_offset = prop_def(NATURAL)
     column_offset = prop_def(NATURAL)
     assembly_format = (
         "$map `[` $row `+` $row_offset `,` $column `+` $column_offset `]` `->` $staging `at` $offset `signal` $full "
-        "`[` $cursor `,` $group `]` attr-dict `:` type($map) `,` type($staging) `,` type($full) `,` type($cursor)"
+        "`[` $cursor `,` $group `]` (`of` $tile_group^)? attr-dict "
+        "`:` type($map) `,` type($staging) `,` type($full) `,` type($cursor)"
     )
 
 

@@ -1,5 +1,7 @@
 """Simulated kernels of several groups have the bits of the model, for valid and for invalid indices."""
 
+from dataclasses import replace
+
 import torch
 from hypothesis import given
 from hypothesis import strategies as st
@@ -8,18 +10,32 @@ from gemmir.backends.cuda.target import the_kernel
 from gemmir.backends.reference import random_inputs
 from gemmir.backends.simulator import simulate
 from gemmir.compiler import lower
+from gemmir.dtypes import F32
 from gemmir.ir_text import parse_module
-from gemmir.problem import Grouping
-from gemmir.testing.groups import any_indices, extent_of, grouped_problems, indices
+from gemmir.problem import GemmProblem, Grouping, Recipe
+from gemmir.testing.groups import GROUPINGS, any_indices, extent_of, grouped_problems, indices
 from gemmir.testing.oracles import check_bits, simulated
 from gemmir.testing.strategies import program_text
 
-ROW_FORMS = (Grouping.OFFS, Grouping.GROUP_IDS, Grouping.COUNTS, Grouping.BATCH)
+MAJORS = st.sampled_from((("k", "k"), ("m", "n"), ("m", "k"), ("k", "n")))
 
 
-@given(data=st.data(), grouping=st.sampled_from(ROW_FORMS), valid=st.booleans(), seed=st.integers(0, 1 << 16))
+@st.composite
+def forms(draw: st.DrawFn, grouping: Grouping) -> GemmProblem:
+    """Small products of groups, with f32 or 16-bit results, with and without C, scales and layouts of every kind."""
+    problem = draw(grouped_problems(grouping, most_m=140, most_groups=4))
+    problem = replace(problem, d=draw(st.sampled_from((F32, problem.d))), has_c=draw(st.booleans()))
+    if problem.promoted:
+        columns = grouping is Grouping.K_OFFS or draw(st.booleans())
+        return replace(problem, scale_b=Recipe.BLOCK_WISE_1X128 if columns else problem.scale_b)
+    a_major, b_major = draw(MAJORS)
+    m = problem.m if a_major == "k" or problem.m is None else -(-problem.m // 8) * 8
+    return replace(problem, m=m, a_major=a_major, b_major=b_major)
+
+
+@given(data=st.data(), grouping=st.sampled_from(GROUPINGS), valid=st.booleans(), seed=st.integers(0, 1 << 16))
 def test_drawn_groups(data: st.DataObject, grouping: Grouping, valid: bool, seed: int):
-    problem = data.draw(grouped_problems(grouping, most_m=140, most_groups=4))
+    problem = data.draw(forms(grouping))
     text = program_text(problem)
     inputs = random_inputs(parse_module(text), None, seed)
     if grouping is not Grouping.BATCH:
