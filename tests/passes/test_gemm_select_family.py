@@ -1,9 +1,15 @@
 """`gemm-select-family`: what it takes, and what it refuses by name."""
 
+from dataclasses import replace
+
 import pytest
 
+from gemmir.dtypes import F32
 from gemmir.errors import InputError, UnsupportedError
+from gemmir.passes.gemm_select_family import unlowered
+from gemmir.problem import Grouping
 from gemmir.schedule import Family
+from gemmir.testing.strategies import columns_problem, half_problem
 from tests.passes.run_passes import fp8_text, plain_text, run
 
 NAME = "gemm-select-family"
@@ -136,3 +142,25 @@ def test_unknown_families_are_refused():
 def test_prints_the_choice():
     module, _, _ = run(plain_text("?", 256, 256), NAME)
     assert "schedule <family = tiles>" in str(module)
+
+
+@pytest.mark.parametrize(
+    ("change", "what"),
+    [
+        ({"d": F32}, "result f32"),
+        ({"has_c": True}, "an operand C"),
+        ({"b_major": "n"}, "layout <a = k, b = n>"),
+        ({"a_major": "m"}, "layout <a = m, b = k>"),
+    ],
+)
+def test_forms_of_dense_products_are_not_grouped_or_split(change: dict[str, object], what: str):
+    plain = half_problem(64, 64, 128)
+    groups = replace(plain, grouping=Grouping.BATCH, groups=3)
+    split = replace(plain, numerics=replace(plain.numerics, split_k=2))
+    for problem, kind in ((groups, "groups by"), (split, "split_k")):
+        assert unlowered(problem) is None
+        missing = unlowered(replace(problem, **change))
+        assert missing is not None
+        assert missing.what.startswith(f"{what} with {kind}")
+    columns = replace(columns_problem(64, 64, 256), grouping=Grouping.BATCH, groups=3)
+    assert unlowered(columns) is not None
