@@ -31,7 +31,7 @@ from numpy.typing import NDArray
 
 from gemmir.dtypes import BF16, F8E4M3FN, F8E5M2, F16, F32, DType
 from gemmir.errors import InputError, UnsupportedError
-from gemmir.problem import SCALE_BLOCK, GemmProblem, Grouping, Recipe
+from gemmir.problem import SCALE_BLOCK, GemmProblem, Recipe
 
 if TYPE_CHECKING:
     import torch
@@ -367,12 +367,11 @@ def check_modelled(problem: GemmProblem) -> None:
     scales, every = (problem.scale_a, problem.scale_b), problem.numerics.promote_every
     plain = scales == (Recipe.NONE, Recipe.NONE) and (every is None or every % core.k == 0)
     blocks = scales[0] is Recipe.BLOCK_WISE_1X128 and every == SCALE_BLOCK
-    added_to_groups = problem.has_c and problem.grouping is not Grouping.NONE
-    if not (plain or blocks) or problem.has_epilogue or added_to_groups:
+    if not (plain or blocks) or problem.has_epilogue:
         raise UnsupportedError(
             "GMR-U001",
             f"no bit model for {problem}, {problem.numerics}",
-            rule="no scales, or 1x128 scales of A promoted every 128; no epilogue, and C of one group",
+            rule="no scales, or 1x128 scales of A promoted every 128; no epilogue",
         )
 
 

@@ -11,6 +11,11 @@ from gemmir.errors import InputError
 DTYPES = ("f8E4M3FN", "f8E5M2", "bf16", "f16")
 """Of A. FP8 comes with scales 1x128 and 128x128, the others without; B is f8E4M3FN or what A is, D BF16 or A's type."""
 
+
+def is_fp8(dtype: str) -> bool:
+    return dtype.startswith("f8")
+
+
 Shape = tuple[int, int, int]
 """M, N, K."""
 
@@ -81,6 +86,10 @@ class Case:
     def weights(self) -> int:
         """Matrices B."""
         return 1
+
+    @property
+    def result_dtype(self) -> str:
+        return "bf16" if is_fp8(self.dtype) else self.dtype
 
     @property
     def result_shape(self) -> tuple[int, ...]:

@@ -2,8 +2,8 @@
 
 from __future__ import annotations
 
-from gemmir.bench.grouped import AnyCase
-from gemmir.dtypes import BF16, DTYPES, F32
+from gemmir.bench.grouped import AnyCase, GroupedCase
+from gemmir.dtypes import DTYPES, F32
 from gemmir.problem import SCALE_BLOCK
 from gemmir.target import DATASHEET_CLOCK_HZ, PEAK_DRAM_BYTES_PER_SECOND, SM_90A
 
@@ -35,12 +35,13 @@ def flops(case: AnyCase) -> int:
 def unique_bytes(case: AnyCase) -> int:
     """Bytes of A, B, their scales and D."""
     a = DTYPES[case.dtype]
-    d = BF16 if a.is_fp8 else a
+    d = DTYPES[case.result_dtype]
     operands = (case.all_rows + case.weights * case.n) * case.k * a.bytes
     return operands + case.all_rows * case.n * d.bytes + (scale_bytes(case) if a.is_fp8 else 0)
 
 
 def scale_bytes(case: AnyCase) -> int:
-    """Bytes of the 1x128 scales of A and the 128x128 scales of B."""
+    """Bytes of the 1x128 scales of A and the 128x128 scales of B, or 1x128 ones where K is divided."""
     blocks_k = -(-case.k // SCALE_BLOCK)
-    return blocks_k * (case.all_rows + case.weights * -(-case.n // SCALE_BLOCK)) * F32.bytes
+    columns = case.n if isinstance(case, GroupedCase) and case.along_k else -(-case.n // SCALE_BLOCK)
+    return blocks_k * (case.all_rows + case.weights * columns) * F32.bytes

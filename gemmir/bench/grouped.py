@@ -14,8 +14,7 @@ if TYPE_CHECKING:
     from gemmir.program import Options, Program
     from gemmir.schedule import Schedule
 
-GROUPINGS = tuple(form.value for form in (Grouping.OFFS, Grouping.GROUP_IDS, Grouping.COUNTS, Grouping.BATCH))
-"""Those whose groups are groups of rows."""
+GROUPINGS = tuple(form.value for form in Grouping if form is not Grouping.NONE)
 
 
 @dataclass(frozen=True, slots=True)
@@ -24,7 +23,8 @@ class GroupedCase:
     One product for each of `groups` groups of exactly `rows` rows, for A of `dtype` as in `Case`.
 
     `grouping`, one of `GROUPINGS`, says how the groups lie (see `gemmir.problem.Grouping`). With `counts` all rows that
-    there are count; with `group_ids` each group is padded to a multiple of 128 rows.
+    there are count; with `group_ids` each group is padded to a multiple of 128 rows. With `k_offs` every group has all
+    `rows` and `k` elements of K of its own; the result is f32, and FP8 operands have scales 1x128 both.
     """
 
     dtype: str
@@ -61,6 +61,21 @@ class GroupedCase:
         return self.groups * self.rows
 
     @property
+    def along_k(self) -> bool:
+        return self.form is Grouping.K_OFFS
+
+    @property
+    def depth(self) -> int:
+        """K of the operands: of all groups where K is divided."""
+        return self.groups * self.k if self.along_k else self.k
+
+    @property
+    def result_dtype(self) -> str:
+        if self.along_k:
+            return "f32"
+        return "bf16" if DTYPES[self.dtype].is_fp8 else self.dtype
+
+    @property
     def weights(self) -> int:
         """Matrices B."""
         return self.groups
@@ -79,12 +94,12 @@ class GroupedCase:
 
     @property
     def outer(self) -> tuple[int, ...]:
-        """What stands before M in the shapes of A and D: G, or nothing."""
-        return () if self.form.contiguous else (self.groups,)
+        """What stands before M in the shape of A: G, or nothing."""
+        return () if self.form.contiguous or self.along_k else (self.groups,)
 
     @property
     def result_shape(self) -> tuple[int, ...]:
-        return (*self.outer, self.m, self.n)
+        return (*((self.groups,) if self.along_k else self.outer), self.m, self.n)
 
     @property
     def index(self) -> tuple[int, ...]:
@@ -97,6 +112,8 @@ class GroupedCase:
                 return tuple(number for group in range(self.groups) for number in (group,) * self.rows + padding)
             case Grouping.COUNTS:
                 return (self.rows,) * self.groups
+            case Grouping.K_OFFS:
+                return tuple(self.k * (group + 1) for group in range(self.groups))
             case _:
                 return ()
 
@@ -114,21 +131,22 @@ class GroupedCase:
         from gemmir.program import Program
 
         p, a = Program("layer"), DTYPES[self.dtype]
-        blocks_k, blocks_n = -(-self.k // SCALE_BLOCK), -(-self.n // SCALE_BLOCK)
+        blocks_k, blocks_n = -(-self.depth // SCALE_BLOCK), -(-self.n // SCALE_BLOCK)
+        own = () if self.along_k else (self.groups,)
         options: Options = {"expected_m": self.m, "schedule": schedule, "split_k": split_k}
-        x = p.input("x", (*self.outer, None, self.k), a.name)
+        x = p.input("x", (*self.outer, None, self.depth), a.name)
         if a.is_fp8:
-            options["recipe"] = ("block_wise_1x128", "block_wise_128x128")
+            options["recipe"] = ("block_wise_1x128", "block_wise_1x128" if self.along_k else "block_wise_128x128")
             options["scale_a"] = p.input("xs", (*self.outer, None, blocks_k), "f32")
-        w = p.input("w", (self.groups, self.k, self.n), F8E4M3FN.name if a.is_fp8 else a.name)
+        w = p.input("w", (*own, self.depth, self.n), F8E4M3FN.name if a.is_fp8 else a.name)
         if a.is_fp8:
-            options["scale_b"] = p.input("ws", (self.groups, blocks_k, blocks_n), "f32")
-        p.output(self._product(p, x, w, options).cast("bf16" if a.is_fp8 else a.name))
+            options["scale_b"] = p.input("ws", (*own, blocks_k, self.n if self.along_k else blocks_n), "f32")
+        p.output(self._product(p, x, w, options).cast(self.result_dtype))
         return p
 
     def _product(self, p: Program, x: Input, w: Input, options: Options) -> Expression:
         match self.form:
-            case Grouping.OFFS:
+            case Grouping.OFFS | Grouping.K_OFFS:
                 return p.grouped_matmul(x, w, offs=p.input("index", (self.groups,), "i32"), **options)
             case Grouping.GROUP_IDS:
                 return p.grouped_matmul(x, w, group_ids=p.input("index", (None,), "i32"), **options)
@@ -175,6 +193,14 @@ GROUPED_SETS: dict[str, GroupedSet] = {
             (4, 256, 7168, 2048),
             (32, 20, 4096, 7168),
             (32, 192, 7168, 2048),
+        ),
+    ),
+    "k-grouped": GroupedSet(
+        Grouping.K_OFFS,
+        ("f8E4M3FN", "bf16"),
+        (
+            (4, 4096, 7168, 8192),
+            (8, 7168, 2048, 4096),
         ),
     ),
 }

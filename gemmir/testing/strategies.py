@@ -213,7 +213,7 @@ def split_in_two(problem: GemmProblem) -> GemmProblem:
 
 
 def _usual(problem: GemmProblem) -> GemmProblem:
-    """`problem` in the form that grouped products and those of split K have: 16-bit, k-major, without C."""
+    """`problem` in the form that products of split K have: 16-bit, k-major, without C."""
     d, n = (BF16, -(-problem.n // 8) * 8) if problem.d == F32 else (problem.d, problem.n)
     scale_b = Recipe.BLOCK_WISE_128X128 if problem.promoted else Recipe.NONE
     return replace(problem, n=n, d=d, scale_b=scale_b, a_major="k", b_major="k", has_c=False)

@@ -36,7 +36,11 @@ from gemmir.ir_text import parse_module
 from gemmir.problem import GemmProblem
 
 TYPES = ("f8E4M3FN", "bf16")
-CASES = [GroupedCase(dtype, grouping, 3, 100, 264, 272) for dtype in TYPES for grouping in GROUPINGS]
+CASES = [
+    GroupedCase(dtype, grouping, 3, 100, 264, 256 if grouping == "k_offs" else 272)
+    for dtype in TYPES
+    for grouping in GROUPINGS
+]
 
 
 def problem_of_case(case: GroupedCase) -> GemmProblem:
@@ -45,7 +49,8 @@ def problem_of_case(case: GroupedCase) -> GemmProblem:
 
 def right_result(case: GroupedCase, inputs: Inputs) -> torch.Tensor:
     """What a kernel leaves in a result that was NaN."""
-    result = torch.empty(case.result_shape, dtype=torch.bfloat16).fill_(torch.nan)
+    dtype = torch.float32 if case.along_k else torch.bfloat16
+    result = torch.empty(case.result_shape, dtype=dtype).fill_(torch.nan)
     run(parse_module(case.text), list(inputs.values()), out=result)
     return result
 
@@ -62,8 +67,9 @@ def test_the_sets_hold_the_agreed_shapes():
     assert GROUPED_SETS["contiguous"].shapes == (*contiguous, (8, 256, *big), (32, 128, *small))
     masked = [(g, m, *nk) for g, m in ((1, 1024), (2, 512), (4, 256)) for nk in (big, small)]
     assert GROUPED_SETS["masked"].shapes == (*masked, (32, 20, *big), (32, 192, *small))
-    assert [found.grouping.value for found in grouped_sets("grouped")] == ["offs", "counts"]
-    assert [found.dtypes for found in grouped_sets("grouped")] == [("f8E4M3FN", "bf16"), ("f8E4M3FN",)]
+    assert [found.grouping.value for found in grouped_sets("grouped")] == ["offs", "counts", "k_offs"]
+    assert [found.dtypes for found in grouped_sets("grouped")] == [TYPES, TYPES[:1], TYPES]
+    assert GROUPED_SETS["k-grouped"].shapes == ((4, 4096, 7168, 8192), (8, 7168, 2048, 4096))
     assert grouped_sets("dense") == ()
 
 
@@ -74,6 +80,7 @@ def test_the_sets_hold_the_agreed_shapes():
         ("group_ids", 384, (384, 264), ((0,) * 100 + (-1,) * 28 + (1,) * 100 + (-1,) * 28 + (2,) * 100 + (-1,) * 28)),
         ("counts", 100, (3, 100, 264), (100, 100, 100)),
         ("batch", 100, (3, 100, 264), ()),
+        ("k_offs", 100, (3, 100, 264), (272, 544, 816)),
     ],
 )
 def test_every_group_has_the_stated_rows(grouping: str, m: int, result: tuple[int, ...], index: tuple[int, ...]):
@@ -85,11 +92,12 @@ def test_every_group_has_the_stated_rows(grouping: str, m: int, result: tuple[in
 @pytest.mark.parametrize("case", CASES, ids=str)
 def test_the_program_leaves_m_open_and_says_what_to_expect(case: GroupedCase):
     problem = problem_of_case(case)
-    assert (problem.m, problem.n, problem.k, problem.groups) == (None, 264, 272, 3)
+    assert (problem.m, problem.n, problem.k, problem.groups) == (None, 264, 768 if case.along_k else 272, 3)
     assert (problem.grouping, problem.expected_m, problem.a.name) == (case.form, case.m, case.dtype)
     fp8 = case.dtype.startswith("f8")
-    assert (problem.scale_a.value, problem.scale_b.value) == (("1x128", "128x128") if fp8 else ("none", "none"))
-    assert problem.d.name == "bf16"
+    weights = "1x128" if case.along_k else "128x128"
+    assert (problem.scale_a.value, problem.scale_b.value) == (("1x128", weights) if fp8 else ("none", "none"))
+    assert problem.d.name == ("f32" if case.along_k else "bf16")
 
 
 @pytest.mark.parametrize("case", CASES, ids=str)
@@ -241,6 +249,8 @@ def test_peers_are_asked_for_what_they_know():
         ("counts", "bf16"): ["deep_gemm"],
         ("batch", "f8E4M3FN"): [],
         ("batch", "bf16"): ["cublas"],
+        ("k_offs", "f8E4M3FN"): [],
+        ("k_offs", "bf16"): [],
     }
     assert maker_for(PEERS["cublas"], Case("bf16", 1, 8, 8)) is PEERS["cublas"].make_plain
 

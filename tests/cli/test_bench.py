@@ -70,7 +70,7 @@ def test_without_a_gpu_it_exits_with_3_before_anything_else(tmp_path: Path):
         ["--launches", "0"],
         ["--repeat", "-1"],
         ["--rows", "4096"],
-        ["--shape", "2x64x128x128", "--grouping", "k_offs"],
+        ["--shape", "2x64x128x128", "--grouping", "none"],
     ],
 )
 def test_wrong_usage_exits_with_2(argv: list[str], capsys: pytest.CaptureFixture[str]):
@@ -98,13 +98,14 @@ def test_sets_shapes_and_files_add_up_and_nothing_comes_twice(tmp_path: Path):
 
 
 def test_groups_have_sets_of_their_own():
-    contiguous, masked = GROUPED_SETS["contiguous"].shapes, GROUPED_SETS["masked"].shapes
+    contiguous, masked, along_k = (GROUPED_SETS[name].shapes for name in ("contiguous", "masked", "k-grouped"))
     found = bench.cases_of(arguments("--set", "grouped"))
     assert found == [
         *(GroupedCase(dtype, "offs", *shape) for dtype in ("f8E4M3FN", "bf16") for shape in contiguous),
         *(GroupedCase("f8E4M3FN", "counts", *shape) for shape in masked),
+        *(GroupedCase(dtype, "k_offs", *shape) for dtype in ("f8E4M3FN", "bf16") for shape in along_k),
     ]
-    assert bench.cases_of(arguments("--set", "contiguous", "masked")) == found
+    assert bench.cases_of(arguments("--set", "contiguous", "masked", "k-grouped")) == found
     assert len(bench.cases_of(arguments("--set", "grouped", "masked"))) == len(found)
     bf16 = bench.cases_of(arguments("--set", "masked", "--dtype", "bf16"))
     assert bf16 == [GroupedCase("bf16", "counts", *shape) for shape in masked]
