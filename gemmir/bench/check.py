@@ -74,7 +74,7 @@ def worst_of_sample(problem: GemmProblem, operands: Operands, result: torch.Tens
         _taken(operands.a, 0, rows),
         _taken(operands.b, 1, columns),
         None if xs is None else xs.index_select(0, rows),
-        None if ws is None else ws.index_select(1, blocks),
+        None if ws is None else ws.index_select(1, columns if problem.column_scales else blocks),
     )
     return worst_element(result.index_select(0, rows).index_select(1, columns), exact, bound)
 
