@@ -12,8 +12,8 @@ from dataclasses import dataclass
 from gemmir.problem import GROUP_ALIGNMENT, Grouping
 from gemmir.target import SM_90A
 
-TILE_ALIGNMENT = SM_90A.tma_alignment // 4
-"""Rows at whose multiples tiles start: f32 scales of so many fill TMA's 16 bytes."""
+TILE_ALIGNMENT = SM_90A.tma_alignment // 2
+"""Rows at whose multiples tiles start: so many of an m-major 16-bit A fill 16 bytes; f32 scales need fewer."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -34,8 +34,8 @@ class Segment:
     @property
     def aligned(self) -> int:
         """
-        Where its first tile starts: TMA loads row scales from multiples of 16 bytes only, and one that starts elsewhere
-        along the fastest dimension is an illegal instruction (measured).
+        Where its first tile starts: a TMA load that starts at no multiple of 16 bytes along the fastest dimension is an
+        illegal instruction (measured), and neighbours there may be rows: of scales, or of a 16-bit A.
         """
         return self.first // TILE_ALIGNMENT * TILE_ALIGNMENT
 

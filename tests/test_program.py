@@ -347,7 +347,7 @@ def test_an_illegal_schedule_is_refused_at_once():
 
 def test_the_staging_of_an_f32_result_counts():
     """Legal for a bf16 result, over the shared memory of a block for an f32 one: known when the output is."""
-    schedule = {"block_m": 128, "block_n": 256, "math_warpgroups": 2, "split": "n", "num_stages": 3}
+    schedule = {"block_m": 128, "block_n": 256, "math_warpgroups": 2, "split": "n", "store_slices": 1, "num_stages": 3}
 
     def program(dtype: str) -> None:
         p = Program("f")

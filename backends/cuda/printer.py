@@ -107,7 +107,11 @@ class _Printer(PrintsStorage, PrintsBarriers, PrintsLoads, PrintsArithmetic, Pri
         self.comments = Comments()
         self.first_warp = 0
         self.elected = False
-        self.methods: dict[type[Operation], Callable[[Any], None]] = {
+        self.methods = self.all_methods()
+
+    def all_methods(self) -> dict[type[Operation], Callable[[Any], None]]:
+        """What prints each op."""
+        return {
             hopper.AcquireOp: self.acquire,
             hopper.AddSumsOp: self.add_sums,
             hopper.AdvanceOp: lambda op: self.out.line(f"{self.out[op.cursor]}.advance();"),

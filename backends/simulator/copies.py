@@ -13,6 +13,7 @@ from gemmir.backends.simulator.machine import Arriving, StoreGroup, Storing, Wai
 from gemmir.backends.simulator.memory import CHUNK, UNFENCED, VALID, Region, box_chunks
 from gemmir.backends.simulator.tensors import Matrix, Pointer
 from gemmir.dialects import hopper
+from gemmir.dialects.hopper.control import enclosing, tile_arguments
 from gemmir.dialects.hopper.types import AxisName
 from gemmir.errors import UnsupportedError
 
@@ -63,6 +64,8 @@ def tma_fill(agent: Agent, op: hopper.TmaFillOp) -> None:
     assert isinstance(box, hopper.TensorMapType)
     rows, columns = box.dims
     row, column = agent[op.row] + op.row_offset.value.data, agent[op.column] + op.column_offset.value.data
+    begin, end = _own_rows(agent, op)
+    matrix.check_unstored((max(row, begin), min(row + rows, end)), (column, column + columns))
     data = np.ascontiguousarray(matrix.load(row, column, rows, columns)).view(np.uint8).reshape(-1, 16)
     start = agent[op.staging] + op.offset.value.data
     chunks = box_chunks(start, rows, columns * box.element_bytes, box.swizzle_mode)
@@ -71,6 +74,17 @@ def tma_fill(agent: Agent, op: hopper.TmaFillOp) -> None:
     agent.own_reads_are_over()
     agent.cta.expect_load(chunks)
     agent.cluster.start(Arriving(agent.cta, chunks, data, full))
+
+
+def _own_rows(agent: Agent, op: hopper.TmaFillOp) -> tuple[int, int]:
+    """Rows of the tile that are stored: others belong to other groups, and what is read there is not used."""
+    tiles, first = enclosing(op, hopper.TilesOp), agent[op.row]
+    assert tiles is not None
+    names = tile_arguments(agent.kernel.grouping, tiles.count is not None)
+    own = dict(zip(names, tiles.body.block.args, strict=True))
+    if "end" not in own:
+        return first, first + agent.kernel.tile.m.data
+    return first + agent[own["begin"]], first + agent[own["end"]]
 
 
 def _destinations(agent: Agent, op: hopper.TmaLoadOp) -> tuple[int, list[int]]:

@@ -44,18 +44,24 @@ class Matrix:
         if not 0 <= group < self.bits.shape[0]:
             raise fault(f"{self.name}: group {group} of {self.bits.shape[0]}", "skip groups that are not there")
         written = None if self.written is None else self.written[group]
-        return Matrix(f"{self.name}[{group}]", self.bits[group], written)
+        result = None if self.result is None else self.result.of_group(group)
+        return Matrix(f"{self.name}[{group}]", self.bits[group], written, result)
+
+    def check_unstored(self, rows: tuple[int, int], columns: tuple[int, int]) -> None:
+        """Nothing of the result has been stored from the first row and column up to the last: it may lie there."""
+        if self.result is None or self.result.written is None:
+            return
+        if self.result.written[max(rows[0], 0) : max(rows[1], 0), columns[0] : columns[1]].any():
+            raise fault(
+                f"{self.name} is read from [{rows[0]}, {columns[0]}] on after {self.result.name} was stored there",
+                "the result may lie where C does: C is read before that part of the result leaves",
+            )
 
     def load(self, row: int, column: int, rows: int, columns: int) -> Array:
         """A box; zero outside the tensor."""
         box = np.zeros((rows, columns), self.bits.dtype)
         height, width = self.bits.shape
         place = (slice(max(row, 0), min(row + rows, height)), slice(max(column, 0), min(column + columns, width)))
-        if self.result is not None and self.result.written is not None and self.result.written[place].any():
-            raise fault(
-                f"{self.name} is read from [{row}, {column}] on after {self.result.name} was stored there",
-                "the result may lie where C does: C is read before that part of the result leaves",
-            )
         inside = self.bits[place]
         if inside.size:
             top, left = max(-row, 0), max(-column, 0)

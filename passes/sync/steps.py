@@ -108,7 +108,11 @@ class StepMaker:
         self.by_rank = False
         """What the role does depends on `rank`."""
         self.fragments: dict[SSAValue, int] = {}
-        self.methods: dict[type[Operation], Callable[[Any], Steps]] = {
+        self.methods = self.of_all() | self.of_split_k()
+
+    def of_all(self) -> dict[type[Operation], Callable[[Any], Steps]]:
+        """Ops that kernels of every kind may hold."""
+        return {
             hopper.AcquireOp: lambda op: self.wait(op, 1),
             hopper.AdvanceOp: self.advance,
             hopper.ArriveOp: lambda op: self.arrive(op, OWN),
@@ -143,7 +147,6 @@ class StepMaker:
             hopper.WgmmaWaitOp: self.wgmma_wait,
             hopper.ZeroOp: lambda op: self.registers(op, tuple(op.fragments)),
             ConstantOp: self.constant,
-            **self.of_split_k(),
         }
 
     def of_split_k(self) -> dict[type[Operation], Callable[[Any], Steps]]:

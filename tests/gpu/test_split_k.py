@@ -50,7 +50,7 @@ def test_a_row_does_not_depend_on_the_others() -> None:
     x, xs, w, ws = random_inputs(parse_module(case.text), case.m, 4, "cuda").values()
     whole = kernel(x, xs, w, ws)
     for m in (1, 63, 128, 129, 500):
-        part = kernel(x[:m], xs[:m].t().contiguous().t(), w, ws)
+        part = kernel(x[:m], gemmir.align_scales(xs[:m]), w, ws)
         assert torch.equal(part.view(torch.int16), whole[:m].view(torch.int16)), m
 
 

@@ -181,7 +181,7 @@ class TilesOp(HopperOperation):
     Tiles are visited in groups of `group` cluster rows (or columns, along_n); consecutive clusters take
     consecutive tiles. In a kernel with a grouping they are `count` tiles, those of one segment of rows after another
     (see `gemmir.segments`), and there are three more arguments: the group, and which rows of the tile, from `begin` up
-    to `end`, are the group's: it starts at a multiple of 4 rows. Where K is divided (`k_offs`) those are the group's
+    to `end`, are the group's: it starts at a multiple of 8 rows. Where K is divided (`k_offs`) those are the group's
     first k-block and how many it has: where it has none, one that lies outside. All lanes of a warp find a tile
     together.
     """

@@ -20,7 +20,7 @@ from gemmir.backends.reference.groups import Operands, written
 from gemmir.backends.reference.interpreter import operands_of
 from gemmir.backends.reference.scaling import dequantise
 from gemmir.dialects.gemm import problem_of, the_matmul
-from gemmir.errors import InputError, UnsupportedError
+from gemmir.errors import InputError
 from gemmir.ir_text import parse_module
 from gemmir.problem import GemmProblem, Grouping, Recipe
 from gemmir.scales import align_scales
@@ -239,10 +239,11 @@ def test_scales_of_every_group_are_laid_out_for_tma():
     assert align_scales(aligned) is aligned
 
 
-def test_there_is_no_bit_model_of_a_sum_with_c():
+def test_the_bit_model_adds_c_to_each_group():
     inputs = list(exact_inputs(parse_module(WITH_C), None, 0).values())
-    with pytest.raises(UnsupportedError, match="no bit model"):
-        model_of(the_matmul(parse_module(WITH_C)), inputs)
+    expected = run(parse_module(WITH_C), inputs)
+    assert isinstance(expected, torch.Tensor)
+    assert torch.equal(model_of(the_matmul(parse_module(WITH_C)), inputs), expected)
 
 
 def test_inputs_lie_as_kernels_want_them():
