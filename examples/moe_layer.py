@@ -11,7 +11,6 @@ from dataclasses import dataclass
 import torch
 
 import gemmir
-from gemmir.errors import UnsupportedError
 
 ALIGNMENT = 128
 """Rows of an expert are padded to a multiple of this with zeros: gradients ask for groups that end at whole blocks."""
@@ -82,12 +81,7 @@ def swiglu(both: torch.Tensor) -> torch.Tensor:
 
 def weight_gradient(output_gradient: torch.Tensor, x: torch.Tensor, ends: torch.Tensor) -> torch.Tensor:
     """Of each expert's weight (N, K), in float32: (experts, N, K). Sums over the expert's rows."""
-    try:
-        return gemmir.grouped_matmul(output_gradient.t(), x, offs=ends)
-    except UnsupportedError as error:
-        print(f"weight gradients by the reference, for want of a kernel: {error.what}")
-        on_cpu = gemmir.grouped_matmul(output_gradient.t().cpu(), x.cpu(), offs=ends.cpu())
-        return on_cpu.to(x.device)
+    return gemmir.grouped_matmul(output_gradient.t(), x, offs=ends)
 
 
 def expected(
