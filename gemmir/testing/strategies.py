@@ -208,22 +208,18 @@ def small_problems(draw: st.DrawFn, most_m: int = 200, most_n: int = 200, most_k
 
 
 def split_in_two(problem: GemmProblem) -> GemmProblem:
-    """`problem` with two parts of K: an even number of k-blocks is what kernels sum so."""
-    return replace(problem, numerics=replace(problem.numerics, split_k=2))
-
-
-def _usual(problem: GemmProblem) -> GemmProblem:
-    """`problem` in the form that products of split K have: 16-bit, k-major, without C."""
+    """`problem` with two parts of K, in the form that such kernels have: 16-bit result, k-major, without C."""
     d, n = (BF16, -(-problem.n // 8) * 8) if problem.d == F32 else (problem.d, problem.n)
     scale_b = Recipe.BLOCK_WISE_128X128 if problem.promoted else Recipe.NONE
-    return replace(problem, n=n, d=d, scale_b=scale_b, a_major="k", b_major="k", has_c=False)
+    usual = replace(problem, n=n, d=d, scale_b=scale_b, a_major="k", b_major="k", has_c=False)
+    return replace(usual, numerics=replace(problem.numerics, split_k=2))
 
 
 @st.composite
 def split_programs(draw: st.DrawFn) -> str:
     """IR text of a small product whose two parts of K are summed by a CTA each, with a complete legal schedule."""
     problem = draw(small_problems(most_k_blocks=8).filter(lambda problem: problem.k_blocks % 2 == 0))
-    problem = split_in_two(_usual(problem))
+    problem = split_in_two(problem)
     return program_text(problem, draw(legal_schedules(problem)))
 
 

@@ -2,18 +2,12 @@
 
 from __future__ import annotations
 
-import base64
-import json
-import os
 import re
-import subprocess
-import sys
 from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
 from functools import cache
 from itertools import groupby
 from math import prod
-from pathlib import Path
 
 from xdsl.ir import Operation
 
@@ -25,10 +19,9 @@ from gemmir.compiler import lower
 from gemmir.dialects import hopper
 from gemmir.dialects.hopper.base import number
 from gemmir.target import SM_90A
+from tests.backends.cuda.oldest_nvrtc import OLDEST, compile_by_oldest
 from tests.gpu.problems import SHAPES, Case
 
-ROOT = Path(__file__).resolve().parents[3]
-OLDEST = os.environ.get("GEMMIR_NVRTC_13_0")
 NVRTCS = ["installed", *(["13.0"] if OLDEST else [])]
 CASES = [Case(dtype, *shape) for dtype in ("f8E4M3FN", "bf16") for shape in (*SHAPES, (64, 7168, 2048))]
 WGMMA_STEMS = ("QGMMA", "HGMMA")
@@ -36,16 +29,6 @@ WGMMAS_PER_OP = 4
 """128 bytes of K, 32 an instruction."""
 
 _FP8_WGMMA = re.compile(r"\bQGMMA\.64x(?P<columns>\d+)x32\S* R(?P<first>\d+), gdesc")
-
-_COMPILE_WITH = """
-import base64, json, sys
-from pathlib import Path
-from gemmir.backends.cuda import nvrtc
-nvrtc.preload(Path(sys.argv[1]))
-assert nvrtc.version() == (13, 0), nvrtc.version()
-done = [nvrtc.compile_cubin(source) for source in json.load(sys.stdin)]
-print(json.dumps([(base64.b64encode(one.cubin).decode(), one.log) for one in done]))
-"""
 
 
 @dataclass(frozen=True)
@@ -66,14 +49,8 @@ def _lowered(case: Case) -> tuple[hopper.KernelOp, str]:
 
 @cache
 def _by_oldest() -> dict[str, Compiled]:
-    """The sources of all cases, compiled in a process of their own: one process has one NVRTC."""
-    assert OLDEST is not None
-    sources = list(dict.fromkeys(_lowered(case)[1] for case in CASES))
-    command = [sys.executable, "-c", _COMPILE_WITH, str(Path(OLDEST) / "nvidia/cu13/lib")]
-    run = subprocess.run(command, cwd=ROOT, input=json.dumps(sources), capture_output=True, text=True, check=False)
-    assert run.returncode == 0, run.stderr
-    made = [Compiled(base64.b64decode(cubin), log) for cubin, log in json.loads(run.stdout)]
-    return dict(zip(sources, made, strict=True))
+    """The sources of all cases, compiled at once."""
+    return compile_by_oldest(_lowered(case)[1] for case in CASES)
 
 
 @cache

@@ -5,19 +5,16 @@ The oldest supported NVRTC is used where `GEMMIR_NVRTC_13_0` names its folder.
 """
 
 import json
-import os
 import subprocess
 import sys
 from functools import cache
-from pathlib import Path
 
 import pytest
 
 from gemmir.backends.cuda.compiler_log import Resources, check_log, read_log
 from gemmir.errors import CompileError
+from tests.backends.cuda.oldest_nvrtc import OLDEST, ROOT
 
-ROOT = Path(__file__).resolve().parents[3]
-OLDEST = os.environ.get("GEMMIR_NVRTC_13_0")
 FOLDERS = ["installed", *([OLDEST] if OLDEST else [])]
 
 REGISTERS = ", ".join(f"%{i}" for i in range(32))

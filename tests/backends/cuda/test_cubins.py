@@ -2,16 +2,11 @@
 
 from __future__ import annotations
 
-import json
-import os
 import re
-import subprocess
-import sys
 import time
 from dataclasses import replace
 from functools import cache
 from itertools import groupby
-from pathlib import Path
 
 import pytest
 from hypothesis import HealthCheck, given, settings
@@ -23,12 +18,11 @@ from gemmir.backends.cuda.nvrtc import compile_cubin
 from gemmir.backends.cuda.sass import disassemble
 from gemmir.compiler import lower
 from gemmir.schedule import Split
+from tests.backends.cuda.oldest_nvrtc import compile_by_oldest, needs_oldest_nvrtc
 from tests.gpu.problems import LAYERS, Case
 from tests.kernels import FP8_SCHEDULE, lowered
 from tests.kernels import Lowered as Printed
 from tests.schedules import fp8_problem, legal_schedules, problems
-
-ROOT = Path(__file__).resolve().parents[3]
 
 
 @settings(max_examples=200, derandomize=True, deadline=None, database=None, suppress_health_check=list(HealthCheck))
@@ -72,28 +66,10 @@ def test_chunks_are_not_serialised(block_m: int, block_n: int, chunk: int) -> No
     assert order == [*loop, *([wave, *end] if rest == 1 else [*begin, wave, wait, promotion, *end])]
 
 
-@pytest.mark.skipif("GEMMIR_NVRTC_13_0" not in os.environ, reason="GEMMIR_NVRTC_13_0 names no folder of NVRTC 13.0")
+@needs_oldest_nvrtc
 def test_chunks_compile_with_the_oldest_nvrtc() -> None:
-    sources = [chunked(*tile)[0].source for tile in CHUNKED]
-    folder = str(Path(os.environ["GEMMIR_NVRTC_13_0"]) / "nvidia/cu13/lib")
-    program = (
-        "import json, sys\nfrom pathlib import Path\nfrom gemmir.backends.cuda import nvrtc\n"
-        "from gemmir.backends.cuda.compiler_log import check_log\n"
-        f"nvrtc.preload(Path({folder!r}))\n"
-        "assert nvrtc.version() == (13, 0), nvrtc.version()\n"
-        "logs = [nvrtc.compile_cubin(source).log for source in json.load(sys.stdin)]\n"
-        "print(json.dumps([check_log(log).spill_stores for log in logs]))\n"
-    )
-    run = subprocess.run(
-        [sys.executable, "-c", program],
-        cwd=ROOT,
-        input=json.dumps(sources),
-        capture_output=True,
-        text=True,
-        check=False,
-    )
-    assert run.returncode == 0, run.stderr
-    assert json.loads(run.stdout) == [0] * len(sources)
+    compiled = compile_by_oldest(chunked(*tile)[0].source for tile in CHUNKED)
+    assert [check_log(one.log).spill_stores for one in compiled.values()] == [0] * len(CHUNKED)
 
 
 @pytest.mark.parametrize(("n", "k"), LAYERS)

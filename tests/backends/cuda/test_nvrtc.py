@@ -1,6 +1,5 @@
 """Compiling with NVRTC: what comes out, what is refused, and how it is said."""
 
-import os
 import subprocess
 import sys
 from pathlib import Path
@@ -9,10 +8,9 @@ import pytest
 
 from gemmir.backends.cuda import nvrtc
 from gemmir.errors import CompileError, ToolMissingError, UnsupportedError
+from tests.backends.cuda.oldest_nvrtc import OLDEST, ROOT
 
-ROOT = Path(__file__).resolve().parents[3]
 KERNEL = 'extern "C" __global__ void __launch_bounds__(128, 1) k(float* x) { x[threadIdx.x] *= 2.0f; }\n'
-OLDEST = os.environ.get("GEMMIR_NVRTC_13_0")
 
 
 FOLDERS = ["installed", *([OLDEST] if OLDEST else [])]

@@ -2,14 +2,9 @@
 
 from __future__ import annotations
 
-import json
-import os
 import re
-import subprocess
-import sys
 from dataclasses import replace
 from functools import cache
-from pathlib import Path
 
 import pytest
 from hypothesis import HealthCheck, given, settings
@@ -24,10 +19,10 @@ from gemmir.backends.cuda.sass import disassemble
 from gemmir.manifest import Manifest
 from gemmir.schedule import Schedule, Split
 from gemmir.testing.strategies import split_in_two
+from tests.backends.cuda.oldest_nvrtc import compile_by_oldest, needs_oldest_nvrtc
 from tests.kernels import Lowered, lowered
 from tests.schedules import fp8_problem, half_problem, legal_schedules, problems
 
-ROOT = Path(__file__).resolve().parents[3]
 WIDE = Schedule(block_m=128, block_n=256, math_warpgroups=2, split=Split.ALONG_N)
 TILES = {
     "512x4096x7168 wide": (4096, 7168, WIDE),
@@ -127,22 +122,11 @@ def test_sums_are_sent_while_the_last_wave_runs() -> None:
     assert order[last + 1] == "WARPGROUP.DEPBAR"
 
 
-@pytest.mark.skipif("GEMMIR_NVRTC_13_0" not in os.environ, reason="GEMMIR_NVRTC_13_0 names no folder of NVRTC 13.0")
+@needs_oldest_nvrtc
 def test_they_compile_with_the_oldest_nvrtc() -> None:
-    sources = [printed(name).source for name in (*TILES, "bf16")]
-    folder = str(Path(os.environ["GEMMIR_NVRTC_13_0"]) / "nvidia/cu13/lib")
-    program = (
-        "import json, sys\nfrom pathlib import Path\nfrom gemmir.backends.cuda import nvrtc\n"
-        "from gemmir.backends.cuda.compiler_log import check_log\n"
-        f"nvrtc.preload(Path({folder!r}))\n"
-        "assert nvrtc.version() == (13, 0), nvrtc.version()\n"
-        "logs = [nvrtc.compile_cubin(source).log for source in json.load(sys.stdin)]\n"
-        "print(json.dumps([check_log(log).spill_stores for log in logs]))\n"
-    )
-    command = [sys.executable, "-c", program]
-    run = subprocess.run(command, cwd=ROOT, input=json.dumps(sources), capture_output=True, text=True, check=False)
-    assert run.returncode == 0, run.stderr
-    assert json.loads(run.stdout) == [0] * len(sources)
+    names = [*TILES, "bf16"]
+    compiled = compile_by_oldest(printed(name).source for name in names)
+    assert [check_log(one.log).spill_stores for one in compiled.values()] == [0] * len(names)
 
 
 def test_kernels_under_chaos_compile() -> None:

@@ -1,0 +1,65 @@
+"""What every NVRTC at hand makes of kernels for groups: no serialised WGMMA, no spill, the ops that the IR asks for."""
+
+from __future__ import annotations
+
+from dataclasses import replace
+
+import pytest
+
+from gemmir.backends.cuda.audit import audit_sass
+from gemmir.backends.cuda.compiler_log import check_log
+from gemmir.backends.cuda.nvrtc import compile_cubin
+from gemmir.backends.cuda.sass import disassemble
+from gemmir.dtypes import F32
+from gemmir.legality import is_legal
+from gemmir.problem import GemmProblem, Grouping
+from gemmir.schedule import Schedule, Split
+from gemmir.testing.groups import GROUPINGS
+from gemmir.testing.strategies import columns_problem, fp8_problem, half_problem
+from tests.backends.cuda.oldest_nvrtc import compile_by_oldest, needs_oldest_nvrtc
+from tests.kernels import lowered
+
+TILES = {
+    "narrow": Schedule(),
+    "tall": Schedule(block_m=192, block_n=128, math_warpgroups=3, split=Split.ALONG_M),
+    "turns": Schedule(block_m=128, block_n=128, math_warpgroups=2, split=Split.ALONG_M, turns=True),
+    "wide": Schedule(block_m=128, block_n=256, math_warpgroups=2, split=Split.ALONG_N),
+}
+
+
+def problem_of(grouping: Grouping, fp8: bool) -> GemmProblem:
+    """With an N that no tile divides; weight gradients add to C in f32."""
+    if grouping is Grouping.K_OFFS:
+        one = columns_problem(None, 520, 1280, d=F32) if fp8 else half_problem(None, 520, 1280, d=F32)
+        return replace(one, grouping=grouping, groups=7, has_c=True)
+    one = fp8_problem(None, 520, 1280) if fp8 else half_problem(None, 520, 1280)
+    return replace(one, grouping=grouping, groups=7)
+
+
+CASES = {
+    f"{grouping.value}-{'fp8' if fp8 else 'bf16'}-{name}": (problem, tile)
+    for grouping in GROUPINGS
+    for fp8 in (True, False)
+    for problem in (problem_of(grouping, fp8),)
+    for name, tile in TILES.items()
+    if is_legal(problem, tile)
+}
+
+
+def test_most_tiles_serve_every_grouping() -> None:
+    assert len(CASES) == 31
+    assert {name.rsplit("-", 1)[0] for name in CASES if name.endswith("wide")} == {n.rsplit("-", 1)[0] for n in CASES}
+
+
+@pytest.mark.parametrize("case", CASES)
+def test_kernels_of_groups(case: str) -> None:
+    kernel = lowered(*CASES[case])
+    compiled = compile_cubin(kernel.source)
+    assert check_log(compiled.log).spill_stores == 0
+    audit_sass(kernel.kernel, disassemble(compiled.cubin))
+
+
+@needs_oldest_nvrtc
+def test_kernels_of_groups_by_the_oldest_nvrtc() -> None:
+    compiled = compile_by_oldest(lowered(*case).source for case in CASES.values())
+    assert [check_log(one.log).spill_stores for one in compiled.values()] == [0] * len(CASES)
