@@ -5,12 +5,16 @@ Constants and tensor-map arguments are those of the real bindings, which need no
 """
 
 import ctypes
+from collections.abc import Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass, field
 from typing import Any
 
+import pytest
 import torch
 from cuda.bindings import driver as real
 
+from gemmir.backends.cuda import driver, launch, tensor_map
 from gemmir.manifest import Manifest, PointerParam, RowsParam, StrideParam, TensorMapParam, TensorSpec
 
 MANIFEST = Manifest(
@@ -228,3 +232,18 @@ def tensors(m: int, device: str = "cuda:0", first: int = 1 << 40) -> list[Any]:
         DeviceTensor((16, 56), f32, at[3], (1, 16), device),
         DeviceTensor((7168,), torch.bfloat16, at[4], device=device),
     ]
+
+
+@contextmanager
+def recorded(monkeypatch: pytest.MonkeyPatch, stream: int) -> Iterator[RecordingDriver]:
+    """A machine of two GPUs, with nothing known of them before; torch's current stream is `stream` and the device."""
+    recording = RecordingDriver(context=0x1000)
+    monkeypatch.setattr(driver, "bindings", lambda: recording)
+    monkeypatch.setattr(tensor_map, "bindings", lambda: recording)
+    monkeypatch.setattr(driver._fate, "refusal", None)
+    monkeypatch.setattr(launch, "_raw_stream", lambda: lambda device: stream + device)
+    for cached in (driver.device_info, driver.primary_context):
+        cached.cache_clear()
+    yield recording
+    for cached in (driver.device_info, driver.primary_context):
+        cached.cache_clear()

@@ -11,7 +11,7 @@ import torch
 from hypothesis import given
 from hypothesis import strategies as st
 
-from gemmir.backends.cuda import driver, launch, tensor_map
+from gemmir.backends.cuda import launch, tensor_map
 from gemmir.backends.cuda.arguments import TensorInfo, check_arguments, check_output, describe, uses
 from gemmir.backends.cuda.launch import Launcher, grid_size
 from gemmir.compiler import lower
@@ -22,7 +22,7 @@ from gemmir.problem import Grouping
 from gemmir.segments import TILE_ALIGNMENT
 from gemmir.testing.groups import any_indices, indices
 from gemmir.testing.strategies import fp8_problem, half_problem, program_text
-from tests.backends.cuda.cuda_doubles import MIB, DeviceTensor, RecordingDriver
+from tests.backends.cuda.cuda_doubles import MIB, DeviceTensor, RecordingDriver, recorded
 
 GROUPS, N, K = 4, 256, 512
 ROW_FORMS = (Grouping.OFFS, Grouping.GROUP_IDS, Grouping.COUNTS, Grouping.BATCH)
@@ -63,16 +63,8 @@ def infos(manifest: Manifest, m: int) -> list[TensorInfo]:
 
 @pytest.fixture
 def gpu(monkeypatch: pytest.MonkeyPatch) -> Iterator[RecordingDriver]:
-    recording = RecordingDriver(context=0x1000)
-    monkeypatch.setattr(driver, "bindings", lambda: recording)
-    monkeypatch.setattr(tensor_map, "bindings", lambda: recording)
-    monkeypatch.setattr(driver._fate, "refusal", None)
-    monkeypatch.setattr(launch, "_raw_stream", lambda: lambda device: STREAM + device)
-    for cached in (driver.device_info, driver.primary_context):
-        cached.cache_clear()
-    yield recording
-    for cached in (driver.device_info, driver.primary_context):
-        cached.cache_clear()
+    with recorded(monkeypatch, STREAM) as recording:
+        yield recording
 
 
 def output(manifest: Manifest, m: int) -> Any:

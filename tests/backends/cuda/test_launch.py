@@ -10,11 +10,20 @@ import torch
 from hypothesis import given
 from hypothesis import strategies as st
 
-from gemmir.backends.cuda import driver, launch, tensor_map
+from gemmir.backends.cuda import driver, launch
 from gemmir.backends.cuda.launch import Launcher, grid_size
 from gemmir.errors import DeviceError, DeviceLostError, InputError, UnsupportedError
 from gemmir.manifest import Manifest
-from tests.backends.cuda.cuda_doubles import MANIFEST, MIB, DeviceTensor, Launch, RecordingDriver, Status, tensors
+from tests.backends.cuda.cuda_doubles import (
+    MANIFEST,
+    MIB,
+    DeviceTensor,
+    Launch,
+    RecordingDriver,
+    Status,
+    recorded,
+    tensors,
+)
 
 STREAM = 0x77
 BF16 = torch.bfloat16
@@ -24,21 +33,13 @@ RESULT = 1 << 45
 @pytest.fixture
 def gpu(monkeypatch: pytest.MonkeyPatch) -> Iterator[RecordingDriver]:
     """A machine of two GPUs on which `torch.empty` hands out the same addresses again and again."""
-    recording = RecordingDriver(context=0x1000)
-    monkeypatch.setattr(driver, "bindings", lambda: recording)
-    monkeypatch.setattr(tensor_map, "bindings", lambda: recording)
-    monkeypatch.setattr(driver._fate, "refusal", None)
-    monkeypatch.setattr(launch, "_raw_stream", lambda: lambda device: STREAM + device)
 
     def empty(self: Launcher, plan: Any) -> DeviceTensor:
         return DeviceTensor((plan.m, self.manifest.n), BF16, RESULT, device=str(plan.device))
 
     monkeypatch.setattr(Launcher, "_empty", empty)
-    for cached in (driver.device_info, driver.primary_context):
-        cached.cache_clear()
-    yield recording
-    for cached in (driver.device_info, driver.primary_context):
-        cached.cache_clear()
+    with recorded(monkeypatch, STREAM) as recording:
+        yield recording
 
 
 def launcher(manifest: Manifest = MANIFEST) -> Any:
