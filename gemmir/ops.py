@@ -93,7 +93,8 @@ def grouped_matmul(
 
     - `offs` (G,), where each group ends, with `b` of rank 3: `a` (M, K), `b` (G, K, N), result (M, N).
     - `offs` (G,) along K, with `b` of rank 2: `a` (M, K), `b` (K, N), result (G, M, N), by default float32. Groups end
-      at multiples of 128 elements of K (FP8) or 64.
+      at multiples of 128 elements of K (FP8) or 64. A kernel is compiled for each K: keep `a` and `b` at one length,
+      since what lies past the last end is not read.
     - `group_ids` (M,), the group of each row, -1 for padding; a group starts at a multiple of 128 rows: `a` (M, K), `b`
       (G, K, N), result (M, N).
     - `counts` (G,), how many rows of each group count: `a` (G, M, K), `b` (G, K, N), result (G, M, N).
