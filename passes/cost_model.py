@@ -93,7 +93,7 @@ def _math_clocks(problem: GemmProblem, schedule: Schedule, tensor: float, target
     operand_reads = groups * tile.waves * wave_bytes / target.shared_bytes_per_clock
     if not problem.promoted:
         busy = _norm(tensor, operand_reads, c.operand_order) * (1 + c.in_place_wave * (tile.waves - 1))
-        return max(busy, c.in_place_k_block)
+        return max(busy, c.in_place_k_block) * (c.in_place_three if groups == 3 else 1.0)
     # Of a chunk, only the last k-block's promotion has no wave of the same warpgroup to hide behind (estimate).
     chunk = _chunk(problem, schedule)
     promotion = c.promotion_per_column * tile.wg_columns * (COLUMN_SCALES if problem.column_scales else 1)

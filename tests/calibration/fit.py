@@ -32,6 +32,7 @@ FITTED = {
     "wave_latency": 260.0,
     "in_place_bubble": 1000.0,
     "in_place_wave": 0.05,
+    "in_place_three": 1.02,
     "chunk_bubble": 800.0,
     "three_warpgroups": 1.2,
     "operand_order": 6.0,
