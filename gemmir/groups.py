@@ -12,7 +12,7 @@ from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 
 from gemmir.problem import GROUP_ALIGNMENT, Grouping
-from gemmir.segments import segments
+from gemmir.segments import ended, segments
 
 K_ALIGNMENT_BYTES = 128
 """Bytes of K at whose multiples groups of K begin and end: one row of a swizzled tile."""
@@ -54,18 +54,10 @@ def spans(grouping: Grouping, index: Sequence[int], extent: Extent) -> list[Span
     if grouping is Grouping.NONE:
         return [Span(0, 0, m, 0, k)] if m else []
     if grouping is Grouping.K_OFFS:
-        return [Span(*part) for part in _along_k(index, extent)] if m else []
+        parts = enumerate(ended(index, k, extent.k_step))
+        return [Span(group, 0, m, begin, begin + size) for group, (begin, size) in parts if m and size >= 0]
     found = segments(grouping, index, extent.groups, m)
     return [Span(s.group, s.first, s.first + s.rows, 0, k) for s in found if s.rows > 0]
-
-
-def _along_k(ends: Sequence[int], extent: Extent) -> Iterator[tuple[int, int, int, int, int]]:
-    """As for rows: a group begins where all before it have ended, and is skipped if it cannot end where it says."""
-    begin = 0
-    for group, end in enumerate(ends):
-        if begin <= end <= extent.k and begin % extent.k_step == end % extent.k_step == 0:
-            yield group, 0, extent.m, begin, end
-        begin = max(begin, end)
 
 
 def first_fault(grouping: Grouping, index: Sequence[int], extent: Extent) -> str | None:
@@ -82,14 +74,11 @@ def first_fault(grouping: Grouping, index: Sequence[int], extent: Extent) -> str
 
 
 def _faults_of_ends(index: Sequence[int], name: str, limit: int, step: int) -> Iterator[str]:
-    begin = 0
-    for group, end in enumerate(index):
-        what = f"offs[{group}] = {end}: group {group} begins at {begin}"
-        if not begin <= end <= limit:
-            yield f"{what}, {name} is {limit}"
-        elif end % step:
-            yield f"{what}, and groups end at multiples of {step}"
-        begin = max(begin, end)
+    for group, (end, (begin, size)) in enumerate(zip(index, ended(index, limit, step), strict=True)):
+        if size < 0:
+            what = f"offs[{group}] = {end}: group {group} begins at {begin}"
+            inside = begin <= end <= limit
+            yield f"{what}, and groups end at multiples of {step}" if inside else f"{what}, {name} is {limit}"
 
 
 def _faults_of_counts(index: Sequence[int], m: int) -> Iterator[str]:

@@ -65,6 +65,11 @@ class Grouping(Enum):
         """Whether the rows of all groups lie in one matrix."""
         return self in (Grouping.OFFS, Grouping.GROUP_IDS)
 
+    @property
+    def stacked(self) -> bool:
+        """Whether the result has a matrix for each group."""
+        return self in (Grouping.COUNTS, Grouping.BATCH, Grouping.K_OFFS)
+
 
 GROUP_ALIGNMENT = 128
 """Rows at whose multiples a group starts where rows carry their group's number."""

@@ -92,9 +92,8 @@ class Product:
     @property
     def result_shape(self) -> tuple[int | None, ...]:
         """M x N, or G x M x N; None also stands for what operands of a wrong rank do not say."""
-        with_groups = self.grouping in (Grouping.COUNTS, Grouping.BATCH, Grouping.K_OFFS)
         of = self.b if self.index is None or self.grouping is not Grouping.K_OFFS else self.index
-        groups = of.shape[:1] if with_groups else ()
+        groups = of.shape[:1] if self.grouping.stacked else ()
         return groups + (self.a.shape[-2:-1] or (None,)) + (self.b.shape[-1:] or (None,))
 
     def info(self, dtype: DType, epilogue: tuple[tuple[str, Input], ...] = ()) -> MatmulInfo:

@@ -40,34 +40,39 @@ class Segment:
         return self.first // TILE_ALIGNMENT * TILE_ALIGNMENT
 
 
-def k_segments(ends: Sequence[int], groups: int, m: int, k: int, block_k: int) -> Iterator[Segment]:
+def ended(ends: Sequence[int], limit: int, step: int = 1) -> Iterator[tuple[int, int]]:
     """
-    All `m` rows for each group along K; `block_k` elements of K are a k-block, and `k` is all of K.
+    For each group of those that lie one after another: where it begins, and how many elements it has.
 
-    Group g begins at the largest of 0 and ends[0] .. ends[g - 1]. It is skipped if its end lies before that or after
-    `k`, or if either is no multiple of `block_k`.
+    Group g begins at the largest of 0 and ends[0] .. ends[g - 1]. It has -1 elements if its end lies before that or
+    after `limit`, or if either is no multiple of `step`: no element belongs to two groups, whatever `ends` holds.
     """
     begin = 0
-    for group in range(groups):
-        end = ends[group]
-        valid = begin <= end <= k and begin % block_k == end % block_k == 0
-        blocks = (begin // block_k, (end - begin) // block_k) if end > begin else (-(-k // block_k), 1)
-        yield Segment(0, m if valid else 0, group, blocks)
+    for end in ends:
+        valid = begin <= end <= limit and begin % step == end % step == 0
+        yield begin, end - begin if valid else -1
         begin = max(begin, end)
+
+
+def k_segments(ends: Sequence[int], m: int, k: int, block_k: int) -> Iterator[Segment]:
+    """All `m` rows for each valid group along K; `block_k` elements of K are a k-block, and `k` is all of K."""
+    for group, (begin, elements) in enumerate(ended(ends, k, block_k)):
+        blocks = (begin // block_k, elements // block_k) if elements > 0 else (-(-k // block_k), 1)
+        yield Segment(0, 0 if elements < 0 else m, group, blocks)
 
 
 def segments(grouping: Grouping, index: Sequence[int], groups: int, m: int) -> Iterator[Segment]:
     """
     The segments in the order in which kernels compute them; `m` is M of the problem, `index` the index operand.
 
-    - offs: group g begins at the largest of 0 and offs[0] .. offs[g - 1]. It is skipped if its end lies before that, or
-      after row `m`, so that no row belongs to two groups, whatever `offs` holds.
+    - offs: as `ended` says; a group that it finds invalid is skipped.
     - group_ids: one segment for each block of 128 rows: its leading rows of one group.
     - counts: a count below 0 or above `m` skips its group.
     """
     match grouping:
         case Grouping.OFFS:
-            yield from _ended(index, groups, m)
+            for group, (first, rows) in enumerate(ended(index, m)):
+                yield Segment(first, max(0, rows), group)
         case Grouping.GROUP_IDS:
             for first in range(0, m, GROUP_ALIGNMENT):
                 yield _leading(index[first : min(m, first + GROUP_ALIGNMENT)], first, groups)
@@ -80,14 +85,6 @@ def segments(grouping: Grouping, index: Sequence[int], groups: int, m: int) -> I
                 yield Segment(0, m, group)
         case Grouping.NONE | Grouping.K_OFFS:
             raise ValueError(f"{grouping} does not divide rows")
-
-
-def _ended(ends: Sequence[int], groups: int, m: int) -> Iterator[Segment]:
-    begin = 0
-    for group in range(groups):
-        end = ends[group]
-        yield Segment(begin, end - begin if begin <= end <= m else 0, group)
-        begin = max(begin, end)
 
 
 def _leading(ids: Sequence[int], first: int, groups: int) -> Segment:

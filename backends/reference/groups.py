@@ -28,7 +28,7 @@ class Group:
     def in_result(self) -> tuple[slice | int, ...]:
         """What of the result, and of all that has its shape, belongs to the group."""
         rows = slice(self.span.first, self.span.last)
-        return (rows,) if self.grouping.contiguous or self.grouping is Grouping.NONE else (self.span.number, rows)
+        return (self.span.number, rows) if self.grouping.stacked else (rows,)
 
     def of_result(self, tensor: torch.Tensor) -> torch.Tensor:
         return tensor[self.in_result]
@@ -89,9 +89,12 @@ class Operands:
 
     def extent(self, grouping: Grouping) -> Extent:
         """The sizes that the index divides."""
-        along_k = grouping is Grouping.K_OFFS
-        counted = self.index if along_k and self.index is not None else self.b
-        return Extent(counted.shape[0], *self.a.shape[-2:], K_ALIGNMENT_BYTES // self.a.element_size())
+        return Extent(self.groups(grouping), *self.a.shape[-2:], K_ALIGNMENT_BYTES // self.a.element_size())
+
+    def groups(self, grouping: Grouping) -> int:
+        """How many groups there are; of a single product nothing that is used."""
+        by_index = grouping is Grouping.K_OFFS and self.index is not None
+        return (self.index if by_index else self.b).shape[0]
 
 
 def groups_of(grouping: Grouping, operands: Operands, *, validate: bool = False) -> list[Group]:
@@ -119,10 +122,7 @@ def products_of(problem: GemmProblem, operands: Operands) -> Iterator[tuple[Grou
 def result_shape(grouping: Grouping, operands: Operands) -> tuple[int, ...]:
     """M x N, or G x M x N."""
     m, n = operands.a.shape[-2], operands.b.shape[-1]
-    if grouping.contiguous or grouping is Grouping.NONE:
-        return (m, n)
-    counted = operands.index if grouping is Grouping.K_OFFS and operands.index is not None else operands.b
-    return (counted.shape[0], m, n)
+    return (operands.groups(grouping), m, n) if grouping.stacked else (m, n)
 
 
 def written(grouping: Grouping, operands: Operands) -> torch.Tensor:

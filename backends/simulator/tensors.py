@@ -148,7 +148,7 @@ def _segments(kernel: hopper.KernelOp, arrays: list[Array], m: int) -> list[Segm
     if grouping is not Grouping.K_OFFS:
         return list(segments(grouping, index, groups, m))
     ring = next(op.result.type for op in kernel.body.block.ops if isinstance(op, hopper.RingOp))
-    return list(k_segments(index, groups, m, kernel.depth.value.data, ring.dims[2]))
+    return list(k_segments(index, m, kernel.depth.value.data, ring.dims[2]))
 
 
 def _parameter(kernel: hopper.KernelOp, bind: hopper.BindAttr, arrays: list[Array], output: Matrix, m: int) -> object:

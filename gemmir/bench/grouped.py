@@ -99,7 +99,7 @@ class GroupedCase:
 
     @property
     def result_shape(self) -> tuple[int, ...]:
-        return (*((self.groups,) if self.along_k else self.outer), self.m, self.n)
+        return (*((self.groups,) if self.form.stacked else ()), self.m, self.n)
 
     @property
     def index(self) -> tuple[int, ...]:

@@ -16,14 +16,14 @@ from hypothesis import strategies as st
 
 import gemmir
 from gemmir.backends.reference.data import random_inputs
-from gemmir.backends.reference.groups import Operands, products_of, result_shape, written
+from gemmir.backends.reference.groups import products_of, result_shape, written
 from gemmir.dtypes import F32
 from gemmir.ir_text import parse_module
 from gemmir.problem import GemmProblem, Grouping
 from gemmir.testing.groups import GROUPINGS, extent_of, grouped_problems, indices
 from gemmir.testing.strategies import columns_problem, fp8_problem, half_problem, program_text
 from gemmir.testing.torch_model import gemm_model
-from tests.gpu.test_ops import operands_of
+from tests.gpu.eager import called, operands_of
 
 pytestmark = pytest.mark.gpu
 
@@ -59,22 +59,12 @@ def poisoned(shape: tuple[int, ...], dtype: torch.dtype, apart: bool) -> tuple[t
     return memory, inner[..., : shape[-1]]
 
 
-def called(grouping: Grouping, o: Operands, out: torch.Tensor) -> None:
-    """The eager function of the form."""
-    rest = {"scale_a": o.scale_a, "scale_b": o.scale_b, "c": o.c, "out": out}
-    if grouping is Grouping.BATCH:
-        gemmir.batched_matmul(o.a, o.b, **rest)
-        return
-    word = "offs" if grouping is Grouping.K_OFFS else grouping.value
-    gemmir.grouped_matmul(o.a, o.b, **{word: o.index}, **rest)  # type: ignore[arg-type]
-
-
 def check(problem: GemmProblem, m: int, index: list[int], seed: int, apart: bool) -> None:
     problem = replace(problem, m=m)
     inputs = random_inputs(parse_module(program_text(problem)), None, seed, DEVICE)
     if index:
         inputs["index"] = torch.tensor(index, dtype=torch.int32, device=DEVICE)
-    o = replace(operands_of(inputs), c=inputs.get("c"))
+    o = operands_of(inputs)
     shape = result_shape(problem.grouping, o)
     memory, out = poisoned(shape, getattr(torch, problem.d.torch_name), apart)
     expected = memory.clone()

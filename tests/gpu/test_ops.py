@@ -13,13 +13,14 @@ import torch
 
 import gemmir
 from gemmir.backends.reference.data import exact_inputs, random_inputs
-from gemmir.backends.reference.groups import Operands, result_shape, written
+from gemmir.backends.reference.groups import result_shape, written
 from gemmir.backends.reference.interpreter import run
 from gemmir.errors import InputError
 from gemmir.ir_text import parse_module
 from gemmir.problem import GemmProblem, Grouping
 from gemmir.testing.strategies import fp8_problem, half_problem, program_text
 from gemmir.testing.torch_model import gemm_model
+from tests.gpu.eager import called, operands_of
 
 pytestmark = pytest.mark.gpu
 
@@ -41,28 +42,12 @@ def problem_of(grouping: Grouping, fp8: bool, shape: tuple[int, int, int, int]) 
     return problem if grouping is Grouping.NONE else replace(problem, grouping=grouping, groups=groups)
 
 
-def operands_of(inputs: dict[str, torch.Tensor]) -> Operands:
-    return Operands(inputs["x"], inputs["w"], inputs.get("xs"), inputs.get("ws"), None, inputs.get("index"))
-
-
-def called(problem: GemmProblem, inputs: dict[str, torch.Tensor], out: torch.Tensor) -> torch.Tensor:
-    """The eager function of the problem's form."""
-    scales = {"scale_a": inputs.get("xs"), "scale_b": inputs.get("ws")}
-    a, b = inputs["x"], inputs["w"]
-    if problem.grouping is Grouping.NONE:
-        return gemmir.matmul(a, b, out=out, **scales)
-    if problem.grouping is Grouping.BATCH:
-        return gemmir.batched_matmul(a, b, out=out, **scales)
-    index = {problem.grouping.value: inputs["index"]}
-    return gemmir.grouped_matmul(a, b, out=out, **index, **scales)  # type: ignore[arg-type]
-
-
 def check(problem: GemmProblem, inputs: dict[str, torch.Tensor], expected: torch.Tensor) -> None:
     """Every written element has the bits of `expected`, every other one those that it had."""
     operands = operands_of(inputs)
     shape, dtype = result_shape(problem.grouping, operands), getattr(torch, problem.d.torch_name)
     out = torch.full(shape, HELD, dtype=dtype, device=DEVICE)
-    called(problem, inputs, out)
+    called(problem.grouping, operands, out)
     wanted = torch.where(written(problem.grouping, operands), expected, torch.full_like(out, HELD))
     wrong = (out.view(torch.int16) != wanted.view(torch.int16)).nonzero()
     assert len(wrong) == 0, f"{len(wrong)} elements differ, first at {wrong[0].tolist()}"
@@ -116,11 +101,11 @@ def test_a_captured_step_reads_new_counts() -> None:
     inputs = random_inputs(parse_module(program_text(problem)), None, 0, DEVICE)
     operands = operands_of(inputs)
     out = torch.full((8, 16, 256), HELD, dtype=torch.bfloat16, device=DEVICE)
-    called(problem, inputs, out)
+    called(problem.grouping, operands, out)
     torch.cuda.synchronize()
     graph = torch.cuda.CUDAGraph()
     with torch.cuda.graph(graph):
-        called(problem, inputs, out)
+        called(problem.grouping, operands, out)
     for step in range(5):
         inputs["index"].copy_(torch.tensor([(step * 5 + 3 * g) % 17 for g in range(8)], device=DEVICE))
         inputs["x"].normal_()
