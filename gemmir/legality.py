@@ -7,19 +7,19 @@ wrong as a `Violation`, with the arithmetic and the cheapest fix, or None.
 
 from __future__ import annotations
 
-from collections.abc import Callable
-from dataclasses import dataclass
-
+from gemmir import stream_legality as streams
 from gemmir.errors import ScheduleError
 from gemmir.layouts import PANEL, STMATRIX_BYTES
 from gemmir.problem import GROUP_ALIGNMENT, GemmProblem, Grouping
-from gemmir.schedule import Schedule, Split
+from gemmir.rule import Rule, Violation, missing
+from gemmir.schedule import Family, Schedule, Split
 from gemmir.target import SM_90A, TMA_SHARED_ALIGNMENT, WARP_LANES, Target, launch_registers, setmaxnreg_split
 from gemmir.tile import STAGE_ROW_BYTES, TileGeometry, exchange, shared_layout, tile_geometry, widest_scale_batch
 
 BLOCK_M = (64, 128, 192, 256)
 MATH_WARPGROUPS = (1, 2, 3)
 MAX_STAGES = 12
+STREAM_MAX_STAGES = 24
 MIN_STAGES = 2
 WG_COLUMN_STEP = 16
 """A warpgroup's columns leave by stmatrix.x4 where they are 16-bit, and in TMA boxes of at least 32 bytes."""
@@ -53,21 +53,6 @@ SCALE_STEPS_MAX = 32
 """The producer warp expands weight scales, one per lane."""
 
 
-@dataclass(frozen=True, slots=True)
-class Violation:
-    code: str
-    what: str
-    rule: str
-    fix: str
-
-
-Rule = Callable[[GemmProblem, Schedule, Target], Violation | None]
-
-
-def _missing(schedule: Schedule, *names: str) -> bool:
-    return any(getattr(schedule, name) is None for name in names)
-
-
 def block_shape(problem: GemmProblem, s: Schedule, target: Target) -> Violation | None:
     """block_m is whole WGMMA rows, block_k one swizzle row."""
     if s.block_m is not None and s.block_m not in BLOCK_M:
@@ -92,7 +77,7 @@ def block_shape(problem: GemmProblem, s: Schedule, target: Target) -> Violation 
 
 def warpgroup_tile(problem: GemmProblem, s: Schedule, target: Target) -> Violation | None:
     """Each warpgroup owns whole 64-row waves, and columns that WGMMA, stmatrix and TMA boxes can express."""
-    if _missing(s, "block_m", "block_n", "math_warpgroups", "split"):
+    if missing(s, "block_m", "block_n", "math_warpgroups", "split"):
         return None
     assert s.block_m is not None and s.block_n is not None and s.math_warpgroups is not None
     divided, name = (s.block_n, "block_n") if s.split is Split.ALONG_N else (s.block_m, "block_m")
@@ -125,7 +110,7 @@ def scale_steps(problem: GemmProblem, s: Schedule, target: Target) -> Violation 
     """One lane of the producer warp expands one weight scale."""
     if problem.column_scales:
         return _column_scales(s)
-    if not problem.promoted or _missing(s, "block_m", "block_n", "math_warpgroups", "split"):
+    if not problem.promoted or missing(s, "block_m", "block_n", "math_warpgroups", "split"):
         return None
     assert s.block_n is not None
     step = tile_geometry(s).column_step
@@ -174,7 +159,7 @@ def _overhead(problem: GemmProblem, schedule: Schedule, tile: TileGeometry) -> i
 
 def registers(problem: GemmProblem, s: Schedule, target: Target) -> Violation | None:
     """Accumulators fit the registers that setmaxnreg gives a math thread."""
-    if _missing(s, "block_m", "block_n", "math_warpgroups", "split") or s.math_warpgroups not in MATH_WARPGROUPS:
+    if missing(s, "block_m", "block_n", "math_warpgroups", "split") or s.math_warpgroups not in MATH_WARPGROUPS:
         return None
     assert s.math_warpgroups is not None
     tile, budget = tile_geometry(s), setmaxnreg_split(s.math_warpgroups)[1]
@@ -200,19 +185,26 @@ def registers(problem: GemmProblem, s: Schedule, target: Target) -> Violation | 
 
 
 def least_stages(problem: GemmProblem, s: Schedule) -> int:
-    """Slots of the ring; where K is split, the last k-block of a tile, and what the other CTA sends meanwhile."""
-    return MIN_STAGES if problem.numerics.split_k == 1 else max(MIN_STAGES, exchange(s).parts + 1)
+    """Slots of the ring; where two CTAs swap sums, the last k-block of a tile, and what the other sends meanwhile."""
+    if problem.numerics.split_k == 1 or s.family is Family.STREAM:
+        return MIN_STAGES
+    return max(MIN_STAGES, exchange(s).parts + 1)
+
+
+def most_stages(s: Schedule) -> int:
+    """Slots of the ring: those of `stream` are small."""
+    return STREAM_MAX_STAGES if s.family is Family.STREAM else MAX_STAGES
 
 
 def shared_memory(problem: GemmProblem, s: Schedule, target: Target) -> Violation | None:
     """The ring, the outgoing tile and the barriers fit one block's shared memory."""
-    if _missing(s, "block_m", "block_n", "math_warpgroups", "split"):
+    if missing(s, "block_m", "block_n", "math_warpgroups", "split"):
         return None
-    fewest = least_stages(problem, s)
+    fewest, most = least_stages(problem, s), most_stages(s)
     stages = fewest if s.num_stages is None else s.num_stages
-    if not fewest <= stages <= MAX_STAGES:
+    if not fewest <= stages <= most:
         return Violation(
-            "GMR-S001", f"num_stages = {stages}", f"{fewest} <= num_stages <= {MAX_STAGES}", "leave num_stages open"
+            "GMR-S001", f"num_stages = {stages}", f"{fewest} <= num_stages <= {most}", "leave num_stages open"
         )
     layout = shared_layout(problem, s, stages)
     if layout.total_bytes <= target.shared_bytes:
@@ -230,7 +222,7 @@ def shared_memory(problem: GemmProblem, s: Schedule, target: Target) -> Violatio
 
 def tma_boxes(problem: GemmProblem, s: Schedule, target: Target) -> Violation | None:
     """A box has at most 256 rows, and what a CTA loads for its cluster is whole swizzle atoms of 8 rows."""
-    if _missing(s, "block_m", "block_n"):
+    if missing(s, "block_m", "block_n"):
         return None
     assert s.block_m is not None and s.block_n is not None
     sides = (("block_m", s.block_m, s.cluster_n, problem.a_major), ("block_n", s.block_n, s.cluster_m, problem.b_major))
@@ -267,7 +259,7 @@ def _panels(s: Schedule, name: str, extent: int, shared_by: int) -> Violation | 
             f"an operand that is not k-major is loaded in panels of {PANEL}",
             f"use {name} a multiple of {PANEL * shared_by}",
         )
-    if name != "block_n" or _missing(s, "block_m", "math_warpgroups", "split") or not s.math_warpgroups:
+    if name != "block_n" or missing(s, "block_m", "math_warpgroups", "split") or not s.math_warpgroups:
         return None
     if (columns := tile_geometry(s).wg_columns) % PANEL == 0:
         return None
@@ -340,7 +332,7 @@ def groups(problem: GemmProblem, s: Schedule, target: Target) -> Violation | Non
 
 def turns(problem: GemmProblem, s: Schedule, target: Target) -> Violation | None:
     """Taking turns orders two promoting warpgroups of one wave each."""
-    if not s.turns or _missing(s, "block_m", "block_n", "math_warpgroups", "split"):
+    if not s.turns or missing(s, "block_m", "block_n", "math_warpgroups", "split"):
         return None
     if s.math_warpgroups == 2 and problem.promoted and tile_geometry(s).waves == 1:
         return None
@@ -354,7 +346,7 @@ def turns(problem: GemmProblem, s: Schedule, target: Target) -> Violation | None
 
 def scale_batch(problem: GemmProblem, s: Schedule, target: Target) -> Violation | None:
     """The producer fetches the weight scales of one k-block at a time, or of as many as its lanes can hold."""
-    if s.scale_batch in (None, 1) or _missing(s, "block_m", "block_n", "math_warpgroups", "split"):
+    if s.scale_batch in (None, 1) or missing(s, "block_m", "block_n", "math_warpgroups", "split"):
         return None
     widest = widest_scale_batch(problem, s)
     if s.scale_batch == widest:
@@ -372,7 +364,7 @@ def scale_batch(problem: GemmProblem, s: Schedule, target: Target) -> Violation 
 def split_k(problem: GemmProblem, s: Schedule, target: Target) -> Violation | None:
     """Each of two CTAs finishes one of the two waves of a warpgroup; what it gets for it fits few slots of the ring."""
     parts = problem.numerics.split_k
-    if parts == 1 or _missing(s, "block_m", "block_n", "math_warpgroups", "split"):
+    if parts == 1 or missing(s, "block_m", "block_n", "math_warpgroups", "split"):
         return None
     tile = tile_geometry(s)
     if parts > MAX_SPLIT_K or tile.waves != parts:
@@ -396,7 +388,7 @@ def split_k(problem: GemmProblem, s: Schedule, target: Target) -> Violation | No
 
 def store_slices(problem: GemmProblem, s: Schedule, target: Target) -> Violation | None:
     """A tile leaves whole, or wave by wave where that pays: sums are promoted one after another, or f32 is large."""
-    if s.store_slices in (None, 1) or _missing(s, "block_m", "block_n", "math_warpgroups", "split"):
+    if s.store_slices in (None, 1) or missing(s, "block_m", "block_n", "math_warpgroups", "split"):
         return None
     waves = tile_geometry(s).waves
     by_wave = (problem.promoted or problem.d.bytes > STMATRIX_BYTES) and problem.numerics.split_k == 1
@@ -447,7 +439,7 @@ def promote_chunk(problem: GemmProblem, s: Schedule, target: Target) -> Violatio
             "a warpgroup with two k-blocks in flight does not wait for its turn",
             "use turns = false",
         )
-    if _missing(s, "block_m", "block_n", "math_warpgroups", "split") or tile_geometry(s).waves == 1:
+    if missing(s, "block_m", "block_n", "math_warpgroups", "split") or tile_geometry(s).waves == 1:
         return None
     return Violation(
         "GMR-S003",
@@ -475,10 +467,17 @@ RULES: tuple[Rule, ...] = (
     shared_memory,
 )
 
+STREAM_RULES: tuple[Rule, ...] = (*streams.RULES, raster, scale_batch, shared_memory)
+
+
+def rules_of(schedule: Schedule) -> tuple[Rule, ...]:
+    """The rules of a schedule's family; those of `tiles` while it is open."""
+    return STREAM_RULES if schedule.family is Family.STREAM else RULES
+
 
 def violation(problem: GemmProblem, schedule: Schedule, target: Target = SM_90A) -> Violation | None:
     """The first rule that `schedule` breaks, or None. Rules about open choices hold."""
-    for rule in RULES:
+    for rule in rules_of(schedule):
         if (found := rule(problem, schedule, target)) is not None:
             return found
     return None

@@ -12,9 +12,16 @@ from enum import Enum
 
 
 class Family(Enum):
-    """Kernel family. `tiles`: persistent, warp-specialised, one output tile at a time."""
+    """
+    Kernel family; both are persistent and warp-specialised, and compute one output tile at a time.
+
+    - `tiles`: rows of A are the 64-row side of WGMMA, columns of B its N side.
+    - `stream`: the other way round (swap_ab), for few rows: weights, 64 columns of B at a time, pass by a narrow N side
+      of `block_m` rows of A, so that neither tensor cores nor shared memory are spent on rows that are not there.
+    """
 
     TILES = "tiles"
+    STREAM = "stream"
 
 
 class Split(Enum):

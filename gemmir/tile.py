@@ -11,8 +11,8 @@ from math import gcd
 
 from gemmir.layouts import StoreChunk, store_chunks
 from gemmir.problem import SCALE_BLOCK, GemmProblem
-from gemmir.schedule import Schedule, Split
-from gemmir.target import BARRIER_BYTES, SM_90A, WARP_LANES
+from gemmir.schedule import Family, Schedule, Split
+from gemmir.target import BARRIER_BYTES, SM_90A, TMA_SHARED_ALIGNMENT, WARP_LANES
 
 STAGE_ROW_BYTES = 128
 """A pipeline stage holds this many bytes of K of each row: one row of the 128-byte swizzle."""
@@ -25,12 +25,14 @@ class TileGeometry:
     """
     Part of the `block_m` x `block_n` tile that one math warpgroup owns.
 
-    `wg_rows` x `wg_columns`, walked in `waves` of 64 rows. Weight scales start at multiples of 128 columns and a
-    warpgroup's columns at multiples of `column_step`, so one scale per `column_step` columns serves any tile.
+    `wg_rows` x `wg_columns` of WGMMA, walked in `waves` of 64 rows. `swapped`: these rows are columns of D. Weight
+    scales start at multiples of 128 columns of D and a warpgroup's columns of D at multiples of `column_step`, so one
+    scale per `column_step` columns serves any tile.
     """
 
     wg_rows: int
     wg_columns: int
+    swapped: bool = False
 
     @property
     def waves(self) -> int:
@@ -42,22 +44,34 @@ class TileGeometry:
         return self.wg_columns // 2
 
     @property
+    def out_rows(self) -> int:
+        """Rows of D."""
+        return self.wg_columns if self.swapped else self.wg_rows
+
+    @property
+    def out_columns(self) -> int:
+        """Columns of D."""
+        return self.wg_rows if self.swapped else self.wg_columns
+
+    @property
     def column_step(self) -> int:
-        return gcd(self.wg_columns, SCALE_BLOCK)
+        return gcd(WAVE_ROWS if self.swapped else self.wg_columns, SCALE_BLOCK)
 
     @property
     def wg_steps(self) -> int:
-        return self.wg_columns // self.column_step
+        return self.out_columns // self.column_step
 
     def store_chunks(self, slices: int = 1, element_bytes: int = 2) -> tuple[StoreChunk, ...]:
-        """The boxes in which one of `slices` parts of the rows leaves."""
-        return store_chunks(self.wg_columns, self.wg_rows // slices, element_bytes)
+        """The boxes in which one of `slices` parts of the rows of D leaves."""
+        return store_chunks(self.out_columns, self.out_rows // slices, element_bytes)
 
 
 def tile_geometry(schedule: Schedule) -> TileGeometry:
     """Geometry of a schedule whose block, split and math warpgroups are chosen."""
     block_m, block_n, groups = schedule.block_m, schedule.block_n, schedule.math_warpgroups
     assert block_m is not None and block_n is not None and groups is not None
+    if schedule.family is Family.STREAM:
+        return TileGeometry(block_n // groups, block_m, swapped=True)
     if schedule.split is Split.ALONG_N:
         return TileGeometry(block_m, block_n // groups)
     return TileGeometry(block_m // groups, block_n)
@@ -112,7 +126,7 @@ def default_store_slices(problem: GemmProblem, geometry: TileGeometry) -> int:
     leave whole, f32 ones wave by wave, since they would take the shared memory of a stage or two. Those of several
     parts of K are final all at once, too.
     """
-    by_wave = (problem.promoted or problem.d.bytes > 2) and problem.numerics.split_k == 1
+    by_wave = (problem.promoted or problem.d.bytes > 2) and problem.numerics.split_k == 1 and not geometry.swapped
     return geometry.waves if by_wave else 1
 
 
@@ -209,13 +223,13 @@ def shared_layout(problem: GemmProblem, schedule: Schedule, num_stages: int | No
     steps = block_n if problem.column_scales else block_n // geometry.column_step
     slices = schedule.store_slices or default_store_slices(problem, geometry)
     parts = problem.numerics.split_k
-    slice_bytes = geometry.wg_rows // (slices * parts) * geometry.wg_columns * problem.d.bytes
+    slice_bytes = geometry.out_rows // (slices * parts) * geometry.out_columns * problem.d.bytes
     return SharedLayout(
         num_stages=stages,
         math_warpgroups=groups,
         a_bytes=block_m * STAGE_ROW_BYTES,
         b_bytes=block_n * STAGE_ROW_BYTES,
-        scale_a_bytes=block_m * 4 if problem.promoted else 0,
+        scale_a_bytes=_round_up(block_m * 4, TMA_SHARED_ALIGNMENT) if problem.promoted else 0,
         scale_b_bytes=_round_up(steps * 4, 16) if problem.promoted else 0,
         staging_bytes=_round_up(slice_bytes, SM_90A.shared_alignment),
         room_barriers=1 if parts > 1 else 0,

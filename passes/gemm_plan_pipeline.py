@@ -19,7 +19,7 @@ from xdsl.dialects.builtin import ModuleOp
 from xdsl.passes import ModulePass
 
 from gemmir.decisions import Decision, record
-from gemmir.legality import MAX_STAGES, least_stages
+from gemmir.legality import least_stages, most_stages
 from gemmir.passes.cost_model import fitting_stages, predict
 from gemmir.passes.l2_model import cluster_tiles, resident_clusters
 from gemmir.passes.schedule_pass import need_tile, read_schedule, write_schedule
@@ -42,7 +42,7 @@ def useful_stages(problem: GemmProblem, schedule: Schedule) -> int:
     Unbounded where M is known only at run time.
     """
     if problem.m is None:
-        return MAX_STAGES
+        return most_stages(schedule)
     rows, columns = cluster_tiles(problem, schedule)
     parts = problem.numerics.split_k
     rounds = -(-rows * columns // resident_clusters(schedule, split_k=parts))
@@ -76,7 +76,7 @@ class GemmPlanPipelinePass(ModulePass):
             write_schedule(matmul, problem, wanted)
             return
         fitting, useful = fitting_stages(problem, wanted), useful_stages(problem, wanted)
-        chosen = max(least_stages(problem, wanted), min(fitting, useful, MAX_STAGES))
+        chosen = max(least_stages(problem, wanted), min(fitting, useful, most_stages(wanted)))
         write_schedule(matmul, problem, wanted.filled(num_stages=chosen))
         record(_explain(self.name, problem, wanted, chosen))
 
@@ -118,5 +118,6 @@ def _explain(name: str, problem: GemmProblem, schedule: Schedule, chosen: int) -
     if chosen == fitting:
         over = layout.total_bytes + layout.stage_bytes
         return Decision(name, "stages", str(chosen), because + f"one more would need {over}")
-    limit = f"{MAX_STAGES} are the most" if chosen == MAX_STAGES else f"a CTA loads {useful - 1} stages in all"
+    most = most_stages(schedule)
+    limit = f"{most} are the most" if chosen == most else f"a CTA loads {useful - 1} stages in all"
     return Decision(name, "stages", str(chosen), because + f"{fitting} would fit, but {limit}")

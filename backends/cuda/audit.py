@@ -286,6 +286,9 @@ class _Expected:
         staging = op.staging.type
         assert isinstance(staging, hopper.StagingType)
         _, rows, columns = staging.dims
+        if op.transposed is not None:
+            yield from self.stage_transposed(op, staging)
+            return
         wide = staging.element_bytes > STMATRIX_BYTES
         loads = ["ld.shared.v2.f32 x2"] * 2 if wide else ["ld.shared.b32 x2"]  # f32: two groups of columns at a time
         store = "st.shared.v2.f32 x2" if wide else "stmatrix.sync.aligned.m8n8.x4.shared.b16"
@@ -294,6 +297,16 @@ class _Expected:
             shape = f"<{chunk.first // 2}, {chunk.columns}, {swizzle}>"
             for ptx in [*(loads if op.accumulate is not None else ()), store]:
                 yield ptx, (shape, self.at(op.staging, chunk.offset)), ""
+
+    def stage_transposed(self, op: hopper.StageFragmentOp, staging: hopper.StagingType) -> Iterator[Found]:
+        """In the text of a wrapper both widths, of which the number of rows picks what is compiled."""
+        _, rows, columns = staging.dims
+        chunks = store_chunks(columns, rows, staging.element_bytes)
+        chunk = next(c for c in chunks if c.first == number(op.row))
+        shape = f"<{chunk.columns}, {chunk.swizzle.row_shift}, {chunk.swizzle.row_mask}>"
+        for width in ("x4", "x2"):
+            ptx = f"stmatrix.sync.aligned.m8n8.{width}.trans.shared.b16"
+            yield ptx, (shape, self.at(op.staging, chunk.offset)), ""
 
 
 def _tma(what: str, group: SSAValue | None) -> str:

@@ -242,6 +242,23 @@ DEVICE void promote_columns(float (&total)[COUNT], const float (&partial)[COUNT]
     settled(total);
 }
 
+//@ promote_wave_columns: load_shared_f32 load_shared_f32x2 settled
+// The same where all rows share the scale at `row`.
+template <int COUNT>
+DEVICE void promote_wave_columns(float (&total)[COUNT], const float (&partial)[COUNT], u32 row, u32 columns) {
+    const float scale = load_shared_f32(row);
+    columns += threadIdx.x % 4 * 8;
+#pragma unroll
+    for (int c = 0; c < COUNT / 4; ++c) {
+        float column[2];
+        load_shared_f32x2(columns + c * 32, column[0], column[1]);
+        const float both[2] = {__fmul_rn(scale, column[0]), __fmul_rn(scale, column[1])};
+#pragma unroll
+        for (int i = 0; i < 4; ++i) total[4 * c + i] = __fmaf_rn(partial[4 * c + i], both[i % 2], total[4 * c + i]);
+    }
+    settled(total);
+}
+
 //@ pack_bf16: types
 DEVICE u32 pack(float low, float high) {
     u32 r;
@@ -273,6 +290,36 @@ DEVICE void stage_columns(const float (&f)[COUNT], u32 box, u32 first_row) {
         const int i = FIRST + 8 * c;
         stmatrix_x4(box + row * COLUMNS * 2 + chunk * 16, pack(f[i], f[i + 1]), pack(f[i + 2], f[i + 3]),
                     pack(f[i + 4], f[i + 5]), pack(f[i + 6], f[i + 7]));
+    }
+}
+
+//@ stmatrix_trans_x4: types
+DEVICE void stmatrix_trans_x4(u32 address, u32 a, u32 b, u32 c, u32 d) {
+    asm volatile("stmatrix.sync.aligned.m8n8.x4.trans.shared.b16 [%0], {%1, %2, %3, %4};" ::
+        "r"(address), "r"(a), "r"(b), "r"(c), "r"(d) : "memory");
+}
+
+//@ stmatrix_trans_x2: types
+DEVICE void stmatrix_trans_x2(u32 address, u32 a, u32 b) {
+    asm volatile("stmatrix.sync.aligned.m8n8.x2.trans.shared.b16 [%0], {%1, %2};" ::"r"(address), "r"(a), "r"(b) : "memory");
+}
+
+//@ stage_rows: stmatrix_trans_x4 stmatrix_trans_x2
+// Puts a warp's 16 rows of a fragment into a box of COLUMNS columns, as 16 of these: a fragment's column is a row of the box.
+// Lane l addresses row l % 8 of the 8 columns l / 8 % 2 and, if it is one of the last 16, 8 rows further on.
+template <int COLUMNS, int SHIFT, int MASK, int COUNT> DEVICE void stage_rows(const float (&f)[COUNT], u32 box) {
+    const u32 lane = threadIdx.x % 32, warp = threadIdx.x / 32 % 4, row = lane / 16 * 8 + lane % 8;
+    const u32 chunk = (warp * 2 + lane / 8 % 2) ^ (row >> SHIFT & MASK);
+    box += row * COLUMNS * 2 + chunk * 16;
+#pragma unroll
+    for (int c = 0; c < COUNT / 8; ++c) {
+        const int i = 8 * c;
+        stmatrix_trans_x4(box + c * 16 * COLUMNS * 2, pack(f[i], f[i + 1]), pack(f[i + 2], f[i + 3]),
+                          pack(f[i + 4], f[i + 5]), pack(f[i + 6], f[i + 7]));
+    }
+    if constexpr (COUNT % 8 != 0) {
+        const int i = COUNT - 4;
+        stmatrix_trans_x2(box + COUNT / 8 * 16 * COLUMNS * 2, pack(f[i], f[i + 1]), pack(f[i + 2], f[i + 3]));
     }
 }
 

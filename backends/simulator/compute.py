@@ -11,7 +11,14 @@ from gemmir.backends.simulator.agent import Agent, WgmmaGroup
 from gemmir.backends.simulator.barriers import fault
 from gemmir.backends.simulator.machine import Cta, Wait
 from gemmir.backends.simulator.memory import VALID, Bytes, Region, load_words, slot_chunks, slot_panels
-from gemmir.backends.simulator.registers import Fragment, ScaleRegisters, fragment_map, promote, staging_offsets
+from gemmir.backends.simulator.registers import (
+    Fragment,
+    ScaleRegisters,
+    fragment_map,
+    promote,
+    staging_offsets,
+    transposed_offsets,
+)
 from gemmir.dialects import hopper
 from gemmir.dtypes import DTYPES, DType
 from gemmir.tensor_core import add, addend_values, fma, round_to, wgmma_chain
@@ -160,7 +167,7 @@ def promote_columns(agent: Agent, op: hopper.PromoteColumnsOp) -> None:
     rows, columns, stage, group = op.rows.type, op.columns.type, agent[op.cursor].stage, int(agent[op.group])
     assert isinstance(rows, hopper.RingType) and isinstance(columns, hopper.RingType)
     row, column = fragment_map(partial.columns)
-    row = row + group * op.group_rows.value.data + op.wave.value.data * ROWS
+    row = (row + group * op.group_rows.value.data + op.wave.value.data * ROWS) // op.rows_a_scale
     column = column + group * op.group_columns.value.data
     at_rows = agent[op.rows] + stage * rows.slot_bytes + row * 4
     at_columns = agent[op.columns] + stage * columns.slot_bytes + column * 4
@@ -180,7 +187,8 @@ def stage_fragment(agent: Agent, op: hopper.StageFragmentOp) -> None:
     _, rows, columns = staging.dims
     size, dtype = staging.element_bytes, DTYPES[str(staging.element)]
     base = agent[op.staging] + int(agent[op.group]) * owner.pitch.value.data
-    region = Region(base + staging_offsets(columns, rows, size, op.row.value.data), size)
+    offsets = transposed_offsets if op.transposed is not None else staging_offsets
+    region = Region(base + offsets(columns, rows, size, op.row.value.data), size)
     values, garbage = fragment.read()
     if op.accumulate is not None:
         bits, unsound = load_words(agent.cta.shared, region.offsets, size)

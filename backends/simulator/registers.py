@@ -139,6 +139,26 @@ def staging_offsets(columns: int, rows: int, element_bytes: int, first_row: int)
     return offsets
 
 
+@lru_cache(maxsize=256)
+def transposed_offsets(columns: int, rows: int, element_bytes: int, first_column: int) -> Index:
+    """
+    As `staging_offsets`, of a fragment whose 64 rows are columns of the staging area from `first_column` on, and whose
+    columns are its `rows`: by `stmatrix.trans`, (128, rows / 2).
+
+    Lane l of a warp gives the address of row l % 8 of matrix l / 8, the even matrices with the warp's first 8 columns;
+    each pair of matrices goes 8 rows further. Elements 2t and 2t + 1 of registers 2j, 2j + 1 of lane 4r + t are those of
+    rows 2t, 2t + 1 and column r of matrix j.
+    """
+    thread = np.arange(THREADS, dtype=np.int64)[:, None]
+    register = np.arange(rows // 2, dtype=np.int64)
+    warp, lane = thread // 32, thread % 32
+    matrix = register // 2
+    row = matrix // 2 * 8 + lane % 4 * 2 + register % 2
+    (chunk,) = (c for c in store_chunks(columns, rows, element_bytes) if c.first == first_column)
+    place = (warp * 2 + matrix % 2) ^ (row >> chunk.swizzle.row_shift & chunk.swizzle.row_mask)
+    return chunk.offset + row * chunk.columns * element_bytes + place * 16 + lane // 4 * element_bytes
+
+
 def _stored_offsets(columns: int, rows: int, element_bytes: int, first_row: int) -> Index:
     """`staging_offsets` of ordinary stores: every thread puts each of its registers where the box has its element."""
     row, column = fragment_map(columns)

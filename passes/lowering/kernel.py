@@ -144,7 +144,7 @@ class Plan:
 
     @property
     def slice_rows(self) -> int:
-        return self.tile.wg_rows // (self.slices * self.parts)
+        return self.tile.out_rows // (self.slices * self.parts)
 
     @property
     def slice_chunks(self) -> tuple[StoreChunk, ...]:
@@ -158,13 +158,32 @@ class Plan:
         return self.layout.a_bytes + self.layout.b_bytes + self.layout.scale_a_bytes + scales
 
     @property
+    def swapped(self) -> bool:
+        """Whether columns of D are the 64-row side of WGMMA."""
+        return self.tile.swapped
+
+    @property
     def group_rows(self) -> int:
-        """Rows between the parts of neighbouring warpgroups."""
-        return 0 if self.tile.wg_rows == self.block_m else self.tile.wg_rows
+        """Rows of D between the parts of neighbouring warpgroups."""
+        return 0 if self.tile.out_rows == self.block_m else self.tile.out_rows
 
     @property
     def group_columns(self) -> int:
-        return 0 if self.tile.wg_columns == self.block_n else self.tile.wg_columns
+        return 0 if self.tile.out_columns == self.block_n else self.tile.out_columns
+
+    @property
+    def wgmma_group_rows(self) -> int:
+        """Rows of WGMMA between the parts of neighbouring warpgroups."""
+        return self.group_columns if self.swapped else self.group_rows
+
+    @property
+    def wgmma_group_columns(self) -> int:
+        return self.group_rows if self.swapped else self.group_columns
+
+    @property
+    def column_scales(self) -> bool:
+        """Whether each column of a fragment has a scale of its own in each block of K."""
+        return self.problem.promoted and (self.swapped or self.problem.column_scales)
 
     @property
     def raster(self) -> dict[str, Attribute | int]:
@@ -253,7 +272,8 @@ def kernel_parameters(plan: Plan, op: ProductOp) -> Iterator[tuple[str, Attribut
     yield "map_b", hopper.TensorMapType(box_b, b, Swizzle.B128), _bind_map(_argument(op.b))
     if layout.scale_a_bytes and op.scale_a is not None and op.scale_b is not None:
         scale_b = _argument(op.scale_b)
-        yield "map_scale_a", hopper.TensorMapType((1, plan.block_m), Float32Type()), _bind_map(_argument(op.scale_a))
+        row_scales = hopper.TensorMapType((1, layout.scale_a_bytes // 4), Float32Type())
+        yield "map_scale_a", row_scales, _bind_map(_argument(op.scale_a))
         if problem.column_scales:
             yield "map_scale_b", hopper.TensorMapType((1, plan.block_n), Float32Type()), _bind_map(scale_b)
     if layout.scale_a_bytes and op.scale_b is not None and not problem.column_scales:
@@ -354,7 +374,7 @@ def allocate(emit: Emitter, plan: Plan) -> Storage:
     def barriers(name: str, count: tuple[int, int], offset: int, arrivals: int) -> SSAValue:
         return emit.value(hopper.BarriersOp, hopper.BarriersType(*count), name, offset=offset, arrivals=arrivals)
 
-    storage = hopper.StagingType((groups, plan.slice_rows, plan.tile.wg_columns), d)
+    storage = hopper.StagingType((groups, plan.slice_rows, plan.tile.out_columns), d)
     f32 = Float32Type()
     scaled = layout.scale_a_bytes > 0
     return Storage(
@@ -363,7 +383,9 @@ def allocate(emit: Emitter, plan: Plan) -> Storage:
         staging=emit.value(
             hopper.StagingOp, storage, "staging", offset=layout.staging_offset, pitch=layout.staging_bytes
         ),
-        scale_a=ring("ring_scale_a", 1, plan.block_m, f32, layout.scale_a_offset, Swizzle.NONE) if scaled else None,
+        scale_a=ring("ring_scale_a", 1, layout.scale_a_bytes // 4, f32, layout.scale_a_offset, Swizzle.NONE)
+        if scaled
+        else None,
         scale_b=ring("ring_scale_b", 1, layout.scale_b_bytes // 4, f32, layout.scale_b_offset, Swizzle.NONE)
         if scaled
         else None,
@@ -405,7 +427,7 @@ def build_kernel(plan: Plan, op: ProductOp, name: str) -> hopper.KernelOp:
     with emit.inside(hopper.RolesOp) as (roles, _):
         with roles.inside(hopper.WarpgroupsOp, "group", number=plan.groups) as (math, (group,)):
             math.op(hopper.SetMaxRegistersOp, registers=math_registers, grow=True)
-            promoted = math_promoted if plan.chunk == 1 else math_chunked
+            promoted = math_chunked if plan.chunk > 1 or plan.swapped else math_promoted
             (promoted if plan.problem.promoted else math_in_place)(math, plan, storage, group)
         with roles.inside(hopper.WarpgroupsOp, "service", number=1) as (service, _):
             service.op(hopper.SetMaxRegistersOp, registers=service_registers)

@@ -21,12 +21,13 @@ def multiply(
     fresh: bool,
 ) -> None:
     """Issue one wave into `sums`: 64 rows x the warpgroup's columns x one k-block."""
+    operands = (storage.b, storage.a) if plan.swapped else (storage.a, storage.b)
     emit.op(
         hopper.WgmmaOp,
-        *(storage.a, storage.b, at, sums, group),
+        *(*operands, at, sums, group),
         a_row=wave * SM_90A.wgmma_m,
-        a_group_rows=plan.group_rows,
-        b_group_rows=plan.group_columns,
+        a_group_rows=plan.wgmma_group_rows,
+        b_group_rows=plan.wgmma_group_columns,
         fresh=fresh,
         by_part=plan.parts > 1,
         a_panels=plan.problem.a_major != "k",
@@ -74,12 +75,14 @@ def finish_wave(
     emit.op(hopper.WgmmaWaitOp, [sums[0]], pending=pending)
     if scales is None:
         assert storage.scale_a is not None and storage.scale_b is not None
+        rings = (storage.scale_b, storage.scale_a) if plan.swapped else (storage.scale_a, storage.scale_b)
         emit.op(
             hopper.PromoteColumnsOp,
-            *(*sums, storage.scale_a, storage.scale_b, at, group),
+            *(*sums, *rings, at, group),
             wave=wave,
-            group_rows=plan.group_rows,
-            group_columns=plan.group_columns,
+            group_rows=plan.wgmma_group_rows,
+            group_columns=plan.wgmma_group_columns,
+            row_step=plan.tile.column_step if plan.swapped else None,
         )
         if release:
             let_go_of_scales(emit, plan)

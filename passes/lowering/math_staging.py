@@ -22,7 +22,8 @@ def stage_slice(
     emit.op(hopper.WaitOp if plan.problem.has_c else hopper.AcquireOp, storage.drained, at, [group])
     for wave, total in enumerate(totals):
         row = wave * SM_90A.wgmma_m
-        emit.op(hopper.StageFragmentOp, total, storage.staging, group, row=row, accumulate=plan.problem.has_c)
+        how = {"accumulate": plan.problem.has_c, "transposed": plan.swapped}
+        emit.op(hopper.StageFragmentOp, total, storage.staging, group, row=row, **how)
     emit.op(hopper.FenceProxyAsyncOp)
     emit.op(hopper.SyncWarpOp)
     emit.op(hopper.ArriveOp, storage.staged, at, [group])

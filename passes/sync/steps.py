@@ -19,7 +19,7 @@ from gemmir.passes.sync.events import OWN, Event, Kind, Span
 from gemmir.passes.sync.memory_map import MemoryMap
 from gemmir.passes.sync.report import refuse
 from gemmir.passes.sync.split_k_steps import peer_of, sums_bytes, sums_spans
-from gemmir.passes.sync.storage import Storage
+from gemmir.passes.sync.storage import Storage, transposed_spans
 from gemmir.tile import WAVE_ROWS
 
 WARP_ROWS = 16
@@ -361,12 +361,12 @@ class StepMaker:
         rows, columns, group = self.storage.ring(op.rows), self.storage.ring(op.columns), self.index(op.group, op)
         fragment = op.partial.type
         assert isinstance(fragment, hopper.FragmentType)
-        first_row = group * number(op.group_rows) + number(op.wave) * WAVE_ROWS
+        first_row = (group * number(op.group_rows) + number(op.wave) * WAVE_ROWS) // op.rows_a_scale
         first_column = group * number(op.group_columns)
 
         def spans(stage: int) -> list[Span]:
             return [
-                rows.bytes(stage, first_row * F32_BYTES, WAVE_ROWS * F32_BYTES),
+                rows.bytes(stage, first_row * F32_BYTES, WAVE_ROWS // op.rows_a_scale * F32_BYTES),
                 columns.bytes(stage, first_column * F32_BYTES, fragment.dims[1] * F32_BYTES),
             ]
 
@@ -399,14 +399,21 @@ class StepMaker:
         event = Event(Kind.REGISTERS, op, fragments=tuple(self.fragment(value) for value in values))
         return [Step(STEADY, 1, lambda at: event)]
 
-    def stage_fragment(self, op: hopper.StageFragmentOp) -> Steps:
+    def staged_spans(self, op: hopper.StageFragmentOp) -> list[Span]:
+        """Where these warps' rows of a fragment lie in the boxes of the staging area."""
         staging, first = self.storage.staging(op.staging), number(op.row) + self.first_warp * WARP_ROWS
         base = staging.offset + self.index(op.group, op) * staging.pitch
+        if op.transposed is not None:
+            return transposed_spans(staging, base, first, self.warps * WARP_ROWS)
         spans: list[Span] = []
         for chunk in staging.chunks:
             row_bytes = chunk.columns * staging.element_bytes
             start = base + chunk.offset + first * row_bytes
             spans.append((start, start + self.warps * WARP_ROWS * row_bytes))
+        return spans
+
+    def stage_fragment(self, op: hopper.StageFragmentOp) -> Steps:
+        staging, spans = self.storage.staging(op.staging), self.staged_spans(op)
         self.memory.add(spans)
         # stmatrix takes all lanes of a warp at once; wider elements are stored lane by lane.
         fragments = (self.fragment(op.fragment),) if staging.element_bytes == STMATRIX_BYTES else ()

@@ -15,6 +15,9 @@ from gemmir.passes.sync.memory_map import overlapping
 from gemmir.passes.sync.report import refuse
 from gemmir.target import BARRIER_BYTES
 
+CHUNK_BYTES = 16
+"""What a swizzle moves as a whole."""
+
 
 @dataclass(frozen=True, slots=True)
 class Ring:
@@ -55,6 +58,24 @@ class Barriers:
 
     def addresses(self) -> list[int]:
         return [self.offset + BARRIER_BYTES * i for i in range(self.stages * self.groups)]
+
+
+def transposed_spans(staging: Staging, base: int, first: int, count: int) -> list[Span]:
+    """Where columns `first` to `first` + `count` of one box lie, in all of its rows; `base`: of the staging area."""
+    chunk = next(c for c in staging.chunks if c.first <= first < c.first + c.columns)
+    row_bytes = chunk.columns * staging.element_bytes
+    start = base + chunk.offset
+    if count == chunk.columns:
+        return [(start, start + staging.rows * row_bytes)]
+    low = (first - chunk.first) * staging.element_bytes // CHUNK_BYTES
+    places = range(low, low + count * staging.element_bytes // CHUNK_BYTES)
+    shift, mask = chunk.swizzle.row_shift, chunk.swizzle.row_mask
+    starts = [
+        start + row * row_bytes + (p ^ (row >> shift & mask)) * CHUNK_BYTES
+        for row in range(staging.rows)
+        for p in places
+    ]
+    return [(at, at + CHUNK_BYTES) for at in starts]
 
 
 class Storage:

@@ -66,9 +66,14 @@ class PrintsArithmetic(Printing):
 
     def promote_columns(self, op: hopper.PromoteColumnsOp) -> None:
         group = self.out[op.group]
+        further = f"{group} * {number(op.group_columns) * 4}" if number(op.group_columns) else ""
+        columns = self.slot(op.columns, op.cursor, further)
+        if op.row_step is not None:
+            step = f"{group} * {number(op.group_rows) // op.rows_a_scale * 4}" if number(op.group_rows) else ""
+            wave = str(number(op.wave) * WAVE_ROWS // op.rows_a_scale * 4) if number(op.wave) else ""
+            row = self.slot(op.rows, op.cursor, step, wave)
+            return self.call("promote_wave_columns", self.out[op.total], self.out[op.partial], row, columns)
         first = f"{group} * {number(op.group_rows)} + " if number(op.group_rows) else ""
         wave = f"{number(op.wave) * WAVE_ROWS} + " if number(op.wave) else ""
         rows = self.slot(op.rows, op.cursor, f"({first}{wave}warp % {WARPS_PER_GROUP} * 16 + lane / 4) * 4")
-        further = f"{group} * {number(op.group_columns) * 4}" if number(op.group_columns) else ""
-        columns = self.slot(op.columns, op.cursor, further)
         self.call("promote_columns", self.out[op.total], self.out[op.partial], rows, columns)

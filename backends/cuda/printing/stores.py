@@ -23,6 +23,8 @@ class PrintsStores(Printing):
             self.need(f"pack_{staging.element}")
         if not suffix and op.accumulate is not None:
             self.need(f"unpack_{staging.element}")
+        if op.transposed is not None:
+            return self.stage_transposed(op, staging, number(owner.pitch))
         row = " + ".join(
             filter(None, [str(number(op.row)) if number(op.row) else "", f"warp % {WARPS_PER_GROUP} * 16"])
         )
@@ -32,6 +34,15 @@ class PrintsStores(Printing):
             shape = f"{chunk.first // 2}, {chunk.columns}, {chunk.swizzle.row_shift}, {chunk.swizzle.row_mask}"
             for what in ("add", "stage") if op.accumulate is not None else ("stage",):
                 self.call(f"{what}_columns{suffix}<{shape}>", self.out[op.fragment], plus(base, chunk.offset), row)
+
+    def stage_transposed(self, op: hopper.StageFragmentOp, staging: hopper.StagingType, pitch: int) -> None:
+        """64 rows of a fragment, as the columns of one box."""
+        _, rows, columns = staging.dims
+        chunks = store_chunks(columns, rows, staging.element_bytes)
+        chunk = next(c for c in chunks if c.first == number(op.row))
+        box = plus(f"{self.out[op.staging]} + {self.out[op.group]} * {pitch}", chunk.offset)
+        shape = f"{chunk.columns}, {chunk.swizzle.row_shift}, {chunk.swizzle.row_mask}"
+        self.call(f"stage_rows<{shape}>", self.out[op.fragment], box)
 
     def tma_fill(self, op: hopper.TmaFillOp) -> None:
         row, column = plus(self.out[op.row], number(op.row_offset)), plus(self.out[op.column], number(op.column_offset))

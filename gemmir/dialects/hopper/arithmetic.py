@@ -9,6 +9,9 @@ from xdsl.utils.exceptions import VerifyException
 from gemmir.dialects.hopper.base import NATURAL, POSITIVE, HopperOperation, number
 from gemmir.dialects.hopper.types import CursorType, FragmentType, RingType, ScalesType
 from gemmir.layouts import PANEL
+from gemmir.target import SM_90A
+
+WAVE_ROWS = SM_90A.wgmma_m
 
 
 @irdl_op_definition
@@ -157,6 +160,7 @@ class PromoteColumnsOp(HopperOperation):
     `promote` with a scale for each column: row and column scales are read from a slot with ordinary loads, as needed.
 
     The wave's rows start at `group` * `group_rows` + `wave` * 64 of the slot, its columns at `group` * `group_columns`.
+    With a `row_step`, whole waves, there is one row scale for so many rows.
     """
 
     name = "hopper.promote_columns"
@@ -169,8 +173,18 @@ class PromoteColumnsOp(HopperOperation):
     wave = prop_def(NATURAL)
     group_rows = prop_def(NATURAL)
     group_columns = prop_def(NATURAL)
+    row_step = opt_prop_def(POSITIVE)
     assembly_format = (
         "$partial `->` $total `by` $rows `,` $columns `[` $cursor `]` `for` $group `wave` $wave `rows` $group_rows "
-        "`columns` $group_columns attr-dict `:` type($partial) `,` type($total) `,` type($rows) `,` type($columns) `,` "
-        "type($cursor)"
+        "`columns` $group_columns (`row_step` $row_step^)? attr-dict `:` type($partial) `,` type($total) `,` "
+        "type($rows) `,` type($columns) `,` type($cursor)"
     )
+
+    @property
+    def rows_a_scale(self) -> int:
+        """Rows that share a row scale."""
+        return 1 if self.row_step is None else number(self.row_step)
+
+    def verify_(self) -> None:
+        if self.row_step is not None and number(self.row_step) != WAVE_ROWS:
+            raise VerifyException(f"one row scale for {number(self.row_step)} rows; a wave has {WAVE_ROWS}")

@@ -49,7 +49,7 @@ from gemmir.dialects.hopper.types import (
     TensorAttr,
     TensorMapType,
 )
-from gemmir.layouts import Swizzle
+from gemmir.layouts import PANEL, STMATRIX_BYTES, Swizzle
 from gemmir.legality import MAX_CLUSTER, MAX_SPLIT_K
 from gemmir.problem import SCALE_BLOCK, Grouping
 from gemmir.target import SM_90A, TMA_SHARED_ALIGNMENT, WARP_LANES
@@ -179,7 +179,7 @@ def _promote_columns(op: PromoteColumnsOp) -> None:
         raise VerifyException(f"scales of {rows} and {columns} for {partial} and {op.total.type}")
     last = _last_group(op)
     last_row = last * number(op.group_rows) + (number(op.wave) + 1) * partial.dims[0]
-    _fits("row scales that are read", last_row, rows.dims[1] * rows.dims[2])
+    _fits("row scales that are read", -(-last_row // op.rows_a_scale), rows.dims[1] * rows.dims[2])
     last_column = last * number(op.group_columns) + partial.dims[1]
     _fits("column scales that are read", last_column, columns.dims[1] * columns.dims[2])
 
@@ -333,6 +333,10 @@ def _stage_fragment(op: StageFragmentOp) -> None:
     assert isinstance(staging, StagingType) and isinstance(fragment, FragmentType)
     groups, rows, columns = staging.dims
     _fits("warpgroups that stage", _last_group(op) + 1, groups)
+    if op.transposed is not None:
+        rows, columns = columns, rows
+        if staging.element_bytes != STMATRIX_BYTES or op.accumulate is not None or number(op.row) % PANEL:
+            raise VerifyException(f"{fragment} into {staging}: 16-bit elements are transposed, whole panels of {PANEL}")
     _fits("rows that are staged", number(op.row) + fragment.dims[0], rows)
     if fragment.dims[1] != columns:
         raise VerifyException(f"{fragment} into {staging}")

@@ -22,7 +22,7 @@ class StageFragmentOp(HopperOperation):
     Round a fragment to the output type and put it into the staging area of `group`, from row `row` on.
 
     `accumulate`: each element is first added, in f32, to the one that lies in its place, box by box. The fragment is
-    not to be used after that.
+    not to be used after that. `transposed`: rows of the fragment are columns of the staging area, from column `row` on.
     """
 
     name = "hopper.stage_fragment"
@@ -31,9 +31,10 @@ class StageFragmentOp(HopperOperation):
     group = operand_def(IndexType)
     row = prop_def(NATURAL)
     accumulate = opt_prop_def(UnitAttr)
+    transposed = opt_prop_def(UnitAttr)
     assembly_format = (
-        "$fragment `->` $staging `for` $group `row` $row (`accumulate` $accumulate^)? attr-dict "
-        "`:` type($fragment) `,` type($staging)"
+        "$fragment `->` $staging `for` $group `row` $row (`accumulate` $accumulate^)? (`transposed` $transposed^)? "
+        "attr-dict `:` type($fragment) `,` type($staging)"
     )
 
 

@@ -1,0 +1,52 @@
+"""Kernels of the stream family have the bits of the model, whatever the schedule, and those of the tiles family."""
+
+import numpy as np
+import pytest
+
+from gemmir.testing import check_bits, check_exact, simulated
+from tests.backends.simulator.kernels import Example, program
+
+FIXED = "family = stream, turns = false, cluster = 1x1, raster = along_m, group = 1, balanced = false"
+FP8_SCHEDULES = (
+    "block = 8x64x128, warpgroups = 1 along n, chunk = 2, stages = 4",
+    "block = 16x128x128, warpgroups = 2 along n, chunk = 4, stages = 3",
+    "block = 24x192x128, warpgroups = 3 along n, chunk = 2, stages = 2",
+    "block = 64x64x128, warpgroups = 1 along n, chunk = 1, stages = 5",
+    "block = 128x64x128, warpgroups = 1 along n, chunk = 2, stages = 3, scale_batch = 1",
+    "block = 40x128x128, warpgroups = 2 along n, chunk = 2, stages = 2, scale_batch = 16",
+)
+HALF_SCHEDULES = (
+    "block = 8x64x64, warpgroups = 1 along n, chunk = 1, stages = 4",
+    "block = 32x128x64, warpgroups = 1 along n, chunk = 1, stages = 2",
+    "block = 56x256x64, warpgroups = 2 along n, chunk = 1, stages = 3",
+    "block = 128x192x64, warpgroups = 3 along n, chunk = 1, stages = 2",
+)
+
+
+@pytest.mark.parametrize("schedule", FP8_SCHEDULES)
+@pytest.mark.parametrize("k", [16, 128, 384, 656])
+def test_fp8_kernels_have_the_bits_of_the_model(schedule: str, k: int) -> None:
+    """From one k-block to more than there are stages, whole and with a tail; tails of M and N, two tiles of M."""
+    text = program("f8E4M3FN", 200, k, f"{FIXED}, {schedule}")
+    check_bits(simulated(text, seed=k), text, 70)
+
+
+@pytest.mark.parametrize("dtype", ["bf16", "f16"])
+@pytest.mark.parametrize("schedule", HALF_SCHEDULES)
+@pytest.mark.parametrize("k", [16, 64, 200])
+def test_half_kernels_have_the_bits_of_the_model(dtype: str, schedule: str, k: int) -> None:
+    text = program(dtype, 200, k, f"{FIXED}, {schedule}")
+    check_bits(simulated(text, seed=k), text, 70)
+
+
+@pytest.mark.parametrize("m", [1, 7, 8, 9, 63, 64, 65])
+def test_exact_data_at_every_edge_of_m(m: int) -> None:
+    text = program("f8E4M3FN", 72, 272, f"{FIXED}, {FP8_SCHEDULES[0]}")
+    check_exact(simulated(text, seed=m), text, m)
+
+
+def test_bits_are_those_of_the_tiles_family() -> None:
+    """Which operand is on which side of WGMMA changes no bit."""
+    streamed = Example.of(program("f8E4M3FN", 136, 400, f"{FIXED}, {FP8_SCHEDULES[2]}"), 21)
+    tiled = Example.of(program("f8E4M3FN", 136, 400, "block = 64x64x128, warpgroups = 1, stages = 2"), 21)
+    np.testing.assert_array_equal(streamed.run(), tiled.run())
