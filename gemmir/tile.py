@@ -12,7 +12,7 @@ from math import gcd
 from gemmir.layouts import StoreChunk, store_chunks
 from gemmir.problem import SCALE_BLOCK, GemmProblem
 from gemmir.schedule import Family, Schedule, Split
-from gemmir.target import BARRIER_BYTES, SM_90A, TMA_SHARED_ALIGNMENT, WARP_LANES
+from gemmir.target import BARRIER_BYTES, SM_90A, WARP_LANES
 
 STAGE_ROW_BYTES = 128
 """A pipeline stage holds this many bytes of K of each row: one row of the 128-byte swizzle."""
@@ -78,8 +78,8 @@ def tile_geometry(schedule: Schedule) -> TileGeometry:
 
 
 def widest_scale_batch(problem: GemmProblem, schedule: Schedule) -> int:
-    """k-blocks whose weight scales the lanes of a warp can fetch in one load each; 1 where there are no scales."""
-    if not problem.promoted or problem.column_scales:
+    """k-blocks whose weight scales the lanes of a warp can fetch in one load each; 1 where they do not fetch any so."""
+    if not problem.promoted or problem.column_scales or schedule.family is Family.STREAM:
         return 1
     assert schedule.block_n is not None
     steps = schedule.block_n // tile_geometry(schedule).column_step
@@ -153,17 +153,24 @@ class SharedLayout:
     scale_b_bytes: int
     staging_bytes: int
     room_barriers: int = 0
+    scale_tiles: int = 0
+    """Slots for the scales of all k-blocks of a tile; 0 where every stage holds those of its k-block."""
+
+    @property
+    def scale_slots(self) -> int:
+        return self.scale_tiles or self.num_stages
 
     @property
     def stage_bytes(self) -> int:
         """Bytes that one more stage costs, its two barriers included."""
-        ring = self.a_bytes + self.b_bytes + self.scale_a_bytes + self.scale_b_bytes
-        return ring + 2 * BARRIER_BYTES
+        scales = 0 if self.scale_tiles else self.scale_a_bytes + self.scale_b_bytes
+        return self.a_bytes + self.b_bytes + scales + 2 * BARRIER_BYTES
 
     @property
     def fixed_bytes(self) -> int:
         barriers = 2 * self.math_warpgroups + self.room_barriers
-        return self.math_warpgroups * self.staging_bytes + barriers * BARRIER_BYTES
+        scales = self.scale_tiles * (self.scale_a_bytes + self.scale_b_bytes + 2 * BARRIER_BYTES)
+        return self.math_warpgroups * self.staging_bytes + barriers * BARRIER_BYTES + scales
 
     @property
     def total_bytes(self) -> int:
@@ -187,11 +194,11 @@ class SharedLayout:
 
     @property
     def scale_b_offset(self) -> int:
-        return self.scale_a_offset + self.num_stages * self.scale_a_bytes
+        return self.scale_a_offset + self.scale_slots * self.scale_a_bytes
 
     @property
     def full_offset(self) -> int:
-        return self.scale_b_offset + self.num_stages * self.scale_b_bytes
+        return self.scale_b_offset + self.scale_slots * self.scale_b_bytes
 
     @property
     def empty_offset(self) -> int:
@@ -209,6 +216,15 @@ class SharedLayout:
     def room_offset(self) -> int:
         return self.drained_offset + self.math_warpgroups * BARRIER_BYTES
 
+    @property
+    def scaled_offset(self) -> int:
+        """Of the barriers of `scale_tiles`."""
+        return self.room_offset + self.room_barriers * BARRIER_BYTES
+
+    @property
+    def unscaled_offset(self) -> int:
+        return self.scaled_offset + self.scale_tiles * BARRIER_BYTES
+
 
 def shared_layout(problem: GemmProblem, schedule: Schedule, num_stages: int | None = None) -> SharedLayout:
     """
@@ -222,15 +238,47 @@ def shared_layout(problem: GemmProblem, schedule: Schedule, num_stages: int | No
     geometry = tile_geometry(schedule)
     steps = block_n if problem.column_scales else block_n // geometry.column_step
     slices = schedule.store_slices or default_store_slices(problem, geometry)
-    parts = problem.numerics.split_k
+    parts = 1 if geometry.swapped else problem.numerics.split_k
     slice_bytes = geometry.out_rows // (slices * parts) * geometry.out_columns * problem.d.bytes
+    if geometry.swapped:
+        return _stream_layout(problem, schedule, stages, slice_bytes)
     return SharedLayout(
         num_stages=stages,
         math_warpgroups=groups,
         a_bytes=block_m * STAGE_ROW_BYTES,
         b_bytes=block_n * STAGE_ROW_BYTES,
-        scale_a_bytes=_round_up(block_m * 4, TMA_SHARED_ALIGNMENT) if problem.promoted else 0,
+        scale_a_bytes=block_m * 4 if problem.promoted else 0,
         scale_b_bytes=_round_up(steps * 4, 16) if problem.promoted else 0,
         staging_bytes=_round_up(slice_bytes, SM_90A.shared_alignment),
         room_barriers=1 if parts > 1 else 0,
+    )
+
+
+SCALE_ROWS_STEP = 4
+"""k-blocks whose scales of 8 rows fill what TMA writes to at least."""
+
+SCALE_TILES_BYTES = 32 << 10
+"""Scales of two tiles are held, those of the next one ahead, if they take no more than this."""
+
+
+def scale_rows(problem: GemmProblem) -> int:
+    """k-blocks whose scales a slot of the `stream` family holds: those of a tile, and what fills it up."""
+    return _round_up(problem.part_k_blocks, SCALE_ROWS_STEP)
+
+
+def _stream_layout(problem: GemmProblem, schedule: Schedule, stages: int, slice_bytes: int) -> SharedLayout:
+    """That of the `stream` family: scales of all k-blocks of a tile in one slot."""
+    block_m, block_n, groups = schedule.block_m, schedule.block_n, schedule.math_warpgroups
+    assert block_m is not None and block_n is not None and groups is not None
+    rows = scale_rows(problem)
+    scale_a, scale_b = rows * block_m * 4, rows * (block_n // WAVE_ROWS) * 4
+    return SharedLayout(
+        num_stages=stages,
+        math_warpgroups=groups,
+        a_bytes=block_m * STAGE_ROW_BYTES,
+        b_bytes=block_n * STAGE_ROW_BYTES,
+        scale_a_bytes=scale_a if problem.promoted else 0,
+        scale_b_bytes=scale_b if problem.promoted else 0,
+        staging_bytes=_round_up(slice_bytes, SM_90A.shared_alignment),
+        scale_tiles=(2 if 2 * (scale_a + scale_b) <= SCALE_TILES_BYTES else 1) if problem.promoted else 0,
     )

@@ -16,6 +16,7 @@ from xdsl.ir import Operation, SSAValue
 
 from gemmir.backends.cuda.audit_source import EXIT, Call, calls_of
 from gemmir.backends.cuda.sass import count_opcodes
+from gemmir.backends.cuda.printing.loads import EVICT
 from gemmir.dialects import hopper
 from gemmir.dialects.hopper.barriers import TURN_THREADS
 from gemmir.dialects.hopper.base import number
@@ -104,6 +105,7 @@ class _Expected:
             hopper.GrantOp: self.grant,
             hopper.InitBarriersOp: self.init_barriers,
             hopper.PassTurnOp: lambda op: self.turn(op, "bar.arrive"),
+            hopper.PromoteBlockOp: self.promote_block,
             hopper.PromoteColumnsOp: self.promote_columns,
             hopper.ReleaseOp: self.release,
             hopper.SendSumsOp: self.send_sums,
@@ -236,8 +238,10 @@ class _Expected:
         assert isinstance(box, hopper.TensorMapType)
         panel = 0 if op.panel is None else number(op.panel) * box.dims[0] * box.dims[1] * box.element_bytes
         slot = self.at(op.ring, panel, op.cursor) + ("" if op.multicast is None else " rank")
-        details = (slot, self.at(op.full, 0, op.cursor), *mask)
-        return [(_tma(_LOAD, op.group) + multicast, details, self.lane_0())]
+        hint = () if op.evict is None else (f"<{EVICT[op.evict.data]}>",)
+        details = (*hint, slot, self.at(op.full, 0, op.cursor), *mask)
+        hinted = "" if op.evict is None else ".L2::cache_hint"
+        return [(_tma(_LOAD, op.group) + multicast + hinted, details, self.lane_0())]
 
     def mask(self, op: hopper.TmaLoadOp) -> int:
         """The CTAs that receive a box, where the cluster is a row or a column."""
@@ -277,6 +281,10 @@ class _Expected:
         a = op.a.type
         assert isinstance(a, hopper.RingType)
         return number(op.a_row) * a.dims[2] * a.element_bytes
+
+    def promote_block(self, op: hopper.PromoteBlockOp) -> list[Found]:
+        shared, columns = self.at(op.shared, 0, op.cursor), self.at(op.columns, 0, op.cursor)
+        return [("ld.shared.v2.f32 x4", (shared, columns), "")]
 
     def promote_columns(self, op: hopper.PromoteColumnsOp) -> list[Found]:
         rows, columns = self.at(op.rows, 0, op.cursor), self.at(op.columns, 0, op.cursor)

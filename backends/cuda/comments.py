@@ -17,7 +17,7 @@ def _holds(op: Operation, kind: type[Operation]) -> bool:
 def _warpgroups(op: hopper.WarpgroupsOp) -> str:
     if not _holds(op, hopper.WgmmaOp):
         return ""
-    if _holds(op, hopper.PromoteOp) or _holds(op, hopper.PromoteColumnsOp):
+    if any(_holds(op, kind) for kind in (hopper.PromoteOp, hopper.PromoteBlockOp, hopper.PromoteColumnsOp)):
         return (
             "Math warpgroups: multiply slot by slot, add each partial sum, scaled, to the totals, stage finished rows."
         )
@@ -25,6 +25,8 @@ def _warpgroups(op: hopper.WarpgroupsOp) -> str:
 
 
 def _warp(op: hopper.WarpOp) -> str:
+    if _holds(op, hopper.CopyScalesOp):
+        return "Scales warp: those of all k-blocks of a tile at once, so that the producer has none to wait for."
     if _holds(op, hopper.TmaLoadOp):
         return "Producer warp: keeps the ring full, one k-block of A and B in a slot, with its scales if it has any."
     if _holds(op, hopper.StoreRowsOp):
@@ -78,6 +80,7 @@ _COMMENTS: dict[type[Operation], Callable[[Any], str]] = {
     ),
     hopper.GrantOp: lambda op: "The peer may send its sums to these slots.",
     hopper.PartBlockOp: lambda op: "The CTAs of a cluster sum a part of K each.",
+    hopper.PromoteBlockOp: lambda op: "total = partial * (scale of the weights * scale of each row) + total, in f32.",
     hopper.PromoteColumnsOp: lambda op: "total = partial * (row scale * column scale) + total, in f32.",
     hopper.PromoteOp: lambda op: "total = partial * (row scale * column scale) + total, in f32.",
     hopper.ReleaseOp: lambda op: "This warp has read the slot.",

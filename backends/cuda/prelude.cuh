@@ -102,6 +102,17 @@ DEVICE void tma_load(u32 dst, const TensorMap& map, int column, int row, u32 bar
         "r"(dst), "l"(&map), "r"(column), "r"(row), "r"(bar) : "memory");
 }
 
+//@ cache_hints: types
+// Policies of L2 for all lines of an access, as createpolicy.fractional makes them.
+constexpr u64 EVICT_FIRST = 0x12f0000000000000ull, EVICT_LAST = 0x14f0000000000000ull;
+
+//@ tma_load_hinted: TensorMap cache_hints
+template <u64 HINT> DEVICE void tma_load_hinted(u32 dst, const TensorMap& map, int column, int row, u32 bar) {
+    asm volatile(
+        "cp.async.bulk.tensor.2d.shared::cluster.global.mbarrier::complete_tx::bytes.L2::cache_hint"
+        " [%0], [%1, {%2, %3}], [%4], %5;" ::"r"(dst), "l"(&map), "r"(column), "r"(row), "r"(bar), "l"(HINT) : "memory");
+}
+
 //@ tma_load_multicast: TensorMap
 // The box lands at the same offset in every CTA of `ctas`, and each one's own barrier counts it.
 DEVICE void tma_load_multicast(u32 dst, const TensorMap& map, int column, int row, u32 bar, u16 ctas) {
@@ -192,6 +203,27 @@ template <int BATCH, int LANES> struct ScaleBatch {
     }
 };
 
+//@ copy_scales: store_shared_f32
+// A warp copies the weight scales of ROWS k-blocks from `first` on, and of COLUMNS times STEP columns from `column` on, many
+// loads in flight; zeros from `blocks` k-blocks and `columns` columns on.
+template <int ROWS, int COLUMNS, int STEP>
+DEVICE void copy_scales(u32 slot, const float* scales, int first, int blocks, int column, int columns, i64 stride_k, i64 stride_n) {
+    constexpr int COUNT = ROWS * COLUMNS, LOADS = COUNT < 128 ? (COUNT + 31) / 32 : 4;
+#pragma unroll 1
+    for (int start = threadIdx.x % 32; start < COUNT; start += 32 * LOADS) {
+        float value[LOADS];
+#pragma unroll
+        for (int i = 0; i < LOADS; ++i) {
+            const int at = start + 32 * i, k = first + at / COLUMNS, n = column + at % COLUMNS * STEP;
+            value[i] = at < COUNT && k < blocks && n < columns ? __ldg(scales + k * stride_k + n / 128 * stride_n) : 0.f;
+        }
+#pragma unroll
+        for (int i = 0; i < LOADS; ++i) {
+            if (start + 32 * i < COUNT) store_shared_f32(slot + (start + 32 * i) * 4, value[i]);
+        }
+    }
+}
+
 //@ Scales: load_shared_f32
 // What one thread needs of a stage: the row scales of its two rows of each wave (two `swap`ped), and a column scale per step.
 template <int WAVES, int STEPS> struct Scales {
@@ -242,19 +274,19 @@ DEVICE void promote_columns(float (&total)[COUNT], const float (&partial)[COUNT]
     settled(total);
 }
 
-//@ promote_wave_columns: load_shared_f32 load_shared_f32x2 settled
+//@ promote_wave: load_shared_f32 load_shared_f32x2 settled
 // The same where all rows share the scale at `row`.
 template <int COUNT>
-DEVICE void promote_wave_columns(float (&total)[COUNT], const float (&partial)[COUNT], u32 row, u32 columns) {
-    const float scale = load_shared_f32(row);
+DEVICE void promote_wave(float (&total)[COUNT], const float (&partial)[COUNT], u32 row, u32 columns) {
+    const float shared = load_shared_f32(row);
     columns += threadIdx.x % 4 * 8;
 #pragma unroll
     for (int c = 0; c < COUNT / 4; ++c) {
         float column[2];
         load_shared_f32x2(columns + c * 32, column[0], column[1]);
-        const float both[2] = {__fmul_rn(scale, column[0]), __fmul_rn(scale, column[1])};
+        const float scale[2] = {__fmul_rn(shared, column[0]), __fmul_rn(shared, column[1])};
 #pragma unroll
-        for (int i = 0; i < 4; ++i) total[4 * c + i] = __fmaf_rn(partial[4 * c + i], both[i % 2], total[4 * c + i]);
+        for (int i = 0; i < 4; ++i) total[4 * c + i] = __fmaf_rn(partial[4 * c + i], scale[i % 2], total[4 * c + i]);
     }
     settled(total);
 }

@@ -8,6 +8,14 @@ DEVICE void tma_load_of_group(u32 dst, const TensorMap& map, int column, int row
         "r"(dst), "l"(&map), "r"(column), "r"(row), "r"(group), "r"(bar) : "memory");
 }
 
+//@ tma_load_of_group_hinted: TensorMap cache_hints
+template <u64 HINT> DEVICE void tma_load_of_group_hinted(u32 dst, const TensorMap& map, int column, int row, int group, u32 bar) {
+    asm volatile(
+        "cp.async.bulk.tensor.3d.shared::cluster.global.mbarrier::complete_tx::bytes.L2::cache_hint"
+        " [%0], [%1, {%2, %3, %4}], [%5], %6;" ::
+        "r"(dst), "l"(&map), "r"(column), "r"(row), "r"(group), "r"(bar), "l"(HINT) : "memory");
+}
+
 //@ tma_store_of_group_if: TensorMap
 DEVICE void tma_store_of_group_if(bool inside, const TensorMap& map, int column, int row, int group, u32 src) {
     asm volatile(

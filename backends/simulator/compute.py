@@ -161,13 +161,31 @@ def promote_wave(agent: Agent, op: hopper.PromoteOp) -> None:
     promote(partial, total, scales, op.wave.value.data, op.step.value.data)
 
 
+def promote_block(agent: Agent, op: hopper.PromoteBlockOp) -> None:
+    """Each thread's ordinary loads from a row of the slot, as `promote_wave` does them, and the promotion."""
+    partial, total = agent[op.partial], agent[op.total]
+    shared, columns, stage = op.shared.type, op.columns.type, agent[op.cursor].stage
+    assert isinstance(shared, hopper.RingType) and isinstance(columns, hopper.RingType)
+    k, (_, column) = agent[op.k] + op.ahead.value.data, fragment_map(partial.columns)
+    at_shared = agent[op.shared] + stage * shared.slot_bytes + (k * shared.dims[2] + int(agent[op.group])) * 4
+    at_columns = agent[op.columns] + stage * columns.slot_bytes + (k * columns.dims[2] + column) * 4
+    memory, of_all = agent.cta.shared, np.array([at_shared], np.int64)
+    (scale, one), (column_scales, other) = memory.load_f32(of_all), memory.load_f32(at_columns)
+    agent.read(Region(of_all, 4))
+    agent.read(Region(np.unique(at_columns), 4))
+    values, garbage = partial.read()
+    sums, garbage_sums = total.read()
+    scales = product(np.broadcast_to(scale, column_scales.shape), column_scales)
+    total.write(fma(values, scales, sums), garbage | garbage_sums | one | other)
+
+
 def promote_columns(agent: Agent, op: hopper.PromoteColumnsOp) -> None:
     """Each thread's ordinary loads from the slot, as `promote_columns` does them, and the promotion."""
     partial, total = agent[op.partial], agent[op.total]
     rows, columns, stage, group = op.rows.type, op.columns.type, agent[op.cursor].stage, int(agent[op.group])
     assert isinstance(rows, hopper.RingType) and isinstance(columns, hopper.RingType)
     row, column = fragment_map(partial.columns)
-    row = (row + group * op.group_rows.value.data + op.wave.value.data * ROWS) // op.rows_a_scale
+    row = row + group * op.group_rows.value.data + op.wave.value.data * ROWS
     column = column + group * op.group_columns.value.data
     at_rows = agent[op.rows] + stage * rows.slot_bytes + row * 4
     at_columns = agent[op.columns] + stage * columns.slot_bytes + column * 4

@@ -161,6 +161,25 @@ def next_scales(agent: Agent, op: hopper.NextScalesOp) -> None:
     agent.values[op.result] = np.tile(batch.now.reshape(blocks, lanes)[k % blocks], blocks)
 
 
+def copy_scales(agent: Agent, op: hopper.CopyScalesOp) -> None:
+    """Each lane's loads and stores, row by row of the slot."""
+    ring, pointer, columns = op.ring.type, agent[op.pointer], agent.kernel.columns.value.data
+    assert isinstance(ring, hopper.RingType) and isinstance(pointer, Pointer)
+    _, rows, steps = ring.dims
+    values = np.zeros((rows, steps), np.float32)
+    existing = max(0, min(rows, op.blocks.value.data - agent[op.first]))
+    for row in range(existing):
+        of_row = (agent[op.first] + row) * agent[op.stride_k]
+        for step in range(steps):
+            column = agent[op.column] + step * op.step.value.data
+            if column < columns:
+                values[row, step] = pointer.load(of_row + column // SCALE_COLUMNS * agent[op.stride_n])
+    slot = agent[op.ring] + agent[op.cursor].stage * ring.slot_bytes
+    region = Region(slot + 4 * np.arange(rows * steps, dtype=np.int64), 4)
+    agent.cta.shared.write(region, values.reshape(-1).view(np.uint32))
+    agent.wrote(region)
+
+
 def put_scales(agent: Agent, op: hopper.PutScalesOp) -> None:
     ring, steps = op.ring.type, op.steps.value.data
     assert isinstance(ring, hopper.RingType)

@@ -27,6 +27,10 @@ def part_block(agent: Agent, op: hopper.PartBlockOp) -> None:
     agent.values[op.result] = agent.part * op.blocks.value.data + agent[op.k]
 
 
+def first_block(agent: Agent, op: hopper.FirstBlockOp) -> None:
+    agent.values[op.result] = agent.part * op.blocks.value.data
+
+
 def grant(agent: Agent, op: hopper.GrantOp) -> None:
     agent.publish()
     address = agent.barrier_address(op.barriers, op.cursor, op.group)

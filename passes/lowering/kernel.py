@@ -10,6 +10,7 @@ finished tiles off. Barriers:
 - `drained[g]`: one arrival, the store warp's, which has sent that slice. With an operand C, the arrival says how many
   bytes of C are on their way to where the slice was: the phase ends when they have arrived.
 - `room`, where two CTAs sum a part of K each: one arrival, the peer's producer's; its slots for an exchange are free.
+- `scaled[t]` and `unscaled[t]`, where the scales of a tile come apart from its operands: as `full` and `empty`.
 """
 
 from __future__ import annotations
@@ -41,7 +42,7 @@ from gemmir.passes.lowering.emitter import Emitter
 from gemmir.problem import GemmProblem, Grouping, Recipe
 from gemmir.schedule import Schedule
 from gemmir.target import WARPS_PER_GROUP, setmaxnreg_split
-from gemmir.tile import Exchange, SharedLayout, TileGeometry, exchange, shared_layout, tile_geometry
+from gemmir.tile import Exchange, SharedLayout, TileGeometry, exchange, scale_rows, shared_layout, tile_geometry
 
 ELEMENTS: dict[str, Element] = {
     "f8E4M3FN": Float8E4M3FNType(),
@@ -154,8 +155,11 @@ class Plan:
     @property
     def stage_load_bytes(self) -> int:
         """Bytes that TMA brings into one stage."""
+        operands = self.layout.a_bytes + self.layout.b_bytes
+        if self.scales_of_tiles:
+            return operands
         scales = self.layout.scale_b_bytes if self.problem.column_scales else 0
-        return self.layout.a_bytes + self.layout.b_bytes + self.layout.scale_a_bytes + scales
+        return operands + self.layout.scale_a_bytes + scales
 
     @property
     def swapped(self) -> bool:
@@ -181,9 +185,14 @@ class Plan:
         return self.group_rows if self.swapped else self.group_columns
 
     @property
-    def column_scales(self) -> bool:
-        """Whether each column of a fragment has a scale of its own in each block of K."""
-        return self.problem.promoted and (self.swapped or self.problem.column_scales)
+    def scales_of_tiles(self) -> bool:
+        """Whether the scales of all k-blocks of a tile lie in one slot, apart from the operands' ring."""
+        return self.layout.scale_tiles > 0
+
+    @property
+    def scale_rows(self) -> int:
+        """k-blocks whose scales a slot holds."""
+        return scale_rows(self.problem) if self.scales_of_tiles else 1
 
     @property
     def raster(self) -> dict[str, Attribute | int]:
@@ -226,6 +235,9 @@ class Parameters:
             return None
         return self.scale_b, self.scale_b_stride_k, self.scale_b_stride_n
 
+    def without_scales(self) -> Parameters:
+        return replace(self, map_scale_a=None, map_scale_b=None, scale_b=None)
+
     @property
     def loads(self) -> list[SSAValue]:
         return [
@@ -240,7 +252,8 @@ class Storage:
     """
     Shared memory and barriers, and how many tiles there are where only the device knows.
 
-    Scale rings are None where the operands have none, `room` where K is not split.
+    Scale rings are None where the operands have none, `room` where K is not split, `scaled` and `unscaled` where
+    scales come with the operands.
     """
 
     a: SSAValue
@@ -253,11 +266,13 @@ class Storage:
     staged: SSAValue
     drained: SSAValue
     room: SSAValue | None
+    scaled: SSAValue | None = None
+    unscaled: SSAValue | None = None
     tile_count: SSAValue | None = None
 
     @property
     def barriers(self) -> list[SSAValue]:
-        found = (self.full, self.empty, self.staged, self.drained, self.room)
+        found = (self.full, self.empty, self.staged, self.drained, self.room, self.scaled, self.unscaled)
         return [barriers for barriers in found if barriers is not None]
 
 
@@ -272,7 +287,7 @@ def kernel_parameters(plan: Plan, op: ProductOp) -> Iterator[tuple[str, Attribut
     yield "map_b", hopper.TensorMapType(box_b, b, Swizzle.B128), _bind_map(_argument(op.b))
     if layout.scale_a_bytes and op.scale_a is not None and op.scale_b is not None:
         scale_b = _argument(op.scale_b)
-        row_scales = hopper.TensorMapType((1, layout.scale_a_bytes // 4), Float32Type())
+        row_scales = hopper.TensorMapType((plan.scale_rows, plan.block_m), Float32Type())
         yield "map_scale_a", row_scales, _bind_map(_argument(op.scale_a))
         if problem.column_scales:
             yield "map_scale_b", hopper.TensorMapType((1, plan.block_n), Float32Type()), _bind_map(scale_b)
@@ -366,34 +381,38 @@ def allocate(emit: Emitter, plan: Plan) -> Storage:
     problem, layout, groups, stages = plan.problem, plan.layout, plan.groups, plan.stages
     a, b, d = ELEMENTS[problem.a.name], ELEMENTS[problem.b.name], ELEMENTS[problem.d.name]
 
-    def ring(name: str, rows: int, columns: int, element: Element, offset: int, swizzle: Swizzle) -> SSAValue:
-        return emit.value(
-            hopper.RingOp, hopper.RingType((stages, rows, columns), element, swizzle), name, offset=offset
-        )
+    def ring(
+        name: str, rows: int, columns: int, element: Element, offset: int, swizzle: Swizzle, slots: int = stages
+    ) -> SSAValue:
+        type_ = hopper.RingType((slots, rows, columns), element, swizzle)
+        return emit.value(hopper.RingOp, type_, name, offset=offset)
 
     def barriers(name: str, count: tuple[int, int], offset: int, arrivals: int) -> SSAValue:
         return emit.value(hopper.BarriersOp, hopper.BarriersType(*count), name, offset=offset, arrivals=arrivals)
 
     storage = hopper.StagingType((groups, plan.slice_rows, plan.tile.out_columns), d)
-    f32 = Float32Type()
-    scaled = layout.scale_a_bytes > 0
+
+    def scale_ring(name: str, slot_bytes: int, offset: int) -> SSAValue | None:
+        columns, slots = slot_bytes // (4 * plan.scale_rows), layout.scale_slots
+        return ring(name, plan.scale_rows, columns, Float32Type(), offset, Swizzle.NONE, slots) if columns else None
+
+    tiles_of_scales, readers = (layout.scale_tiles, 1), WARPS_PER_GROUP * groups
+    apart = plan.scales_of_tiles
     return Storage(
         a=ring("ring_a", plan.block_m, problem.block_k, a, layout.a_offset, Swizzle.B128),
         b=ring("ring_b", plan.block_n, problem.block_k, b, layout.b_offset, Swizzle.B128),
         staging=emit.value(
             hopper.StagingOp, storage, "staging", offset=layout.staging_offset, pitch=layout.staging_bytes
         ),
-        scale_a=ring("ring_scale_a", 1, layout.scale_a_bytes // 4, f32, layout.scale_a_offset, Swizzle.NONE)
-        if scaled
-        else None,
-        scale_b=ring("ring_scale_b", 1, layout.scale_b_bytes // 4, f32, layout.scale_b_offset, Swizzle.NONE)
-        if scaled
-        else None,
+        scale_a=scale_ring("ring_scale_a", layout.scale_a_bytes, layout.scale_a_offset),
+        scale_b=scale_ring("ring_scale_b", layout.scale_b_bytes, layout.scale_b_offset),
         full=barriers("full", (stages, 1), layout.full_offset, 1),
-        empty=barriers("empty", (stages, 1), layout.empty_offset, WARPS_PER_GROUP * groups * plan.peers),
+        empty=barriers("empty", (stages, 1), layout.empty_offset, readers * plan.peers),
         staged=barriers("staged", (1, groups), layout.staged_offset, WARPS_PER_GROUP),
         drained=barriers("drained", (1, groups), layout.drained_offset, 1),
-        room=barriers("room", (1, 1), layout.room_offset, 1) if plan.parts > 1 else None,
+        room=barriers("room", (1, 1), layout.room_offset, 1) if layout.room_barriers else None,
+        scaled=barriers("scaled", tiles_of_scales, layout.scaled_offset, 1) if apart else None,
+        unscaled=barriers("unscaled", tiles_of_scales, layout.unscaled_offset, readers) if apart else None,
     )
 
 
@@ -407,7 +426,9 @@ def build_kernel(plan: Plan, op: ProductOp, name: str) -> hopper.KernelOp:
     from gemmir.passes.lowering.math_chunked import math_chunked
     from gemmir.passes.lowering.math_in_place import math_in_place
     from gemmir.passes.lowering.math_promoted import math_promoted
+    from gemmir.passes.lowering.math_stream import math_stream
     from gemmir.passes.lowering.producer import producer
+    from gemmir.passes.lowering.scales import scales_of_tiles
     from gemmir.passes.lowering.store import store
     from gemmir.passes.lowering.tiles import count_tiles
 
@@ -427,7 +448,7 @@ def build_kernel(plan: Plan, op: ProductOp, name: str) -> hopper.KernelOp:
     with emit.inside(hopper.RolesOp) as (roles, _):
         with roles.inside(hopper.WarpgroupsOp, "group", number=plan.groups) as (math, (group,)):
             math.op(hopper.SetMaxRegistersOp, registers=math_registers, grow=True)
-            promoted = math_chunked if plan.chunk > 1 or plan.swapped else math_promoted
+            promoted = math_stream if plan.swapped else math_promoted if plan.chunk == 1 else math_chunked
             (promoted if plan.problem.promoted else math_in_place)(math, plan, storage, group)
         with roles.inside(hopper.WarpgroupsOp, "service", number=1) as (service, _):
             service.op(hopper.SetMaxRegistersOp, registers=service_registers)
@@ -435,6 +456,9 @@ def build_kernel(plan: Plan, op: ProductOp, name: str) -> hopper.KernelOp:
                 producer(warp, plan, parameters, storage)
             with service.inside(hopper.WarpOp, index=1, elected=not plan.grouped) as (warp, _):
                 store(warp, plan, parameters, storage)
+            if plan.scales_of_tiles:
+                with service.inside(hopper.WarpOp, index=2) as (warp, _):
+                    scales_of_tiles(warp, plan, parameters, storage)
     if shares_loads:  # what a peer sends to a CTA that sums another part of K, that CTA waits for
         emit.op(hopper.ClusterSyncOp, release=True)
     inputs, output = tensors(op)

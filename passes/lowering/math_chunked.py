@@ -79,7 +79,7 @@ class _Chunks:
 
     def let_go_of_scales(self, emit: Emitter) -> None:
         """Of those that are kept in registers."""
-        if not self.plan.column_scales:
+        if not self.plan.problem.column_scales:
             let_go_of_scales(emit, self.plan)
 
     def finish(self, emit: Emitter, block: int, pending: int) -> None:
@@ -93,7 +93,7 @@ class _Chunks:
 def math_chunked(emit: Emitter, plan: Plan, storage: Storage, group: SSAValue) -> None:
     """The math role: for each tile its chunks, the k-blocks that are left over, and its way out."""
     fragment = hopper.FragmentType(SM_90A.wgmma_m, plan.tile.wg_columns)
-    scales, kept = hopper.ScalesType(1, plan.tile.wg_steps), not plan.column_scales
+    scales, kept = hopper.ScalesType(1, plan.tile.wg_steps), not plan.problem.column_scales
     registers = _Registers(
         partials=[emit.value(hopper.FragmentOp, fragment, f"partial{i}") for i in range(IN_FLIGHT)],
         scales=[emit.value(hopper.ScalesOp, scales, f"scales{i}") if kept else None for i in range(IN_FLIGHT)],

@@ -75,14 +75,12 @@ def finish_wave(
     emit.op(hopper.WgmmaWaitOp, [sums[0]], pending=pending)
     if scales is None:
         assert storage.scale_a is not None and storage.scale_b is not None
-        rings = (storage.scale_b, storage.scale_a) if plan.swapped else (storage.scale_a, storage.scale_b)
         emit.op(
             hopper.PromoteColumnsOp,
-            *(*sums, *rings, at, group),
+            *(*sums, storage.scale_a, storage.scale_b, at, group),
             wave=wave,
-            group_rows=plan.wgmma_group_rows,
-            group_columns=plan.wgmma_group_columns,
-            row_step=plan.tile.column_step if plan.swapped else None,
+            group_rows=plan.group_rows,
+            group_columns=plan.group_columns,
         )
         if release:
             let_go_of_scales(emit, plan)

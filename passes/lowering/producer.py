@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
+
 from xdsl.dialects.builtin import Float32Type
 from xdsl.ir import SSAValue
 
 from gemmir.dialects import hopper
 from gemmir.dialects.hopper.base import count
-from gemmir.dialects.hopper.types import AxisName
+from gemmir.dialects.hopper.types import AxisName, EvictName
 from gemmir.layouts import PANEL
 from gemmir.passes.lowering.emitter import INDEX, Emitter
 from gemmir.passes.lowering.exchange import exchange_cursor, grant_slots
@@ -21,10 +23,12 @@ WeightScales = tuple[SSAValue, SSAValue, SSAValue]
 
 def producer(emit: Emitter, plan: Plan, parameters: Parameters, storage: Storage) -> None:
     """For each k-block of each tile: wait for a free slot, load it, say what is coming."""
+    if plan.scales_of_tiles:  # another warp loads them
+        parameters, storage = parameters.without_scales(), replace(storage, scale_a=None, scale_b=None)
     at = emit.value(hopper.CursorOp, hopper.CursorType(plan.stages), "at")
     granted = exchange_cursor(emit, plan, "granted")
     with each_tile(emit, plan, storage) as (each, tile):
-        weights = _weight_scales_of(each, parameters, tile)
+        weights = weight_scales_of(each, parameters, tile)
         batch = _start_weight_scales(each, plan, weights, tile.n0)
         with each_block(each, plan, tile) as (body, k):
             block = _number_of(body, plan, tile, k)
@@ -33,6 +37,13 @@ def producer(emit: Emitter, plan: Plan, parameters: Parameters, storage: Storage
             _load_stage(body, plan, parameters, storage, at, tile, block, scales)
         if granted is not None:
             grant_slots(each, plan, storage, at, granted)
+
+
+def evict(plan: Plan, operand: str) -> hopper.EvictAttr | None:
+    """Few rows are read by every CTA, the weights that pass by them once."""
+    if not plan.swapped:
+        return None
+    return hopper.EvictAttr(EvictName.LAST if operand == "a" else EvictName.FIRST)
 
 
 def _number_of(emit: Emitter, plan: Plan, tile: Tile, k: SSAValue) -> SSAValue:
@@ -55,7 +66,7 @@ def _load_stage(
     scales: SSAValue | None,
 ) -> None:
     emit.op(hopper.AcquireOp, storage.empty, at, [])
-    if plan.problem.promoted and not plan.fence_where_read:
+    if storage.scale_a is not None and not plan.fence_where_read:
         emit.op(hopper.FenceProxyAsyncOp)
 
     def load(
@@ -67,6 +78,7 @@ def _load_stage(
             row_step=1,
             column_step=step,
             multicast=hopper.AxisAttr(AxisName(shared)) if shared else None,
+            evict=evict(plan, of),
         )
 
     def load_operand(map_: SSAValue, ring: SSAValue, first: SSAValue, of: str, panels: int, shared: str) -> None:
@@ -99,7 +111,7 @@ def _load_stage(
     emit.op(hopper.AdvanceOp, at)
 
 
-def _weight_scales_of(emit: Emitter, parameters: Parameters, tile: Tile) -> WeightScales | None:
+def weight_scales_of(emit: Emitter, parameters: Parameters, tile: Tile) -> WeightScales | None:
     """Where the weight scales of a tile's group lie."""
     scales = parameters.weight_scales
     if scales is None or tile.group is None or parameters.scale_b_stride_group is None:

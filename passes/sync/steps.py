@@ -117,6 +117,7 @@ class StepMaker:
             hopper.AdvanceOp: self.advance,
             hopper.ArriveOp: lambda op: self.arrive(op, OWN),
             hopper.ClusterSyncOp: lambda op: self.plain(op, Kind.MEET_CLUSTER),
+            hopper.CopyScalesOp: lambda op: self.on_whole_slot(op, Kind.WRITE, op.ring),
             hopper.CtaSyncOp: lambda op: self.plain(op, Kind.MEET_CTA),
             hopper.CursorOp: self.cursor,
             hopper.ExpectOp: self.expect,
@@ -126,6 +127,7 @@ class StepMaker:
             hopper.LoadScalesOp: self.load_scales,
             hopper.NextOp: self.next,
             hopper.PassTurnOp: lambda op: self.turn(op, Kind.BAR_ARRIVE, 1),
+            hopper.PromoteBlockOp: self.promote_block,
             hopper.PromoteColumnsOp: self.promote_columns,
             hopper.PromoteOp: lambda op: self.registers(op, (op.partial, op.total)),
             hopper.PutScalesOp: self.put_scales,
@@ -357,16 +359,25 @@ class StepMaker:
 
         return self.memory_step(op, Kind.READ, spans)
 
+    def on_whole_slot(self, op: Any, kind: Kind, *rings: SSAValue) -> Steps:
+        """An access to anything in a slot of each ring."""
+        found = [self.storage.ring(ring) for ring in rings]
+        return self.memory_step(op, kind, lambda stage: [ring.bytes(stage, 0, ring.slot_bytes) for ring in found])
+
+    def promote_block(self, op: hopper.PromoteBlockOp) -> Steps:
+        read = self.on_whole_slot(op, Kind.READ, op.shared, op.columns)
+        return [*self.registers(op, (op.partial, op.total)), *read]
+
     def promote_columns(self, op: hopper.PromoteColumnsOp) -> Steps:
         rows, columns, group = self.storage.ring(op.rows), self.storage.ring(op.columns), self.index(op.group, op)
         fragment = op.partial.type
         assert isinstance(fragment, hopper.FragmentType)
-        first_row = (group * number(op.group_rows) + number(op.wave) * WAVE_ROWS) // op.rows_a_scale
+        first_row = group * number(op.group_rows) + number(op.wave) * WAVE_ROWS
         first_column = group * number(op.group_columns)
 
         def spans(stage: int) -> list[Span]:
             return [
-                rows.bytes(stage, first_row * F32_BYTES, WAVE_ROWS // op.rows_a_scale * F32_BYTES),
+                rows.bytes(stage, first_row * F32_BYTES, WAVE_ROWS * F32_BYTES),
                 columns.bytes(stage, first_column * F32_BYTES, fragment.dims[1] * F32_BYTES),
             ]
 
@@ -445,6 +456,7 @@ SILENT = (
     hopper.BarriersOp,
     hopper.CountTilesOp,
     hopper.FetchScalesOp,
+    hopper.FirstBlockOp,
     hopper.FragmentOp,
     hopper.GroupBlockOp,
     hopper.GroupPointerOp,

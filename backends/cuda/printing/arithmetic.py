@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from gemmir.backends.cuda.printing.base import Printing, dtype_of
+from gemmir.backends.cuda.printing.base import Printing, dtype_of, plus
 from gemmir.dialects import hopper
 from gemmir.dialects.hopper.base import number
 from gemmir.errors import UnsupportedError
@@ -64,16 +64,21 @@ class PrintsArithmetic(Printing):
             *(self.out[op.total], self.out[op.partial], f"{scales}.row[{number(op.wave)}]", f"{scales}.step"),
         )
 
+    def promote_block(self, op: hopper.PromoteBlockOp) -> None:
+        shared, columns = op.shared.type, op.columns.type
+        assert isinstance(shared, hopper.RingType) and isinstance(columns, hopper.RingType)
+        k, group = plus(self.out[op.k], number(op.ahead)), self.out[op.group]
+        row = f"({k})" if number(op.ahead) else k
+        steps = shared.dims[2]
+        of_all = self.slot(op.shared, op.cursor, f"({row} * {steps} + {group}) * 4" if steps > 1 else f"{row} * 4")
+        of_columns = self.slot(op.columns, op.cursor, f"{row} * {columns.dims[2] * 4}")
+        self.call("promote_wave", self.out[op.total], self.out[op.partial], of_all, of_columns)
+
     def promote_columns(self, op: hopper.PromoteColumnsOp) -> None:
         group = self.out[op.group]
-        further = f"{group} * {number(op.group_columns) * 4}" if number(op.group_columns) else ""
-        columns = self.slot(op.columns, op.cursor, further)
-        if op.row_step is not None:
-            step = f"{group} * {number(op.group_rows) // op.rows_a_scale * 4}" if number(op.group_rows) else ""
-            wave = str(number(op.wave) * WAVE_ROWS // op.rows_a_scale * 4) if number(op.wave) else ""
-            row = self.slot(op.rows, op.cursor, step, wave)
-            return self.call("promote_wave_columns", self.out[op.total], self.out[op.partial], row, columns)
         first = f"{group} * {number(op.group_rows)} + " if number(op.group_rows) else ""
         wave = f"{number(op.wave) * WAVE_ROWS} + " if number(op.wave) else ""
         rows = self.slot(op.rows, op.cursor, f"({first}{wave}warp % {WARPS_PER_GROUP} * 16 + lane / 4) * 4")
+        further = f"{group} * {number(op.group_columns) * 4}" if number(op.group_columns) else ""
+        columns = self.slot(op.columns, op.cursor, further)
         self.call("promote_columns", self.out[op.total], self.out[op.partial], rows, columns)

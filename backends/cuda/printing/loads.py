@@ -5,8 +5,11 @@ from __future__ import annotations
 from gemmir.backends.cuda.printing.base import Printing, plus
 from gemmir.dialects import hopper
 from gemmir.dialects.hopper.base import number
-from gemmir.dialects.hopper.types import AxisName
+from gemmir.dialects.hopper.types import AxisName, EvictName
 from gemmir.errors import UnsupportedError
+
+
+EVICT = {EvictName.FIRST: "EVICT_FIRST", EvictName.LAST: "EVICT_LAST"}
 
 
 class PrintsLoads(Printing):
@@ -27,11 +30,12 @@ class PrintsLoads(Printing):
         panel = 0 if op.panel is None else number(op.panel)
         inside = str(panel * bytes_) if panel else ""
         column = plus(column, panel * box.dims[1])
+        hint = "" if op.evict is None else f"_hinted<{EVICT[op.evict.data]}>"
         if op.multicast is None and op.group is not None:
             slot = self.slot(op.ring, op.cursor, inside)
-            return self.call("tma_load_of_group", slot, map_, column, row, self.out[op.group], full)
+            return self.call(f"tma_load_of_group{hint}", slot, map_, column, row, self.out[op.group], full)
         if op.multicast is None:
-            return self.call("tma_load", self.slot(op.ring, op.cursor, inside), map_, column, row, full)
+            return self.call(f"tma_load{hint}", self.slot(op.ring, op.cursor, inside), map_, column, row, full)
         if op.group is not None:
             raise UnsupportedError("GMR-U001", "a multicast of one group's operand")
         cluster_m, cluster_n = self.cluster
@@ -78,6 +82,15 @@ class PrintsLoads(Printing):
 
     def next_scales(self, op: hopper.NextScalesOp) -> None:
         self.out.line(f"const float {self.out.name(op.result)} = {self.out[op.batch]}.at({self.out[op.k]});")
+
+    def copy_scales(self, op: hopper.CopyScalesOp) -> None:
+        ring = op.ring.type
+        assert isinstance(ring, hopper.RingType)
+        _, rows, columns = ring.dims
+        where = self.out[op.first], str(number(op.blocks)), self.out[op.column], "N"
+        strides = self.out[op.stride_k], self.out[op.stride_n]
+        shape = f"{rows}, {columns}, {number(op.step)}"
+        self.call(f"copy_scales<{shape}>", self.slot(op.ring, op.cursor), self.out[op.pointer], *where, *strides)
 
     def put_scales(self, op: hopper.PutScalesOp) -> None:
         store = self.need("store_shared_f32")

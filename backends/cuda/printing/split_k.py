@@ -14,6 +14,10 @@ class PrintsSplitK(Printing):
         name = self.out.name(op.result)
         self.out.line(f"const int {name} = rank * {number(op.blocks)} + {self.out[op.k]};")
 
+    def first_block(self, op: hopper.FirstBlockOp) -> None:
+        first = f"rank * {number(op.blocks)}" if self.kernel.parts > 1 else "0"
+        self.out.line(f"const int {self.out.name(op.result)} = {first};")
+
     def grant(self, op: hopper.GrantOp) -> None:
         self.call("mbarrier_grant", self.barrier(op), "rank ^ 1")
 

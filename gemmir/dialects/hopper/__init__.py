@@ -17,6 +17,7 @@ from xdsl.ir import Dialect
 from gemmir.dialects.hopper.arithmetic import (
     LoadScalesOp,
     MoveScalesOp,
+    PromoteBlockOp,
     PromoteColumnsOp,
     PromoteOp,
     WgmmaCommitOp,
@@ -50,6 +51,7 @@ from gemmir.dialects.hopper.control import (
     WarpOp,
 )
 from gemmir.dialects.hopper.loads import (
+    CopyScalesOp,
     FetchScalesOp,
     GroupBlockOp,
     GroupPointerOp,
@@ -59,7 +61,7 @@ from gemmir.dialects.hopper.loads import (
     StartScalesOp,
     TmaLoadOp,
 )
-from gemmir.dialects.hopper.split_k import AddSumsOp, GrantOp, PartBlockOp, SendSumsOp
+from gemmir.dialects.hopper.split_k import AddSumsOp, FirstBlockOp, GrantOp, PartBlockOp, SendSumsOp
 from gemmir.dialects.hopper.storage import (
     AdvanceOp,
     BarriersOp,
@@ -83,6 +85,7 @@ from gemmir.dialects.hopper.types import (
     BarriersType,
     BindAttr,
     CursorType,
+    EvictAttr,
     FragmentType,
     GroupingAttr,
     PairAttr,
@@ -105,12 +108,14 @@ Hopper = Dialect(
         ArriveOp,
         BarriersOp,
         ClusterSyncOp,
+        CopyScalesOp,
         CountTilesOp,
         CtaSyncOp,
         CursorOp,
         ExpectOp,
         FenceProxyAsyncOp,
         FetchScalesOp,
+        FirstBlockOp,
         FragmentOp,
         GrantOp,
         GroupBlockOp,
@@ -125,6 +130,7 @@ Hopper = Dialect(
         PartBlockOp,
         PassTurnOp,
         PrefetchMapsOp,
+        PromoteBlockOp,
         PromoteColumnsOp,
         PromoteOp,
         PutScalesOp,
@@ -160,6 +166,7 @@ Hopper = Dialect(
         BarriersType,
         BindAttr,
         CursorType,
+        EvictAttr,
         FragmentType,
         GroupingAttr,
         PairAttr,

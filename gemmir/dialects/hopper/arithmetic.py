@@ -9,9 +9,6 @@ from xdsl.utils.exceptions import VerifyException
 from gemmir.dialects.hopper.base import NATURAL, POSITIVE, HopperOperation, number
 from gemmir.dialects.hopper.types import CursorType, FragmentType, RingType, ScalesType
 from gemmir.layouts import PANEL
-from gemmir.target import SM_90A
-
-WAVE_ROWS = SM_90A.wgmma_m
 
 
 @irdl_op_definition
@@ -160,7 +157,6 @@ class PromoteColumnsOp(HopperOperation):
     `promote` with a scale for each column: row and column scales are read from a slot with ordinary loads, as needed.
 
     The wave's rows start at `group` * `group_rows` + `wave` * 64 of the slot, its columns at `group` * `group_columns`.
-    With a `row_step`, whole waves, there is one row scale for so many rows.
     """
 
     name = "hopper.promote_columns"
@@ -173,18 +169,33 @@ class PromoteColumnsOp(HopperOperation):
     wave = prop_def(NATURAL)
     group_rows = prop_def(NATURAL)
     group_columns = prop_def(NATURAL)
-    row_step = opt_prop_def(POSITIVE)
     assembly_format = (
         "$partial `->` $total `by` $rows `,` $columns `[` $cursor `]` `for` $group `wave` $wave `rows` $group_rows "
-        "`columns` $group_columns (`row_step` $row_step^)? attr-dict `:` type($partial) `,` type($total) `,` "
-        "type($rows) `,` type($columns) `,` type($cursor)"
+        "`columns` $group_columns attr-dict `:` type($partial) `,` type($total) `,` type($rows) `,` type($columns) `,` "
+        "type($cursor)"
     )
 
-    @property
-    def rows_a_scale(self) -> int:
-        """Rows that share a row scale."""
-        return 1 if self.row_step is None else number(self.row_step)
 
-    def verify_(self) -> None:
-        if self.row_step is not None and number(self.row_step) != WAVE_ROWS:
-            raise VerifyException(f"one row scale for {number(self.row_step)} rows; a wave has {WAVE_ROWS}")
+@irdl_op_definition
+class PromoteBlockOp(HopperOperation):
+    """
+    `promote` where all rows of the wave share a scale and each column has its own, both read from a slot that holds
+    those of many k-blocks, a row each, with ordinary loads.
+
+    That is row `k` + `ahead`. The shared scale is column `group` of `shared`, those of columns are from the first of
+    `columns` on.
+    """
+
+    name = "hopper.promote_block"
+    partial = operand_def(FragmentType)
+    total = operand_def(FragmentType)
+    shared = operand_def(RingType)
+    columns = operand_def(RingType)
+    cursor = operand_def(CursorType)
+    k = operand_def(IndexType)
+    group = operand_def(IndexType)
+    ahead = prop_def(NATURAL)
+    assembly_format = (
+        "$partial `->` $total `by` $shared `,` $columns `[` $cursor `]` `row` $k `+` $ahead `for` $group attr-dict `:` "
+        "type($partial) `,` type($total) `,` type($shared) `,` type($columns) `,` type($cursor)"
+    )

@@ -10,11 +10,12 @@ from __future__ import annotations
 from collections.abc import Callable
 from typing import Any
 
-from xdsl.dialects.builtin import i32, i64
+from xdsl.dialects.arith import ConstantOp
+from xdsl.dialects.builtin import IntegerAttr, i32, i64
 from xdsl.ir import Attribute, BlockArgument, Operation, SSAValue
 from xdsl.utils.exceptions import VerifyException
 
-from gemmir.dialects.hopper.arithmetic import LoadScalesOp, PromoteColumnsOp, PromoteOp, WgmmaOp
+from gemmir.dialects.hopper.arithmetic import LoadScalesOp, PromoteBlockOp, PromoteColumnsOp, PromoteOp, WgmmaOp
 from gemmir.dialects.hopper.base import number
 from gemmir.dialects.hopper.control import (
     ROWS_OF_GROUP,
@@ -28,6 +29,7 @@ from gemmir.dialects.hopper.control import (
     enclosing,
 )
 from gemmir.dialects.hopper.loads import (
+    CopyScalesOp,
     FetchScalesOp,
     GroupPointerOp,
     NextScalesOp,
@@ -35,7 +37,7 @@ from gemmir.dialects.hopper.loads import (
     StartScalesOp,
     TmaLoadOp,
 )
-from gemmir.dialects.hopper.split_k import AddSumsOp, GrantOp, PartBlockOp, SendSumsOp
+from gemmir.dialects.hopper.split_k import AddSumsOp, FirstBlockOp, GrantOp, PartBlockOp, SendSumsOp
 from gemmir.dialects.hopper.storage import RingOp, StagingOp
 from gemmir.dialects.hopper.stores import StageFragmentOp, StoreRowsOp, TmaFillOp, TmaStoreOp
 from gemmir.dialects.hopper.types import (
@@ -70,7 +72,7 @@ def check_kernel_bounds(kernel: KernelOp) -> None:
     for parameter, bind in zip(kernel.body.block.args, kernel.binds, strict=True):
         _check_bind(kernel, parameter, bind)
     for op in kernel.body.walk():
-        if isinstance(op, CountTilesOp | StoreRowsOp | TmaLoadOp | TmaStoreOp):
+        if isinstance(op, CopyScalesOp | CountTilesOp | StoreRowsOp | TmaLoadOp | TmaStoreOp):
             _KERNEL_CHECKS[type(op)](kernel, op)
         elif isinstance(op, FetchScalesOp):
             _fits("lanes that read a scale", number(op.steps), WARP_LANES)
@@ -179,9 +181,41 @@ def _promote_columns(op: PromoteColumnsOp) -> None:
         raise VerifyException(f"scales of {rows} and {columns} for {partial} and {op.total.type}")
     last = _last_group(op)
     last_row = last * number(op.group_rows) + (number(op.wave) + 1) * partial.dims[0]
-    _fits("row scales that are read", -(-last_row // op.rows_a_scale), rows.dims[1] * rows.dims[2])
+    _fits("row scales that are read", last_row, rows.dims[1] * rows.dims[2])
     last_column = last * number(op.group_columns) + partial.dims[1]
     _fits("column scales that are read", last_column, columns.dims[1] * columns.dims[2])
+
+
+def _promote_block(op: PromoteBlockOp) -> None:
+    partial, shared, columns = op.partial.type, op.shared.type, op.columns.type
+    assert isinstance(partial, FragmentType) and isinstance(shared, RingType) and isinstance(columns, RingType)
+    if partial != op.total.type or {str(shared.element), str(columns.element)} != {"f32"}:
+        raise VerifyException(f"scales of {shared} and {columns} for {partial} and {op.total.type}")
+    rows = _highest(op.k, op) + number(op.ahead) + 1
+    _fits("rows of scales that are read", rows, min(shared.dims[1], columns.dims[1]))
+    _fits("scales of warpgroups that are read", _last_group(op) + 1, shared.dims[2])
+    _fits("column scales that are read", partial.dims[1], columns.dims[2])
+    if columns.dims[2] % 2:
+        raise VerifyException(f"{op.name} reads pairs of column scales, of which {columns} has an odd number")
+
+
+def _highest(k: SSAValue, op: Operation) -> int:
+    """The highest number of a k-block that `k` can be: a constant's, or that of a loop whose end is known."""
+    if isinstance(k.owner, ConstantOp) and isinstance(k.owner.value, IntegerAttr):
+        return k.owner.value.value.data
+    loop = k.owner.parent_op() if isinstance(k, BlockArgument) else None
+    if not isinstance(loop, KBlocksOp) or loop.last is None:
+        raise VerifyException(f"{op.name} takes the number of a k-block")
+    return number(loop.last) - loop.blocks
+
+
+def _copy_scales(kernel: KernelOp, op: CopyScalesOp) -> None:
+    warp = enclosing(op, WarpOp)
+    if warp is None or warp.elected is not None:
+        raise VerifyException(f"{op.name} takes all lanes of a warp")
+    if not isinstance(op.first.owner, FirstBlockOp):
+        raise VerifyException(f"{op.name} begins with the first k-block of a part of K")
+    _check_scales(kernel, op, number(op.blocks))
 
 
 def _put_scales(op: PutScalesOp) -> None:
@@ -190,7 +224,7 @@ def _put_scales(op: PutScalesOp) -> None:
     _fits("scales that are stored", number(op.steps), min(WARP_LANES, ring.dims[1] * ring.dims[2]))
 
 
-def _check_scales(kernel: KernelOp, op: FetchScalesOp | StartScalesOp, blocks: int) -> None:
+def _check_scales(kernel: KernelOp, op: CopyScalesOp | FetchScalesOp | StartScalesOp, blocks: int) -> None:
     """Ordinary loads from global memory: a scale for each of `blocks` k-blocks and each block of columns."""
     tensor, shape = _address(kernel, op.pointer, op)
     strides = [_bind_of(kernel, value) for value in (op.stride_k, op.stride_n)]
@@ -372,6 +406,7 @@ def _tma_store(op: TmaStoreOp | StoreRowsOp | TmaFillOp) -> None:
 _CHECKS: dict[type[Operation], Callable[[Any], None]] = {
     LoadScalesOp: _load_scales,
     NextScalesOp: _next_scales,
+    PromoteBlockOp: _promote_block,
     PromoteColumnsOp: _promote_columns,
     PromoteOp: _promote,
     PutScalesOp: _put_scales,
@@ -380,6 +415,7 @@ _CHECKS: dict[type[Operation], Callable[[Any], None]] = {
     WgmmaOp: _wgmma,
 }
 _KERNEL_CHECKS: dict[type[Operation], Callable[[KernelOp, Any], None]] = {
+    CopyScalesOp: _copy_scales,
     CountTilesOp: _count_tiles,
     StoreRowsOp: _store_rows,
     TmaLoadOp: _tma_load,

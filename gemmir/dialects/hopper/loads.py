@@ -19,6 +19,7 @@ from gemmir.dialects.hopper.types import (
     AxisAttr,
     BarriersType,
     CursorType,
+    EvictAttr,
     PointerType,
     RingType,
     ScaleBatchType,
@@ -46,6 +47,8 @@ class TmaLoadOp(HopperOperation):
 
     `panel`: the operand is not K-major. The box is number `panel` of this CTA's part of the slot, and starts as many
     box widths further along the columns, which are rows of A or columns of B.
+
+    `evict`: what L2 does with these lines when others need the room.
     """
 
     name = "hopper.tma_load"
@@ -60,9 +63,10 @@ class TmaLoadOp(HopperOperation):
     column_step = prop_def(POSITIVE)
     multicast = opt_prop_def(AxisAttr)
     panel = opt_prop_def(NATURAL)
+    evict = opt_prop_def(EvictAttr)
     assembly_format = (
         "$map `[` $row `*` $row_step `,` $column `*` $column_step `]` `->` $ring `[` $cursor `]` `signal` $full "
-        "(`of` $group^)? (`multicast` $multicast^)? (`panel` $panel^)? attr-dict "
+        "(`of` $group^)? (`multicast` $multicast^)? (`panel` $panel^)? (`evict` $evict^)? attr-dict "
         "`:` type($map) `,` type($ring) `,` type($cursor) `,` type($full)"
     )
 
@@ -72,6 +76,8 @@ class TmaLoadOp(HopperOperation):
             return
         if box.element != ring.element or box.swizzle != ring.swizzle or box.dims[1] != ring.dims[2]:
             raise VerifyException(f"a box of {box} does not land in {ring}")
+        if self.multicast is not None and self.evict is not None:
+            raise VerifyException("a multicast has no cache hint")
         whole = self.multicast is None and self.panel is None
         if ring.dims[1] % box.dims[0] or (whole and ring.dims[1] != box.dims[0]):
             raise VerifyException(f"boxes of {box.dims[0]} rows do not fill {ring.dims[1]} rows of a slot")
@@ -177,6 +183,31 @@ class NextScalesOp(HopperOperation):
     k = operand_def(IndexType)
     result = result_def(f32)
     assembly_format = "$batch `[` $k `]` attr-dict `:` type($batch)"
+
+
+@irdl_op_definition
+class CopyScalesOp(HopperOperation):
+    """
+    The lanes of a warp copy the weight scales of a slot's rows, one a k-block from `first` on, by ordinary accesses.
+
+    Column j of the slot takes those of columns `column` + j * `step` ..; scales lie as for `fetch_scales`. From `blocks`
+    k-blocks on, and outside the matrix, there are zeros.
+    """
+
+    name = "hopper.copy_scales"
+    pointer = operand_def(PointerType)
+    first = operand_def(IndexType)
+    column = operand_def(IndexType)
+    stride_k = operand_def(i64)
+    stride_n = operand_def(i64)
+    ring = operand_def(RingType)
+    cursor = operand_def(CursorType)
+    step = prop_def(POSITIVE)
+    blocks = prop_def(POSITIVE)
+    assembly_format = (
+        "$pointer `[` $first `,` $column `]` `strides` $stride_k `,` $stride_n `of` $step `blocks` $blocks `->` $ring "
+        "`[` $cursor `]` attr-dict `:` type($pointer) `,` type($ring) `,` type($cursor)"
+    )
 
 
 @irdl_op_definition

@@ -33,6 +33,16 @@ class PartBlockOp(HopperOperation):
 
 
 @irdl_op_definition
+class FirstBlockOp(HopperOperation):
+    """The number among all k-blocks of the first one of this CTA's part of K, where each part has `blocks` of them."""
+
+    name = "hopper.first_block"
+    blocks = prop_def(POSITIVE)
+    result = result_def(IndexType)
+    assembly_format = "`of` $blocks attr-dict"
+
+
+@irdl_op_definition
 class GrantOp(OnBarrier):
     """
     One arrival per warp, by its first lane, on this barrier of the peer.

@@ -62,6 +62,13 @@ class AxisName(StrEnum):
     N = "n"
 
 
+class EvictName(StrEnum):
+    """Which of the lines that a load brings into L2 leave it `first`, or `last`, when others need the room."""
+
+    FIRST = "first"
+    LAST = "last"
+
+
 class RasterName(StrEnum):
     """See `gemmir.schedule.RasterAxis`."""
 
@@ -91,6 +98,11 @@ class GroupingAttr(EnumAttribute[GroupingName], SpacedOpaqueSyntaxAttribute):
 @irdl_attr_definition
 class AxisAttr(EnumAttribute[AxisName], SpacedOpaqueSyntaxAttribute):
     name = "hopper.axis"
+
+
+@irdl_attr_definition
+class EvictAttr(EnumAttribute[EvictName], SpacedOpaqueSyntaxAttribute):
+    name = "hopper.evict"
 
 
 @irdl_attr_definition

@@ -12,8 +12,8 @@ FP8_SCHEDULES = (
     "block = 16x128x128, warpgroups = 2 along n, chunk = 4, stages = 3",
     "block = 24x192x128, warpgroups = 3 along n, chunk = 2, stages = 2",
     "block = 64x64x128, warpgroups = 1 along n, chunk = 1, stages = 5",
-    "block = 128x64x128, warpgroups = 1 along n, chunk = 2, stages = 3, scale_batch = 1",
-    "block = 40x128x128, warpgroups = 2 along n, chunk = 2, stages = 2, scale_batch = 16",
+    "block = 128x64x128, warpgroups = 1 along n, chunk = 2, stages = 3",
+    "block = 40x128x128, warpgroups = 2 along n, chunk = 2, stages = 2",
 )
 HALF_SCHEDULES = (
     "block = 8x64x64, warpgroups = 1 along n, chunk = 1, stages = 4",
