@@ -28,7 +28,7 @@ MAX_CLUSTER = 2
 """CTAs: the printer and the proof know clusters of one row or column of two."""
 
 MAX_SPLIT_K = MAX_CLUSTER
-"""Parts of K: the CTAs of a cluster sum one each."""
+"""Parts of K where two CTAs swap halves of a tile."""
 
 REGISTER_OVERHEAD = 28
 REGISTERS_PER_WAVE = 4
@@ -366,6 +366,10 @@ def split_k(problem: GemmProblem, s: Schedule, target: Target) -> Violation | No
     parts = problem.numerics.split_k
     if parts == 1 or missing(s, "block_m", "block_n", "math_warpgroups", "split"):
         return None
+    if problem.k_blocks % parts:
+        what = f"split_k = {parts} of {problem.k_blocks} k-blocks"
+        rule = "two CTAs that swap sums have equally many k-blocks"
+        return Violation("GMR-S003", what, rule, f"use family = stream, or pad K to a multiple of {parts} k-blocks")
     tile = tile_geometry(s)
     if parts > MAX_SPLIT_K or tile.waves != parts:
         return Violation(

@@ -364,11 +364,12 @@ def _split_k(info: MatmulInfo) -> Fault | None:
         return Fault("GMR-I009", f"{what} with {info.grouping.value}", rule, "leave split_k out")
     if not 1 <= parts <= MAX_PARTS:
         return Fault("GMR-I009", what, f"1 <= split_k <= {MAX_PARTS}", "use split_k = 2")
-    blocks_of_k = problem_from(info, has_epilogue=False).k_blocks
-    if info.k is None or parts <= blocks_of_k:
+    problem = problem_from(info, has_epilogue=False)
+    blocks_of_k, most = problem.k_blocks, -(-problem.k_blocks // problem.part_k_blocks)
+    if info.k is None or parts <= most:
         return None
-    rule = "each part has at least one k-block: 128 bytes of K, of which the last one may be partial"
-    return Fault("GMR-I009", f"{what} with {blocks_of_k} k-blocks (K = {info.k})", rule, f"use split_k = {blocks_of_k}")
+    rule = f"each part has {problem.part_k_blocks} k-blocks of 128 bytes of K, but the last one, which has at least one"
+    return Fault("GMR-I009", f"{what} with {blocks_of_k} k-blocks (K = {info.k})", rule, f"use split_k = {most}")
 
 
 def _expected_m(info: MatmulInfo) -> Fault | None:

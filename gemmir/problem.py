@@ -149,19 +149,23 @@ class GemmProblem:
 
     @property
     def part_k_blocks(self) -> int:
-        """Blocks of K in the largest part of K: all of them where K is not split."""
+        """Blocks of K in each part of K but the last, which may have fewer: all of them where K is not split."""
         return -(-self.k_blocks // self.numerics.split_k)
 
     @property
     def parts(self) -> tuple[range, ...]:
         """
-        Elements of K of each part: part p of P has the k-blocks from p * k_blocks // P up to (p + 1) * k_blocks // P.
+        Elements of K of each part: all have `part_k_blocks` k-blocks, or what is left of them.
 
         K = 0 has one part, which is empty.
         """
-        count, step = self.numerics.split_k, self.block_k
-        ends = [min(p * self.k_blocks // count * step, self.k) for p in range(count + 1)]
+        step = self.part_k_blocks * self.block_k
+        ends = [min(p * step, self.k) for p in range(self.numerics.split_k + 1)]
         return tuple(range(*pair) for pair in pairwise(ends))
+
+    def fills(self, part: range) -> bool:
+        """Whether a part of K has all its k-blocks, the last one possibly partial. Those that it lacks are zeros."""
+        return -(-len(part) // self.block_k) == self.part_k_blocks or self.k == 0
 
     @property
     def promoted(self) -> bool:

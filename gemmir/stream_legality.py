@@ -114,13 +114,17 @@ def chunk(problem: GemmProblem, s: Schedule, target: Target) -> Violation | None
 
 
 def split_k(problem: GemmProblem, s: Schedule, target: Target) -> Violation | None:
-    """Each CTA of a cluster sums a part of K."""
+    """Each CTA of a cluster sums a part of K, one wave of weights a warpgroup."""
     parts = problem.numerics.split_k
-    if parts <= MAX_PARTS:
+    if parts > MAX_PARTS:
+        what = f"split_k = {parts}: {parts} CTAs a tile"
+        return Violation("GMR-S004", what, f"at most {MAX_PARTS}", f"use split_k = {MAX_PARTS}")
+    if parts == 1 or missing(s, "block_n", "math_warpgroups") or not s.block_n or not s.math_warpgroups:
         return None
-    return Violation(
-        "GMR-S004", f"split_k = {parts}: {parts} CTAs a tile", f"at most {MAX_PARTS}", f"use split_k = {MAX_PARTS}"
-    )
+    if (waves := s.block_n // (s.math_warpgroups * target.wgmma_m)) == 1:
+        return None
+    fix = f"use block_n = {s.math_warpgroups * target.wgmma_m}"
+    return Violation("GMR-S003", f"{waves} waves a warpgroup with split_k = {parts}", "one wave a warpgroup", fix)
 
 
 def math_registers(problem: GemmProblem, s: Schedule) -> int:

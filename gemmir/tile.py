@@ -155,6 +155,9 @@ class SharedLayout:
     room_barriers: int = 0
     scale_tiles: int = 0
     """Slots for the scales of all k-blocks of a tile; 0 where every stage holds those of its k-block."""
+    sum_slots: int = 0
+    """Slots of `sums_bytes` for the sums of other parts of K, if one CTA finishes all of a tile."""
+    sums_bytes: int = 0
 
     @property
     def scale_slots(self) -> int:
@@ -170,7 +173,8 @@ class SharedLayout:
     def fixed_bytes(self) -> int:
         barriers = 2 * self.math_warpgroups + self.room_barriers
         scales = self.scale_tiles * (self.scale_a_bytes + self.scale_b_bytes + 2 * BARRIER_BYTES)
-        return self.math_warpgroups * self.staging_bytes + barriers * BARRIER_BYTES + scales
+        sums = self.sum_slots * (self.sums_bytes + 2 * BARRIER_BYTES)
+        return self.math_warpgroups * self.staging_bytes + barriers * BARRIER_BYTES + scales + sums
 
     @property
     def total_bytes(self) -> int:
@@ -189,8 +193,12 @@ class SharedLayout:
         return self.b_offset + self.num_stages * self.b_bytes
 
     @property
-    def scale_a_offset(self) -> int:
+    def sums_offset(self) -> int:
         return self.staging_offset + self.math_warpgroups * self.staging_bytes
+
+    @property
+    def scale_a_offset(self) -> int:
+        return self.sums_offset + self.sum_slots * self.sums_bytes
 
     @property
     def scale_b_offset(self) -> int:
@@ -224,6 +232,15 @@ class SharedLayout:
     @property
     def unscaled_offset(self) -> int:
         return self.scaled_offset + self.scale_tiles * BARRIER_BYTES
+
+    @property
+    def summed_offset(self) -> int:
+        """Of the barriers of `sum_slots`."""
+        return self.unscaled_offset + self.scale_tiles * BARRIER_BYTES
+
+    @property
+    def unsummed_offset(self) -> int:
+        return self.summed_offset + self.sum_slots * BARRIER_BYTES
 
 
 def shared_layout(problem: GemmProblem, schedule: Schedule, num_stages: int | None = None) -> SharedLayout:
@@ -270,7 +287,7 @@ def _stream_layout(problem: GemmProblem, schedule: Schedule, stages: int, slice_
     """That of the `stream` family: scales of all k-blocks of a tile in one slot."""
     block_m, block_n, groups = schedule.block_m, schedule.block_n, schedule.math_warpgroups
     assert block_m is not None and block_n is not None and groups is not None
-    rows = scale_rows(problem)
+    rows, parts = scale_rows(problem), problem.numerics.split_k
     scale_a, scale_b = rows * block_m * 4, rows * (block_n // WAVE_ROWS) * 4
     return SharedLayout(
         num_stages=stages,
@@ -281,4 +298,7 @@ def _stream_layout(problem: GemmProblem, schedule: Schedule, stages: int, slice_
         scale_b_bytes=scale_b if problem.promoted else 0,
         staging_bytes=_round_up(slice_bytes, SM_90A.shared_alignment),
         scale_tiles=(2 if 2 * (scale_a + scale_b) <= SCALE_TILES_BYTES else 1) if problem.promoted else 0,
+        room_barriers=1 if parts > 1 else 0,
+        sum_slots=parts - 1,
+        sums_bytes=block_m * block_n * 4 if parts > 1 else 0,
     )

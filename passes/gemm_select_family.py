@@ -20,10 +20,10 @@ from gemmir.decisions import Decision, record
 from gemmir.dialects.gemm import ProductOp, tensor_info
 from gemmir.dtypes import F32
 from gemmir.errors import UnsupportedError
-from gemmir.legality import MAX_SPLIT_K
 from gemmir.passes.schedule_pass import bad_option, read_schedule, write_schedule
 from gemmir.problem import SCALE_BLOCK, GemmProblem, Grouping, Recipe
 from gemmir.schedule import Family
+from gemmir.stream_legality import MAX_PARTS
 from gemmir.target import SM_90A
 
 ELSEWHERE = "runs on: --backend reference"
@@ -62,15 +62,10 @@ def _promotion(p: GemmProblem) -> Unlowered | None:
 
 
 def _split_k(p: GemmProblem) -> Unlowered | None:
-    parts = p.numerics.split_k
-    if parts > MAX_SPLIT_K:
-        rule = f"a cluster of {MAX_SPLIT_K} CTAs sums the parts of K of a tile, one each"
-        return Unlowered(f"split_k = {parts}", rule, f"use split_k = {MAX_SPLIT_K}")
-    if p.k_blocks % parts == 0:
+    if (parts := p.numerics.split_k) <= MAX_PARTS:
         return None
-    what, step = f"split_k = {parts} of {p.k_blocks} k-blocks (K = {p.k})", parts * p.block_k
-    rule = f"all parts have the same number of k-blocks of {p.block_k} elements"
-    return Unlowered(what, rule, f"pad K to {-(-p.k // step) * step} with zeros, or leave split_k out")
+    rule = f"a cluster of at most {MAX_PARTS} CTAs sums the parts of K of a tile, one each"
+    return Unlowered(f"split_k = {parts}", rule, f"use split_k = {MAX_PARTS}")
 
 
 def _whole_k_only(p: GemmProblem) -> Unlowered | None:

@@ -139,6 +139,8 @@ class _Expected:
                 yield from self.ops(op.body.block.ops, (*where, "tiles"))
             elif isinstance(op, hopper.KBlocksOp):
                 yield from self.ops(op.body.block.ops, (*where, _loop(op)))
+            elif isinstance(op, hopper.InPartOp):
+                yield from self.ops(op.body.block.ops, (*where, f"rank {'==' if op.others is None else '!='} 0"))
             elif (method := self.methods.get(type(op))) is not None:
                 for ptx, details, guard in method(op):
                     yield Call(where, guard, ptx, details)
@@ -196,11 +198,14 @@ class _Expected:
         return self.wait(op, "parity", guard, "" if op.of_peer is None else ".acquire.cluster")
 
     def grant(self, op: hopper.GrantOp) -> list[Found]:
-        return self.on_barrier(op, "mbarrier.arrive.release.cluster.shared::cluster.b64", self.lane_0())
+        part = () if op.part is None else (str(number(op.part)),)
+        return self.on_barrier(op, "mbarrier.arrive.release.cluster.shared::cluster.b64", self.lane_0(), *part)
 
     def send_sums(self, op: hopper.SendSumsOp) -> list[Found]:
         registers = f"<{number(op.first)}, {number(op.registers)}>"
         details = (registers, self.at(op.ring, 0, op.cursor), self.at(op.full, 0, op.cursor))
+        if op.to_first is not None:
+            details = (registers, f"{self.at(op.ring)} rank", f"{self.at(op.full)} rank", "0")
         return [("st.async.shared::cluster.mbarrier::complete_tx::bytes.v4.f32", details, "")]
 
     def expect(self, op: hopper.ExpectOp) -> list[Found]:

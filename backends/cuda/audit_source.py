@@ -123,7 +123,8 @@ class _Reader:
         if head.endswith("else"):
             return "else", ""
         if (condition := _BLOCK.match(head)) is not None:
-            return (condition[1], "") if condition[1].startswith("warp ") else ("", _guard(condition[1]))
+            role = condition[1].startswith(("warp ", "rank "))
+            return (condition[1], "") if role else ("", _guard(condition[1]))
         return "", ""
 
     def statement(self, found: re.Match[str]) -> None:

@@ -133,6 +133,7 @@ class _Printer(PrintsStorage, PrintsBarriers, PrintsLoads, PrintsArithmetic, Pri
             hopper.GrantOp: self.grant,
             hopper.GroupBlockOp: self.group_block,
             hopper.GroupPointerOp: self.group_pointer,
+            hopper.InPartOp: self.in_part,
             hopper.InitBarriersOp: self.init_barriers,
             hopper.KBlocksOp: self.k_blocks,
             hopper.LoadScalesOp: self.load_scales,
@@ -345,6 +346,10 @@ class _Printer(PrintsStorage, PrintsBarriers, PrintsLoads, PrintsArithmetic, Pri
             if any(True for a in op.body.block.args for _ in a.uses):
                 self.out.line(f"int {row}, {column};")
                 self.out.line(f"tiles.origin({rank}, {row}, {column});")
+            self.block(op.body.block)
+
+    def in_part(self, op: hopper.InPartOp) -> None:
+        with self.out.block(f"if (rank {'==' if op.others is None else '!='} 0)"):
             self.block(op.body.block)
 
     def k_blocks(self, op: hopper.KBlocksOp) -> None:

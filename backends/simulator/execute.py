@@ -82,6 +82,11 @@ def _tiles(agent: Agent, op: hopper.TilesOp) -> Steps:
         yield from _block(agent, op.body.block)
 
 
+def _in_part(agent: Agent, op: hopper.InPartOp) -> Steps:
+    if op.holds(agent.part):
+        yield from _block(agent, op.body.block)
+
+
 def _count_tiles(agent: Agent, op: hopper.CountTilesOp) -> None:
     """Clusters without a tile are not simulated: they would end here."""
     agent.values[op.result] = number_of_tiles(agent.kernel, agent.grid.segments)
@@ -322,6 +327,7 @@ AFTER: dict[type[Operation], Act] = {
 """What follows when the wait is over."""
 
 REGIONS: dict[type[Operation], Callable[[Agent, Any], Steps]] = {
+    hopper.InPartOp: _in_part,
     hopper.KBlocksOp: _k_blocks,
     hopper.RolesOp: _roles,
     hopper.TilesOp: _tiles,

@@ -11,7 +11,7 @@ from gemmir.backends.simulator.memory import CHUNK, Index, Region
 from gemmir.backends.simulator.registers import THREADS, Fragment
 from gemmir.dialects import hopper
 from gemmir.dialects.hopper.split_k import QUAD
-from gemmir.target import WARP_LANES
+from gemmir.target import BARRIER_BYTES, WARP_LANES
 from gemmir.tensor_core import add
 
 
@@ -21,6 +21,10 @@ class Sending(Arriving):
 
 def _peer(agent: Agent) -> Cta:
     return agent.cluster.ctas[agent.cta.rank ^ 1]
+
+
+def _of_part(agent: Agent, part: int) -> Cta:
+    return agent.cluster.ctas[part]
 
 
 def part_block(agent: Agent, op: hopper.PartBlockOp) -> None:
@@ -34,15 +38,17 @@ def first_block(agent: Agent, op: hopper.FirstBlockOp) -> None:
 def grant(agent: Agent, op: hopper.GrantOp) -> None:
     agent.publish()
     address = agent.barrier_address(op.barriers, op.cursor, op.group)
+    receiver = _peer(agent) if op.part is None else _of_part(agent, op.part.value.data)
     for _ in range(agent.warps):
-        agent.cluster.start(Signal(_peer(agent), address, 1))
+        agent.cluster.start(Signal(receiver, address, 1))
 
 
 def _chunks(agent: Agent, op: hopper.SendSumsOp | hopper.AddSumsOp) -> Index:
     """Numbers of the 16-byte chunks of each thread's quads, (threads, quads), in whichever CTA."""
     ring, registers = op.ring.type, op.registers.value.data
     assert isinstance(ring, hopper.RingType)
-    slot = agent[op.ring] + agent[op.cursor].stage * ring.slot_bytes
+    to_first = isinstance(op, hopper.SendSumsOp) and op.to_first is not None
+    slot = agent[op.ring] + (agent.part - 1 if to_first else agent[op.cursor].stage) * ring.slot_bytes
     first = slot + int(agent[op.group]) * THREADS * registers * 4
     quad = np.arange(registers // QUAD, dtype=np.int64)
     return first // CHUNK + quad * THREADS + np.arange(THREADS, dtype=np.int64)[:, None]
@@ -55,12 +61,15 @@ def _registers(op: hopper.SendSumsOp | hopper.AddSumsOp) -> slice:
 
 def send_sums(agent: Agent, op: hopper.SendSumsOp) -> None:
     """Start the stores, warp by warp: each one's sums arrive at a time of their own."""
-    fragment, peer = agent[op.sums], _peer(agent)
+    fragment, to_first = agent[op.sums], op.to_first is not None
+    peer = _of_part(agent, 0) if to_first else _peer(agent)
     assert isinstance(fragment, Fragment)
     values, garbage = (of_all[:, _registers(op)] for of_all in fragment.read())
     if garbage.any():
         raise fault(f"{agent.name}: sums of {fragment.name} are sent that are garbage", "only finished sums are sent")
     chunks, full = _chunks(agent, op), agent.barrier_address(op.full, op.cursor, None)
+    if to_first:
+        full = agent[op.full] + (agent.part - 1) * BARRIER_BYTES
     peer.barrier(full)  # must exist before anything is sent
     for first in range(0, THREADS, WARP_LANES):
         warp = slice(first, first + WARP_LANES)

@@ -237,4 +237,4 @@ def _accumulate_part(
         if scales is not None:
             scale = scales[0][:, block, None] * scales[1][block, None, :]
         total = fma(partial, scale, total)
-    return total
+    return total if problem.fills(part) else canonical(total + 0.0)  # k-blocks of zeros: -0 becomes 0

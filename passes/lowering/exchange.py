@@ -18,8 +18,8 @@ from gemmir.passes.lowering.kernel import Plan, Storage
 
 
 def exchange_cursor(emit: Emitter, plan: Plan, name: str) -> SSAValue | None:
-    """A cursor that counts exchanges, one a tile, or None where K is not split."""
-    if plan.parts == 1:
+    """A cursor that counts exchanges, one a tile, or None where there are none."""
+    if plan.halves == 1:
         return None
     return emit.value(hopper.CursorOp, hopper.CursorType(1), name)
 

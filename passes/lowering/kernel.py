@@ -11,6 +11,7 @@ finished tiles off. Barriers:
   bytes of C are on their way to where the slice was: the phase ends when they have arrived.
 - `room`, where two CTAs sum a part of K each: one arrival, the peer's producer's; its slots for an exchange are free.
 - `scaled[t]` and `unscaled[t]`, where the scales of a tile come apart from its operands: as `full` and `empty`.
+- `summed[p]` and `unsummed[p]`, where one CTA gathers the sums of the other parts of K: as `full` and `empty`.
 """
 
 from __future__ import annotations
@@ -145,12 +146,17 @@ class Plan:
 
     @property
     def slice_rows(self) -> int:
-        return self.tile.out_rows // (self.slices * self.parts)
+        return self.tile.out_rows // (self.slices * self.halves)
+
+    @property
+    def halves(self) -> int:
+        """CTAs that finish a part of each wave group's rows: two where they swap sums."""
+        return 1 if self.swapped else self.parts
 
     @property
     def slice_chunks(self) -> tuple[StoreChunk, ...]:
         """The boxes of one slice."""
-        return self.tile.store_chunks(self.slices * self.parts, self.problem.d.bytes)
+        return self.tile.store_chunks(self.slices * self.halves, self.problem.d.bytes)
 
     @property
     def stage_load_bytes(self) -> int:
@@ -253,7 +259,7 @@ class Storage:
     Shared memory and barriers, and how many tiles there are where only the device knows.
 
     Scale rings are None where the operands have none, `room` where K is not split, `scaled` and `unscaled` where
-    scales come with the operands.
+    scales come with the operands, `sums` and its barriers where no CTA gathers those of other parts of K.
     """
 
     a: SSAValue
@@ -268,11 +274,15 @@ class Storage:
     room: SSAValue | None
     scaled: SSAValue | None = None
     unscaled: SSAValue | None = None
+    sums: SSAValue | None = None
+    summed: SSAValue | None = None
+    unsummed: SSAValue | None = None
     tile_count: SSAValue | None = None
 
     @property
     def barriers(self) -> list[SSAValue]:
-        found = (self.full, self.empty, self.staged, self.drained, self.room, self.scaled, self.unscaled)
+        found = (self.full, self.empty, self.staged, self.drained, self.room)
+        found += (self.scaled, self.unscaled, self.summed, self.unsummed)
         return [barriers for barriers in found if barriers is not None]
 
 
@@ -396,8 +406,16 @@ def allocate(emit: Emitter, plan: Plan) -> Storage:
         columns, slots = slot_bytes // (4 * plan.scale_rows), layout.scale_slots
         return ring(name, plan.scale_rows, columns, Float32Type(), offset, Swizzle.NONE, slots) if columns else None
 
-    tiles_of_scales, readers = (layout.scale_tiles, 1), WARPS_PER_GROUP * groups
-    apart = plan.scales_of_tiles
+    readers = WARPS_PER_GROUP * groups
+    gathered: dict[str, SSAValue] = {}
+    if slots := layout.sum_slots:
+        sums = "sums", plan.block_n, plan.block_m, Float32Type(), layout.sums_offset, Swizzle.NONE, slots
+        gathered["sums"] = ring(*sums)
+        gathered["summed"] = barriers("summed", (slots, 1), layout.summed_offset, 1)
+        gathered["unsummed"] = barriers("unsummed", (slots, 1), layout.unsummed_offset, readers)
+    if slots := layout.scale_tiles:
+        gathered["scaled"] = barriers("scaled", (slots, 1), layout.scaled_offset, 1)
+        gathered["unscaled"] = barriers("unscaled", (slots, 1), layout.unscaled_offset, readers)
     return Storage(
         a=ring("ring_a", plan.block_m, problem.block_k, a, layout.a_offset, Swizzle.B128),
         b=ring("ring_b", plan.block_n, problem.block_k, b, layout.b_offset, Swizzle.B128),
@@ -411,8 +429,7 @@ def allocate(emit: Emitter, plan: Plan) -> Storage:
         staged=barriers("staged", (1, groups), layout.staged_offset, WARPS_PER_GROUP),
         drained=barriers("drained", (1, groups), layout.drained_offset, 1),
         room=barriers("room", (1, 1), layout.room_offset, 1) if layout.room_barriers else None,
-        scaled=barriers("scaled", tiles_of_scales, layout.scaled_offset, 1) if apart else None,
-        unscaled=barriers("unscaled", tiles_of_scales, layout.unscaled_offset, readers) if apart else None,
+        **gathered,
     )
 
 

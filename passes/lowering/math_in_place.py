@@ -14,6 +14,7 @@ from xdsl.ir import SSAValue
 from gemmir.dialects import hopper
 from gemmir.passes.lowering.emitter import Emitter
 from gemmir.passes.lowering.exchange import add_sums, exchange_cursor, send_sums
+from gemmir.passes.lowering.gather import finishing, gathering
 from gemmir.passes.lowering.kernel import Plan, Storage
 from gemmir.passes.lowering.math_slots import multiply
 from gemmir.passes.lowering.math_staging import stage_slice
@@ -28,7 +29,7 @@ def math_in_place(emit: Emitter, plan: Plan, storage: Storage, group: SSAValue) 
     ring = hopper.CursorType(plan.stages)
     at = emit.value(hopper.CursorOp, ring, "at")
     out = emit.value(hopper.CursorOp, hopper.CursorType(1), "out")
-    sent = exchange_cursor(emit, plan, "sent")
+    sent, cursors = exchange_cursor(emit, plan, "sent"), gathering(emit, plan)
     with each_tile(emit, plan, storage) as (tile, own):
         tile.op(hopper.WaitOp, storage.full, at, [])
         _issue(tile, plan, storage, group, at, totals, fresh=True)
@@ -48,8 +49,9 @@ def math_in_place(emit: Emitter, plan: Plan, storage: Storage, group: SSAValue) 
             add_sums(tile, plan, storage, group, at, totals[1])
         finished = totals if sent is None else totals[1:]
         waves = len(finished) // plan.slices
-        for first in range(0, len(finished), waves):
-            stage_slice(tile, plan, storage, group, out, finished[first : first + waves])
+        with finishing(tile, plan, storage, group, cursors, totals[0]) as finish:
+            for first in range(0, len(finished), waves):
+                stage_slice(finish, plan, storage, group, out, finished[first : first + waves])
 
 
 def _issue(

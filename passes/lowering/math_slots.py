@@ -29,7 +29,7 @@ def multiply(
         a_group_rows=plan.wgmma_group_rows,
         b_group_rows=plan.wgmma_group_columns,
         fresh=fresh,
-        by_part=plan.parts > 1,
+        by_part=plan.halves > 1,
         a_panels=plan.problem.a_major != "k",
         b_panels=plan.problem.b_major != "k",
     )
@@ -43,7 +43,7 @@ def read_scales(emit: Emitter, plan: Plan, storage: Storage, group: SSAValue, at
         *(storage.scale_a, storage.scale_b, at, scales, group),
         group_rows=plan.group_rows,
         group_steps=plan.group_columns // plan.tile.column_step,
-        by_part=plan.parts > 1,
+        by_part=plan.halves > 1,
     )
 
 

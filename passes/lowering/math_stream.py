@@ -17,6 +17,7 @@ from xdsl.ir import SSAValue
 
 from gemmir.dialects import hopper
 from gemmir.passes.lowering.emitter import INDEX, Emitter
+from gemmir.passes.lowering.gather import finishing, gathering
 from gemmir.passes.lowering.kernel import Plan, Storage
 from gemmir.passes.lowering.math_slots import multiply
 from gemmir.passes.lowering.math_staging import stage_slice
@@ -84,6 +85,7 @@ def math_stream(emit: Emitter, plan: Plan, storage: Storage, group: SSAValue) ->
     rest = ConstantOp(IntegerAttr(k_blocks - left, INDEX))
     rest.result.name_hint = "rest"
     emit.insert(rest)
+    cursors = gathering(emit, plan)
     chunks = _Chunks(plan, storage, group, partials, total, at, scales)
     with each_tile(emit, plan, storage) as (tile, own):
         tile.op(hopper.ZeroOp, [total])
@@ -95,4 +97,5 @@ def math_stream(emit: Emitter, plan: Plan, storage: Storage, group: SSAValue) ->
         tile.op(hopper.SyncWarpOp)
         tile.op(hopper.ReleaseOp, storage.unscaled, scales, [], peers=1)
         tile.op(hopper.AdvanceOp, scales)
-        stage_slice(tile, plan, storage, group, out, [total])
+        with finishing(tile, plan, storage, group, cursors, total) as finish:
+            stage_slice(finish, plan, storage, group, out, [total])

@@ -16,6 +16,7 @@ from xdsl.ir import SSAValue
 from gemmir.dialects import hopper
 from gemmir.passes.lowering.emitter import INDEX, Emitter
 from gemmir.passes.lowering.fill import fill_slice
+from gemmir.passes.lowering.gather import by_who_finishes
 from gemmir.passes.lowering.kernel import Parameters, Plan, Storage
 from gemmir.passes.lowering.tiles import Tile, each_tile, own_matrix
 
@@ -30,7 +31,7 @@ def store(emit: Emitter, plan: Plan, parameters: Parameters, storage: Storage) -
     for number, constant in enumerate(constants):
         constant.result.name_hint = f"group{number}"
         emit.insert(constant)
-    with each_tile(emit, plan, storage) as (each, tile):
+    with each_tile(emit, plan, storage) as (every, tile), by_who_finishes(every, plan) as each:
         matrix = _matrix_of(each, plan, parameters, tile)
         c_of = range(plan.slices) if plan.problem.has_c else ()
         for number, constant in enumerate(constants if c_of else ()):
@@ -73,7 +74,7 @@ def _store_slice(
         box = (storage.staging, parameters.maps_d[chunk.columns], tile.m0, tile.n0)
         own = own_matrix(tile, plan, "d")
         if tile.begin is None or tile.end is None or matrix is None or parameters.d_stride_m is None:
-            emit.op(hopper.TmaStoreOp, *box, own, **place, part_rows=plan.slice_rows if plan.parts > 1 else None)
+            emit.op(hopper.TmaStoreOp, *box, own, **place, part_rows=plan.slice_rows if plan.halves > 1 else None)
             continue
         emit.op(hopper.StoreRowsOp, *box, tile.begin, tile.end, matrix, parameters.d_stride_m, own, **place)
     emit.op(hopper.StoreCommitOp)

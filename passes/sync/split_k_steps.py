@@ -20,6 +20,11 @@ def peer_of(rank: int) -> int:
     return rank ^ 1
 
 
+def slot_of_part(rank: int) -> int:
+    """The slot of the first part's CTA that the sums of another part go to."""
+    return rank - 1
+
+
 def sums_bytes(op: hopper.SendSumsOp | hopper.AddSumsOp, warps: int) -> int:
     """Bytes of the sums of so many warps."""
     return number(op.registers) * 4 * warps * WARP_LANES

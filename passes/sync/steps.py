@@ -18,7 +18,7 @@ from gemmir.layouts import STMATRIX_BYTES
 from gemmir.passes.sync.events import OWN, Event, Kind, Span
 from gemmir.passes.sync.memory_map import MemoryMap
 from gemmir.passes.sync.report import refuse
-from gemmir.passes.sync.split_k_steps import peer_of, sums_bytes, sums_spans
+from gemmir.passes.sync.split_k_steps import peer_of, slot_of_part, sums_bytes, sums_spans
 from gemmir.passes.sync.storage import Storage, transposed_spans
 from gemmir.tile import WAVE_ROWS
 
@@ -152,10 +152,11 @@ class StepMaker:
         }
 
     def of_split_k(self) -> dict[type[Operation], Callable[[Any], Steps]]:
-        """Ops of kernels in which two CTAs sum a part of K each."""
+        """Ops of kernels in which the CTAs of a cluster sum a part of K each."""
         return {
             hopper.AddSumsOp: self.add_sums,
             hopper.GrantOp: self.grant,
+            hopper.InPartOp: self.in_part,
             hopper.SendSumsOp: self.send_sums,
         }
 
@@ -257,20 +258,28 @@ class StepMaker:
         # One peer is the CTA itself, whatever its rank.
         return self.arrive(op, tuple(range(peers)) if peers > 1 else OWN)
 
+    def in_part(self, op: hopper.InPartOp) -> Steps:
+        self.by_rank = True
+        return self.block(op.body.block) if op.holds(self.rank) else []
+
     def grant(self, op: hopper.GrantOp) -> Steps:
         self.by_rank = True
-        return self.arrive(op, (peer_of(self.rank),), of_peer=True)
+        receiver = peer_of(self.rank) if op.part is None else number(op.part)
+        return self.arrive(op, (receiver,), of_peer=True)
 
     def send_sums(self, op: hopper.SendSumsOp) -> Steps:
         self.by_rank = True
-        full, ranks, nbytes = self.storage.barrier(op.full), (peer_of(self.rank),), sums_bytes(op, self.warps)
+        first = op.to_first is not None
+        full, nbytes = self.storage.barrier(op.full), sums_bytes(op, self.warps)
+        ranks = (0 if first else peer_of(self.rank),)
 
         def build(stage: int, parity: int) -> Event:
-            parts = self.memory.parts(self.sums(op, stage))
-            address = full.address(stage, 0)
+            slot = slot_of_part(self.rank) if first else stage
+            parts = self.memory.parts(self.sums(op, slot))
+            address = full.address(slot, 0)
             return Event(Kind.SEND, op, stage, address, nbytes=nbytes, parts=parts, ranks=ranks, of_peer=True)
 
-        for stage in range(self.at(op.cursor, op)[1]):
+        for stage in (slot_of_part(self.rank),) if first else range(self.at(op.cursor, op)[1]):
             self.memory.add(self.sums(op, stage))
         return [*self.registers(op, (op.sums,)), *self.on_ring(op, build)]
 

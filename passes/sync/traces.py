@@ -20,9 +20,9 @@ def default_traces(stages: int, k_blocks: int, chunk: int = 1, exchanges: bool =
     """
     if k_blocks == 1:
         return (1,), (1,) * (stages + 1), (1,) * (3 * stages + 2)
-    if exchanges:
-        return (*default_traces(stages, k_blocks, chunk), tuple(range(1, stages + 2)))
     fewest = (k_blocks - 1) % chunk + 1
+    if exchanges:
+        return (*default_traces(stages, k_blocks, chunk), tuple(range(fewest, stages + 2, chunk)))
 
     def least(wanted: int) -> int:
         """The fewest k-blocks, from `wanted` on, that leave that rest."""

@@ -61,7 +61,7 @@ from gemmir.dialects.hopper.loads import (
     StartScalesOp,
     TmaLoadOp,
 )
-from gemmir.dialects.hopper.split_k import AddSumsOp, FirstBlockOp, GrantOp, PartBlockOp, SendSumsOp
+from gemmir.dialects.hopper.split_k import AddSumsOp, FirstBlockOp, GrantOp, InPartOp, PartBlockOp, SendSumsOp
 from gemmir.dialects.hopper.storage import (
     AdvanceOp,
     BarriersOp,
@@ -120,6 +120,7 @@ Hopper = Dialect(
         GrantOp,
         GroupBlockOp,
         GroupPointerOp,
+        InPartOp,
         InitBarriersOp,
         KBlocksOp,
         KernelOp,

@@ -37,7 +37,7 @@ from gemmir.dialects.hopper.loads import (
     StartScalesOp,
     TmaLoadOp,
 )
-from gemmir.dialects.hopper.split_k import AddSumsOp, FirstBlockOp, GrantOp, PartBlockOp, SendSumsOp
+from gemmir.dialects.hopper.split_k import AddSumsOp, FirstBlockOp, GrantOp, InPartOp, PartBlockOp, SendSumsOp
 from gemmir.dialects.hopper.storage import RingOp, StagingOp
 from gemmir.dialects.hopper.stores import StageFragmentOp, StoreRowsOp, TmaFillOp, TmaStoreOp
 from gemmir.dialects.hopper.types import (
@@ -54,6 +54,7 @@ from gemmir.dialects.hopper.types import (
 from gemmir.layouts import PANEL, STMATRIX_BYTES, Swizzle
 from gemmir.legality import MAX_CLUSTER, MAX_SPLIT_K
 from gemmir.problem import SCALE_BLOCK, Grouping
+from gemmir.stream_legality import MAX_PARTS
 from gemmir.target import SM_90A, TMA_SHARED_ALIGNMENT, WARP_LANES
 
 
@@ -65,7 +66,8 @@ def _fits(what: str, needed: int, available: int) -> None:
 def check_kernel_bounds(kernel: KernelOp) -> None:
     """Raise `VerifyException` for the first access or binding that does not fit."""
     _fits("bytes of shared memory", number(kernel.shared), SM_90A.shared_bytes)
-    _fits("CTAs in a cluster", kernel.cluster_ctas, MAX_CLUSTER)
+    _fits("CTAs in a cluster", kernel.cluster.m.data * kernel.cluster.n.data, MAX_CLUSTER)
+    _fits("CTAs in a cluster", kernel.cluster_ctas, MAX_PARTS)
     _check_threads(kernel)
     if kernel.output.type.get_shape()[-1:] != (number(kernel.columns),):
         raise VerifyException(f"the kernel gives {kernel.output.type}, and has {number(kernel.columns)} columns")
@@ -79,7 +81,7 @@ def check_kernel_bounds(kernel: KernelOp) -> None:
             _check_scales(kernel, op, _last_block(op, kernel.parts))
         elif isinstance(op, StartScalesOp):
             _check_scales(kernel, op, number(op.blocks) * (1 if op.in_part is None else kernel.parts))
-        elif isinstance(op, AddSumsOp | GrantOp | PartBlockOp | SendSumsOp):
+        elif isinstance(op, AddSumsOp | GrantOp | InPartOp | PartBlockOp | SendSumsOp):
             _check_split(kernel, op)
         elif isinstance(op, TmaFillOp):
             _check_fill(kernel, op)
@@ -328,10 +330,22 @@ def _last_block(op: FetchScalesOp | NextScalesOp, parts: int = 1) -> int:
     return before + number(loop.last)
 
 
-def _check_split(kernel: KernelOp, op: AddSumsOp | GrantOp | PartBlockOp | SendSumsOp) -> None:
-    """Two CTAs swap sums, through slots that hold those of all warpgroups."""
-    if kernel.parts != MAX_SPLIT_K:
-        raise VerifyException(f"{op.name} in a kernel that does not split K among {MAX_SPLIT_K} CTAs")
+def _check_split(kernel: KernelOp, op: AddSumsOp | GrantOp | InPartOp | PartBlockOp | SendSumsOp) -> None:
+    """CTAs send each other sums, through slots that hold those of all warpgroups: two to each other, or all to one."""
+    if kernel.parts == 1:
+        raise VerifyException(f"{op.name} in a kernel that does not split K among the CTAs of a cluster")
+    to_one = isinstance(op, AddSumsOp | InPartOp | PartBlockOp)
+    if isinstance(op, GrantOp) and op.part is not None:
+        to_one = True
+        _fits("parts of K", number(op.part) + 1, kernel.parts)
+    if isinstance(op, SendSumsOp) and op.to_first is not None:
+        ring, to_one = op.ring.type, True
+        assert isinstance(ring, RingType)
+        _fits("slots for the sums of other parts", kernel.parts - 1, ring.stages)
+        if (part := enclosing(op, InPartOp)) is None or part.others is None:
+            raise VerifyException(f"{op.name} to the first part, from what may be the first part")
+    if not to_one and kernel.parts != MAX_SPLIT_K:
+        raise VerifyException(f"{op.name} to a peer in a kernel that splits K among {kernel.parts} CTAs")
     if isinstance(op, AddSumsOp | SendSumsOp):
         ring = op.ring.type
         assert isinstance(ring, RingType)

@@ -1,16 +1,26 @@
 """
 How the CTAs of a cluster compute one tile together, each a part of K.
 
-Each of the two finishes half of a tile and sends its sums of the other half to its peer, through distributed shared
-memory, into a slot that the peer has granted. What it sends it computes first: ops `by_part` swap the two waves of a
-warpgroup in the second CTA, so that the first wave is always the peer's.
+Sums travel through distributed shared memory, into a slot that their receiver has granted. Either two CTAs finish half
+of a tile each and send their sums of the other half to the peer. What one sends it computes first: ops `by_part` swap
+the two waves of a warpgroup in the second CTA, so that the first wave is always the peer's. Or the CTA that sums the
+first part of K finishes all of the tile: it receives the sums of all others, and adds them in the order of K.
 """
 
 from __future__ import annotations
 
-from xdsl.dialects.builtin import IndexType
+from xdsl.dialects.builtin import IndexType, UnitAttr
 from xdsl.ir import Attribute
-from xdsl.irdl import irdl_op_definition, operand_def, prop_def, result_def
+from xdsl.irdl import (
+    irdl_op_definition,
+    operand_def,
+    opt_prop_def,
+    prop_def,
+    region_def,
+    result_def,
+    traits_def,
+)
+from xdsl.traits import NoTerminator
 from xdsl.utils.exceptions import VerifyException
 
 from gemmir.dialects.hopper.barriers import OnBarrier
@@ -43,15 +53,31 @@ class FirstBlockOp(HopperOperation):
 
 
 @irdl_op_definition
+class InPartOp(HopperOperation):
+    """What the CTA that sums the first part of K does; with `others`, what all others do."""
+
+    name = "hopper.in_part"
+    body = region_def("single_block")
+    others = opt_prop_def(UnitAttr)
+    traits = traits_def(NoTerminator())
+    assembly_format = "(`others` $others^)? $body attr-dict"
+
+    def holds(self, part: int) -> bool:
+        """Whether the CTA of that part does it."""
+        return (part > 0) == (self.others is not None)
+
+
+@irdl_op_definition
 class GrantOp(OnBarrier):
     """
-    One arrival per warp, by its first lane, on this barrier of the peer.
+    One arrival per warp, by its first lane, on this barrier of the peer, or of the CTA that sums part number `part`.
 
     A release to the cluster: whoever waits `of_peer` sees what this CTA has done before.
     """
 
     name = "hopper.grant"
-    assembly_format = OnBarrier.BARRIER + OnBarrier.TYPES
+    part = opt_prop_def(POSITIVE)
+    assembly_format = "(`part` $part^)? " + OnBarrier.BARRIER + OnBarrier.TYPES
 
 
 def _check_registers(fragment: Attribute, first: int, registers: int) -> None:
@@ -68,7 +94,8 @@ class SendSumsOp(HopperOperation):
     Send registers `first` .. `first` + `registers` - 1 of a fragment to the peer's slot at the cursor.
 
     In the slot, warpgroup `group` has 128 threads x `registers` x 4 bytes, quad by quad of registers, threads in order.
-    Asynchronous; the bytes count on the peer's barrier `full` when they have arrived.
+    Asynchronous; the bytes count on the peer's barrier `full` when they have arrived. `to_first`: they go to the CTA
+    that sums the first part of K, where each other part has a slot of its own, the second part the first one.
     """
 
     name = "hopper.send_sums"
@@ -79,9 +106,10 @@ class SendSumsOp(HopperOperation):
     full = operand_def(BarriersType)
     first = prop_def(NATURAL)
     registers = prop_def(POSITIVE)
+    to_first = opt_prop_def(UnitAttr)
     assembly_format = (
         "$sums `registers` $first `,` $registers `->` $ring `[` $cursor `]` `for` $group `signal` $full "
-        "attr-dict `:` type($sums) `,` type($ring) `,` type($cursor) `,` type($full)"
+        "(`to_first` $to_first^)? attr-dict `:` type($sums) `,` type($ring) `,` type($cursor) `,` type($full)"
     )
 
     def verify_(self) -> None:
@@ -95,8 +123,7 @@ class AddSumsOp(HopperOperation):
     """
     Add to registers of a fragment what the peer has sent; in f32, round to nearest even.
 
-    Read from the slot at the cursor, where `send_sums` put them, by ordinary loads. Of two parts of K the order of the
-    addends changes no bit.
+    Read from the slot at the cursor, where `send_sums` put them, by ordinary loads.
     """
 
     name = "hopper.add_sums"

@@ -39,6 +39,30 @@ def test_half_kernels_have_the_bits_of_the_model(dtype: str, schedule: str, k: i
     check_bits(simulated(text, seed=k), text, 70)
 
 
+def split(text: str, parts: int) -> str:
+    return text.replace(" schedule <", f" numerics <split_k = {parts}> schedule <", 1)
+
+
+@pytest.mark.parametrize("schedule", FP8_SCHEDULES)
+@pytest.mark.parametrize("parts", [2, 3])
+@pytest.mark.parametrize("k", [384, 656, 912])
+def test_parts_of_k_are_added_in_order(schedule: str, parts: int, k: int) -> None:
+    """As many k-blocks in each part, and a last part that has fewer, or a tail; the next tile follows at once."""
+    text = split(program("f8E4M3FN", 200, k, f"{FIXED}, {schedule}"), parts)
+    check_bits(simulated(text, seed=k), text, 70)
+    check_exact(simulated(text, seed=k + 1, clusters=1), text, 131, seed=k)
+
+
+@pytest.mark.parametrize(
+    "schedule", [HALF_SCHEDULES[0], "block = 56x128x64, warpgroups = 2 along n, chunk = 1, stages = 3"]
+)
+@pytest.mark.parametrize(("dtype", "parts", "k"), [("bf16", 2, 128), ("f16", 2, 200), ("bf16", 3, 320), ("f16", 3, 576)])
+def test_parts_of_k_of_16_bit_types_are_added_in_order(schedule: str, dtype: str, parts: int, k: int) -> None:
+    text = split(program(dtype, 200, k, f"{FIXED}, {schedule}"), parts)
+    check_bits(simulated(text, seed=k), text, 70)
+    check_exact(simulated(text, seed=k + 1, clusters=1), text, 131, seed=k)
+
+
 @pytest.mark.parametrize("m", [1, 7, 8, 9, 63, 64, 65])
 def test_exact_data_at_every_edge_of_m(m: int) -> None:
     text = program("f8E4M3FN", 72, 272, f"{FIXED}, {FP8_SCHEDULES[0]}")
