@@ -20,23 +20,34 @@ from gemmir.passes.lowering.emitter import Emitter
 from gemmir.passes.lowering.kernel import Plan, Storage
 
 
-def grants_cursor(emit: Emitter, plan: Plan) -> SSAValue | None:
-    """A cursor over the slots that the producer grants, or None where no CTA gathers sums."""
+@dataclass(frozen=True)
+class Granting:
+    """Cursors of the producer: over the slots that it grants, and one that counts tiles."""
+
+    slot: SSAValue
+    granted: SSAValue
+
+
+def granting(emit: Emitter, plan: Plan) -> Granting | None:
+    """None where no CTA gathers sums."""
     if not plan.layout.sum_slots:
         return None
-    return emit.value(hopper.CursorOp, hopper.CursorType(plan.layout.sum_slots), "granted")
+    slot = emit.value(hopper.CursorOp, hopper.CursorType(plan.layout.sum_slots), "slot")
+    return Granting(slot, emit.value(hopper.CursorOp, hopper.CursorType(1), "granted"))
 
 
-def grant_all(emit: Emitter, plan: Plan, storage: Storage, granted: SSAValue) -> None:
+def grant_all(emit: Emitter, plan: Plan, storage: Storage, cursors: Granting) -> None:
     """The producer's side: once a slot is free, say what is coming, and tell the CTA that it comes from."""
     assert storage.room is not None and storage.summed is not None and storage.unsummed is not None
+    slot = cursors.slot
     with emit.inside(hopper.InPartOp) as (first, _):
         for part in range(1, plan.parts):
-            first.op(hopper.AcquireOp, storage.unsummed, granted, [])
+            first.op(hopper.AcquireOp, storage.unsummed, slot, [])
             first.op(hopper.SyncWarpOp)
-            first.op(hopper.ExpectOp, storage.summed, granted, [], bytes=plan.layout.sums_bytes)
-            first.op(hopper.GrantOp, storage.room, granted, [], part=part)
-            first.op(hopper.AdvanceOp, granted)
+            first.op(hopper.ExpectOp, storage.summed, slot, [], bytes=plan.layout.sums_bytes)
+            first.op(hopper.GrantOp, storage.room, cursors.granted, [], part=part)
+            first.op(hopper.AdvanceOp, slot)
+        first.op(hopper.AdvanceOp, cursors.granted)
 
 
 @dataclass(frozen=True)

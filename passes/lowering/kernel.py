@@ -464,11 +464,13 @@ def build_kernel(plan: Plan, op: ProductOp, name: str) -> hopper.KernelOp:
     service_registers, math_registers = setmaxnreg_split(plan.groups)
     with emit.inside(hopper.RolesOp) as (roles, _):
         with roles.inside(hopper.WarpgroupsOp, "group", number=plan.groups) as (math, (group,)):
-            math.op(hopper.SetMaxRegistersOp, registers=math_registers, grow=True)
+            if not plan.swapped:
+                math.op(hopper.SetMaxRegistersOp, registers=math_registers, grow=True)
             promoted = math_stream if plan.swapped else math_promoted if plan.chunk == 1 else math_chunked
             (promoted if plan.problem.promoted else math_in_place)(math, plan, storage, group)
         with roles.inside(hopper.WarpgroupsOp, "service", number=1) as (service, _):
-            service.op(hopper.SetMaxRegistersOp, registers=service_registers)
+            if not plan.swapped:
+                service.op(hopper.SetMaxRegistersOp, registers=service_registers)
             with service.inside(hopper.WarpOp, index=0) as (warp, _):
                 producer(warp, plan, parameters, storage)
             with service.inside(hopper.WarpOp, index=1, elected=not plan.grouped) as (warp, _):

@@ -13,7 +13,7 @@ from gemmir.dialects.hopper.types import AxisName, EvictName
 from gemmir.layouts import PANEL
 from gemmir.passes.lowering.emitter import INDEX, Emitter
 from gemmir.passes.lowering.exchange import exchange_cursor, grant_slots
-from gemmir.passes.lowering.gather import grant_all, grants_cursor
+from gemmir.passes.lowering.gather import grant_all, granting
 from gemmir.passes.lowering.kernel import Parameters, Plan, Storage
 from gemmir.passes.lowering.tiles import Tile, each_block, each_tile, own_matrix
 from gemmir.target import WARP_LANES
@@ -27,7 +27,7 @@ def producer(emit: Emitter, plan: Plan, parameters: Parameters, storage: Storage
     if plan.scales_of_tiles:  # another warp loads them
         parameters, storage = parameters.without_scales(), replace(storage, scale_a=None, scale_b=None)
     at = emit.value(hopper.CursorOp, hopper.CursorType(plan.stages), "at")
-    granted, granted_all = exchange_cursor(emit, plan, "granted"), grants_cursor(emit, plan)
+    granted, to_all = exchange_cursor(emit, plan, "granted"), granting(emit, plan)
     with each_tile(emit, plan, storage) as (each, tile):
         weights = weight_scales_of(each, parameters, tile)
         batch = _start_weight_scales(each, plan, weights, tile.n0)
@@ -38,8 +38,8 @@ def producer(emit: Emitter, plan: Plan, parameters: Parameters, storage: Storage
             _load_stage(body, plan, parameters, storage, at, tile, block, scales)
         if granted is not None:
             grant_slots(each, plan, storage, at, granted)
-        if granted_all is not None:
-            grant_all(each, plan, storage, granted_all)
+        if to_all is not None:
+            grant_all(each, plan, storage, to_all)
 
 
 def evict(plan: Plan, operand: str) -> hopper.EvictAttr | None:

@@ -10,7 +10,7 @@ FIXED = "family = stream, turns = false, cluster = 1x1, raster = along_m, group 
 FP8_SCHEDULES = (
     "block = 8x64x128, warpgroups = 1 along n, chunk = 2, stages = 4",
     "block = 16x128x128, warpgroups = 2 along n, chunk = 4, stages = 3",
-    "block = 24x192x128, warpgroups = 3 along n, chunk = 2, stages = 2",
+    "block = 24x128x128, warpgroups = 2 along n, chunk = 1, stages = 2",
     "block = 64x64x128, warpgroups = 1 along n, chunk = 1, stages = 5",
     "block = 128x64x128, warpgroups = 1 along n, chunk = 2, stages = 3",
     "block = 40x128x128, warpgroups = 2 along n, chunk = 2, stages = 2",
@@ -19,7 +19,7 @@ HALF_SCHEDULES = (
     "block = 8x64x64, warpgroups = 1 along n, chunk = 1, stages = 4",
     "block = 32x128x64, warpgroups = 1 along n, chunk = 1, stages = 2",
     "block = 56x256x64, warpgroups = 2 along n, chunk = 1, stages = 3",
-    "block = 128x192x64, warpgroups = 3 along n, chunk = 1, stages = 2",
+    "block = 128x128x64, warpgroups = 2 along n, chunk = 1, stages = 2",
 )
 
 
