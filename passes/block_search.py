@@ -8,7 +8,7 @@ asked once for a shape and only the rest for each of its clusters, and clusters 
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass, replace
 
 from gemmir.errors import ScheduleError
@@ -23,6 +23,7 @@ from gemmir.legality import (
     Violation,
     cluster,
     promote_chunk,
+    rules_of,
     tma_boxes,
     turns,
 )
@@ -226,7 +227,9 @@ def search(problem: GemmProblem, fixed: Schedule, target: Target = SM_90A) -> Ra
             blocks.add(shape.block)
             best = min(best, cost.seconds)
     if not candidates:
-        raise _no_candidate(problem, fixed, target)
+        partitions = _partitions(problem, fixed.filled(block_k=problem.block_k), target)
+        shapes_tried = (shape for partition in partitions for shape in _shapes(problem, partition))
+        raise no_candidate(problem, fixed, shapes_tried, target)
     return Ranking(_with_orders(problem, _ranked(candidates), target), len(shapes))
 
 
@@ -243,16 +246,16 @@ def _with_orders(problem: GemmProblem, ranked: list[Candidate], target: Target) 
 
 def _first_broken(problem: GemmProblem, schedule: Schedule, target: Target) -> tuple[int, Violation] | None:
     """Number of rules kept before the first that is broken, and what breaks it."""
-    for kept, rule in enumerate(RULES):
+    for kept, rule in enumerate(rules_of(schedule)):
         if (found := rule(problem, schedule, target)) is not None:
             return kept, found
     return None
 
 
-def _no_candidate(problem: GemmProblem, fixed: Schedule, target: Target) -> ScheduleError:
-    """The error for a fixed part that nothing completes; the nearest candidate is the one that keeps most rules."""
-    partitions = _partitions(problem, fixed.filled(block_k=problem.block_k), target)
-    shapes = (shape for partition in partitions for shape in _shapes(problem, partition))
+def no_candidate(
+    problem: GemmProblem, fixed: Schedule, shapes: Iterable[Schedule], target: Target = SM_90A
+) -> ScheduleError:
+    """The error for a fixed part that none of `shapes` completes; the nearest is the one that keeps most rules."""
     broken = [(*found, s) for s in shapes if (found := _first_broken(problem, s, target)) is not None]
     given = ", ".join(f"{name} = {_text(getattr(fixed, name))}" for name in fixed_names(fixed))
     _, why, nearest = max(broken, key=lambda b: b[0])

@@ -16,8 +16,9 @@ from math import log1p
 
 from gemmir.passes.cost_constants import DEFAULT, Constants
 from gemmir.passes.l2_model import Traffic, cluster_tiles, grid_of, orders_of, resident_clusters, traffic
+from gemmir.passes.stream_model import STREAM, StreamConstants, stream_clocks
 from gemmir.problem import GemmProblem, Grouping
-from gemmir.schedule import Schedule
+from gemmir.schedule import Family, Schedule
 from gemmir.target import SM_90A, Target
 from gemmir.tile import STAGE_ROW_BYTES, default_store_slices, shared_layout, tile_geometry
 
@@ -212,6 +213,8 @@ def predict(
     If the number of stages is open, the most that fit are assumed; if the tile order is, `order`, or a good one.
     Legality is not looked at.
     """
+    if schedule.family is Family.STREAM:
+        return _predict_stream(problem, schedule, target)
     c = constants
     spread, again = _order_terms(order or _order(problem, schedule, target, c), problem.groups, c)
     tensor = _tensor_clocks(schedule, target)
@@ -244,6 +247,33 @@ def predict(
         dram_seconds=dram,
         fixed_seconds=fixed,
         seconds=fixed + _norm(cycles / clock, dram, c.dram_overlap_order),
+    )
+
+
+def _predict_stream(problem: GemmProblem, schedule: Schedule, target: Target, c: StreamConstants = STREAM) -> Cost:
+    """`predict` for the `stream` family, where the tile order is no matter."""
+    clocks = stream_clocks(problem, schedule, target, c)
+    rows, columns = cluster_tiles(problem, schedule)
+    parts = problem.numerics.split_k
+    rounds = -(-rows * columns // resident_clusters(schedule, target, split_k=parts))
+    cycles = rounds * problem.part_k_blocks * clocks.k_block + clocks.tile + (rounds - 1) * c.tile_clocks
+    working = rows * columns * parts * problem.part_k_blocks * clocks.tensor
+    written = problem.all_rows * problem.n * problem.d.bytes
+    dram = (operand_bytes(problem) + written) / (c.dram_efficiency * target.dram_bytes_per_second)
+    return Cost(
+        tensor=clocks.tensor,
+        math=clocks.math,
+        loads=clocks.loads,
+        k_block=clocks.k_block,
+        tile=clocks.tile,
+        tiles=rows * columns * parts,
+        rounds=rounds,
+        cycles=cycles,
+        utilisation=working / (target.sms * cycles) if cycles else 0.0,
+        clock_hz=c.clock_hz,
+        dram_seconds=dram,
+        fixed_seconds=c.launch_seconds,
+        seconds=c.launch_seconds + _norm(cycles / c.clock_hz, dram, c.dram_order),
     )
 
 

@@ -18,9 +18,10 @@ from xdsl.dialects.builtin import ModuleOp
 from xdsl.passes import ModulePass
 
 from gemmir.decisions import Decision, record
-from gemmir.passes.block_search import FIELDS, Candidate, Ranking, fixed_names, search
+from gemmir.passes.block_search import FIELDS, Candidate, Ranking, fixed_names
 from gemmir.passes.l2_model import resident_clusters
 from gemmir.passes.schedule_pass import bad_option, read_schedule, write_schedule
+from gemmir.passes.stream_search import search_family
 from gemmir.problem import GemmProblem
 from gemmir.schedule import Schedule, Split
 from gemmir.tile import tile_geometry
@@ -50,7 +51,7 @@ class GemmSelectBlocksPass(ModulePass):
         if all(getattr(wanted, name) is not None for name in FIELDS):
             write_schedule(matmul, problem, wanted)
             return
-        ranking = search(problem, wanted)
+        ranking = search_family(problem, wanted)
         write_schedule(matmul, problem, ranking.best.schedule)
         for decision in explain(problem, wanted, ranking):
             record(decision)

@@ -4,7 +4,8 @@
     gemm.matmul %x, %w ...                                      // before
     gemm.matmul %x, %w ... schedule <family = tiles>            // after
 
-The one family is `tiles`: persistent, warp-specialised, one output tile at a time.
+`tiles` computes all that a kernel computes. `stream` is for few rows, and is taken where the cost model says that its
+best tile is faster than the best of `tiles`.
 """
 
 from __future__ import annotations
@@ -19,11 +20,13 @@ from xdsl.passes import ModulePass
 from gemmir.decisions import Decision, record
 from gemmir.dialects.gemm import ProductOp, tensor_info
 from gemmir.dtypes import F32
-from gemmir.errors import UnsupportedError
+from gemmir.errors import ScheduleError, UnsupportedError
+from gemmir.passes.cost_model import Cost
 from gemmir.passes.schedule_pass import bad_option, read_schedule, write_schedule
+from gemmir.passes.stream_search import search_family
 from gemmir.problem import SCALE_BLOCK, GemmProblem, Grouping, Recipe
-from gemmir.schedule import Family
-from gemmir.stream_legality import MAX_PARTS
+from gemmir.schedule import Family, Schedule
+from gemmir.stream_legality import MAX_BLOCK_M, MAX_PARTS
 from gemmir.target import SM_90A
 
 ELSEWHERE = "runs on: --backend reference"
@@ -31,7 +34,7 @@ ELSEWHERE = "runs on: --backend reference"
 
 @dataclass(frozen=True, slots=True)
 class Unlowered:
-    """A feature that the `tiles` family does not compute, the rule, and the nearest thing that it does."""
+    """A feature that no family computes, the rule, and the nearest thing that one does."""
 
     what: str
     rule: str
@@ -133,7 +136,7 @@ REQUIREMENTS: tuple[Callable[[GemmProblem], Unlowered | None], ...] = (
     _outer,
 )
 """
-What the `tiles` family asks of a problem, one predicate each. That both operands are FP8 or have one 16-bit type is a
+What kernels ask of a problem, one predicate each. That both operands are FP8 or have one 16-bit type is a
 rule of `gemm.matmul` itself.
 """
 
@@ -181,8 +184,43 @@ class GemmSelectFamilyPass(ModulePass):
             )
         if schedule.family is not None:
             return
-        family = Family.TILES if self.family is None else Family(self.family)
-        write_schedule(matmul, problem, schedule.filled(family=family))
+        choice = _choose(problem, schedule) if self.family is None else Choice(Family(self.family), "as asked for")
+        write_schedule(matmul, problem, schedule.filled(family=choice.family))
         loop = "promoted every 128 of K" if problem.promoted else "summed in the tensor core"
         loop += f", in {problem.numerics.split_k} parts of K" if problem.numerics.split_k > 1 else ""
-        record(Decision(self.name, "family", family.value, f"{problem}, {loop}; the only family"))
+        because = f"{problem}, {loop}; {choice.because}"
+        record(Decision(self.name, "family", choice.family.value, because, choice.other))
+
+
+FEW_ROWS = 2 * MAX_BLOCK_M
+"""Rows, of a group, from which on `stream` is not considered: it reads the weights again for each of its tiles."""
+
+
+@dataclass(frozen=True, slots=True)
+class Choice:
+    """A family, why, and what the other one would have cost."""
+
+    family: Family
+    because: str
+    other: str = ""
+
+
+def _choose(problem: GemmProblem, fixed: Schedule) -> Choice:
+    """The family whose best tile is predicted to be faster; the one that there is, if only one has any."""
+    if problem.group_rows > FEW_ROWS:
+        return Choice(Family.TILES, f"more than {FEW_ROWS} rows")
+    costs = {family: cost for family in Family if (cost := _best(problem, fixed.filled(family=family))) is not None}
+    if not costs:
+        return Choice(Family.TILES, "no family has such a tile")
+    family = min(costs, key=lambda family: costs[family].seconds)
+    others = [f"{other.value} at {costs[other].microseconds:.1f} us" for other in costs if other is not family]
+    because = f"{costs[family].microseconds:.1f} us predicted for its best tile"
+    return Choice(family, because, others[0] if others else "")
+
+
+def _best(problem: GemmProblem, fixed: Schedule) -> Cost | None:
+    """What the best tile of a family costs, None where there is none."""
+    try:
+        return search_family(problem, fixed).best.cost
+    except ScheduleError:
+        return None

@@ -1,0 +1,86 @@
+"""
+How long a kernel of the `stream` family takes, predicted from its schedule.
+
+A CTA's k-blocks follow one another: each keeps its loads, the tensor cores and the chain of a math warpgroup (multiply,
+wait, promote) busy, which overlap in part. CTAs go in rounds, and all of it is bounded by DRAM. Fitted to kernels of 1
+to 128 rows on an H100 and, but for DRAM, taken for an H200 (`tests/calibration/h100-stream.json`).
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+from gemmir.problem import GemmProblem
+from gemmir.schedule import Schedule
+from gemmir.target import SM_90A, Target
+from gemmir.tile import STAGE_ROW_BYTES
+
+
+@dataclass(frozen=True, slots=True)
+class StreamConstants:
+    """Clocks at `clock_hz`, orders of norms, bytes per clock, seconds."""
+
+    clock_hz: float = 1.755e9
+    load_bytes_per_clock: float = 178.0
+    least_instruction_columns: float = 50.0
+    """Columns of the narrowest instruction that the tensor cores are not idle in."""
+    promoted_chain: float = 119.0
+    promoted_chain_per_row: float = 1.2
+    in_place_chain: float = 49.0
+    overlap_order: float = 1.6
+    tile_clocks: float = 790.0
+    leaving_clocks_per_element: float = 0.24
+    gather_clocks: float = 590.0
+    gather_clocks_per_element: float = 0.31
+    dram_efficiency: float = 0.91
+    dram_order: float = 5.0
+    launch_seconds: float = 3.35e-6
+
+
+STREAM = StreamConstants()
+
+
+@dataclass(frozen=True, slots=True)
+class StreamClocks:
+    """Clocks of one k-block of a tile: `tensor`, with the warpgroups' chains `math`, `loads`; and of a `tile` beside."""
+
+    tensor: float
+    math: float
+    loads: float
+    k_block: float
+    tile: float
+
+
+def _norm(values: tuple[float, ...], order: float) -> float:
+    return sum(value**order for value in values) ** (1 / order)
+
+
+def stream_clocks(
+    problem: GemmProblem, schedule: Schedule, target: Target = SM_90A, c: StreamConstants = STREAM
+) -> StreamClocks:
+    """Of a schedule whose blocks and math warpgroups are chosen."""
+    assert schedule.block_m is not None and schedule.block_n is not None and schedule.math_warpgroups is not None
+    waves = schedule.block_n // target.wgmma_m
+    columns = max(float(schedule.block_m), c.least_instruction_columns)
+    instructions = waves * (STAGE_ROW_BYTES // target.wgmma_k_bytes)
+    tensor = instructions * columns * target.tensor_clocks_per_column
+    chain = c.promoted_chain + c.promoted_chain_per_row * schedule.block_m if problem.promoted else c.in_place_chain
+    rows = min(schedule.block_m, problem.group_rows) + schedule.block_n
+    loads = rows * STAGE_ROW_BYTES / c.load_bytes_per_clock
+    elements = schedule.block_m * schedule.block_n
+    leaving = elements * c.leaving_clocks_per_element
+    return StreamClocks(
+        tensor=tensor,
+        math=_norm((tensor, chain), c.overlap_order),
+        loads=loads,
+        k_block=_norm((tensor, chain, loads), c.overlap_order),
+        tile=leaving + _gather_clocks(problem, elements, c),
+    )
+
+
+def _gather_clocks(problem: GemmProblem, elements: int, c: StreamConstants) -> float:
+    """Clocks in which one CTA gets the sums of the others, where K is split."""
+    if (parts := problem.numerics.split_k) == 1:
+        return 0.0
+    return c.gather_clocks + (parts - 1) * elements * c.gather_clocks_per_element
+

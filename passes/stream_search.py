@@ -1,0 +1,71 @@
+"""
+The search for a tile of the `stream` family: every legal block and number of warpgroups, ranked by the cost model.
+
+There are few: rows of A come in eights, weights in waves of 64, and nothing is shared between CTAs.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+
+from gemmir.legality import is_legal
+from gemmir.passes.block_search import ALIKE, Candidate, Ranking, no_candidate, search
+from gemmir.passes.cost_model import predict
+from gemmir.problem import GemmProblem
+from gemmir.schedule import Family, Schedule, Split
+from gemmir.stream_legality import MAX_BLOCK_M, MAX_WARPGROUPS
+from gemmir.target import SM_90A, Target
+
+CHUNK = 2
+"""k-blocks that a promoting warpgroup takes at a time: four are no faster (measured), one leaves nothing in flight."""
+
+
+def search_family(problem: GemmProblem, fixed: Schedule, target: Target = SM_90A) -> Ranking:
+    """
+    The best legal ways to choose what is open of a tile, in the family that `fixed` names.
+
+    `ScheduleError` (GMR-S006) names the rule that the nearest candidate breaks if there is none.
+    """
+    return search_stream(problem, fixed, target) if fixed.family is Family.STREAM else search(problem, fixed, target)
+
+
+def search_stream(problem: GemmProblem, fixed: Schedule, target: Target = SM_90A) -> Ranking:
+    """As `search_family`, of the `stream` family."""
+    shapes = list(_shapes(problem, fixed, target))
+    found = [Candidate(shape, predict(problem, shape, target)) for shape in shapes if is_legal(problem, shape, target)]
+    if not found:
+        raise no_candidate(problem, fixed, shapes, target)
+    best = min(candidate.cost.seconds for candidate in found)
+    return Ranking(sorted(found, key=lambda candidate: _rank(candidate, best)), len(found))
+
+
+def _rank(candidate: Candidate, best: float) -> tuple[float, ...]:
+    """Less is better: time in steps of `ALIKE` of `best` seconds, then fewer rows that are not there, fewer weights."""
+    schedule, seconds = candidate.schedule, candidate.cost.seconds
+    assert schedule.block_m is not None and schedule.block_n is not None and schedule.math_warpgroups is not None
+    return int((seconds / best - 1) / ALIKE), schedule.block_m, schedule.block_n, schedule.math_warpgroups, seconds
+
+
+def _shapes(problem: GemmProblem, fixed: Schedule, target: Target) -> Iterator[Schedule]:
+    """Every block and number of warpgroups that there may be, up to the rows and columns of the problem."""
+    step, wave = target.wgmma_n_step, target.wgmma_m
+    covering = -(-problem.group_rows // step) * step
+    rows = range(step, min(max(covering, step), MAX_BLOCK_M) + 1, step)
+    most = max(wave, min(target.max_tma_box, -(-problem.n // wave) * wave))
+    open_choices = fixed.filled(
+        block_k=problem.block_k,
+        split=Split.ALONG_N,
+        turns=False,
+        promote_chunk=CHUNK if problem.promoted else 1,
+        cluster_m=1,
+        cluster_n=1,
+    )
+    for block_m in rows if fixed.block_m is None else (fixed.block_m,):
+        for block_n in range(wave, most + 1, wave) if fixed.block_n is None else (fixed.block_n,):
+            yield from _warpgroups(open_choices.filled(block_m=block_m, block_n=block_n))
+
+
+def _warpgroups(block: Schedule) -> Iterator[Schedule]:
+    """A block with each number of math warpgroups."""
+    for groups in range(1, MAX_WARPGROUPS + 1) if block.math_warpgroups is None else (block.math_warpgroups,):
+        yield block.filled(math_warpgroups=groups)
