@@ -21,6 +21,7 @@ from typing import TYPE_CHECKING
 if TYPE_CHECKING:
     from gemmir import errors
     from gemmir.compiler import compile
+    from gemmir.decode import decode_split_k
     from gemmir.kernel import CompiledKernel
     from gemmir.ops import batched_matmul, grouped_matmul, matmul
     from gemmir.program import Program
@@ -34,6 +35,7 @@ __all__ = [
     "align_scales",
     "batched_matmul",
     "compile",
+    "decode_split_k",
     "errors",
     "grouped_matmul",
     "matmul",
@@ -45,6 +47,7 @@ _HOMES = {
     "align_scales": "gemmir.scales",
     "batched_matmul": "gemmir.ops",
     "compile": "gemmir.compiler",
+    "decode_split_k": "gemmir.decode",
     "grouped_matmul": "gemmir.ops",
     "matmul": "gemmir.ops",
 }

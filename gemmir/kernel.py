@@ -72,10 +72,15 @@ class CompiledKernel:
         """Load the kernel on the current device, so that later calls only launch (needed before graph capture)."""
         self.launcher().prepare()
 
-    def __call__(self, *tensors: torch.Tensor, out: torch.Tensor | None = None) -> torch.Tensor:
+    def __call__(
+        self, *tensors: torch.Tensor, out: torch.Tensor | None = None, overlap: bool = False
+    ) -> torch.Tensor:
         """
         Launch. Returns `out`, or a new row-major M x N tensor of the program's result type.
 
+        `overlap`: the kernel may start while the one before it on the stream ends, if it is one that waits for that one
+        by itself before it reads or writes memory (`manifest.waits`; kernels for few rows do). No result depends on it.
+
         Raises `InputError` before anything is launched if a tensor does not fit, `DeviceError` without a Hopper GPU.
         """
-        return self.launcher()(tensors, out)
+        return self.launcher()(tensors, out, overlap)

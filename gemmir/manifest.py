@@ -127,6 +127,8 @@ class Manifest:
     groups: int = 1
     split_k: int = 1
     """CTAs that compute a tile together, each a part of K."""
+    waits: bool = False
+    """Whether the kernel itself waits for those before it, so that it may be started while they end."""
 
     @property
     def cluster_ctas(self) -> int:

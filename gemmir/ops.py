@@ -8,10 +8,11 @@ kernel: later calls, with any M, only look it up. On the CPU the reference backe
 from __future__ import annotations
 
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import lru_cache
 from typing import TYPE_CHECKING, Any, TypeAlias
 
+from gemmir.decode import DECODE_ROWS, decode_split_k, fastest_split_k
 from gemmir.errors import InputError
 from gemmir.matmul_rules import blocks
 from gemmir.problem import Grouping
@@ -43,6 +44,9 @@ class Call:
     majors: tuple[str, str]
     result: object
     expected_m: int | None
+    few_rows: bool = False
+    """M is one for which `gemmir.decode.decode_split_k` is meant."""
+    batch_invariant: bool = True
 
 
 def matmul(
@@ -55,6 +59,8 @@ def matmul(
     out: torch.Tensor | None = None,
     out_dtype: torch.dtype | None = None,
     expected_m: int | None = None,
+    batch_invariant: bool = True,
+    overlap: bool = False,
 ) -> torch.Tensor:
     """
     A @ B (+ C), accumulated in float32.
@@ -64,13 +70,21 @@ def matmul(
     `gemmir.problem.Recipe`; 1x128 scales of A lie as `gemmir.align_scales` lays them out). `c`: (M, N).
 
     The result is written to `out` where it is given, else to a new tensor of `out_dtype`: by default bfloat16 for FP8
-    operands, else the operands' type. `expected_m`: the M that the schedule is chosen for; any M is computed.
+    operands, else the operands' type. `expected_m`: the M that the schedule is chosen for; any M is computed. Without
+    it there is a kernel each for M up to 16, 32, 64 and 128, and one for more.
+
+    With few rows K may be summed in parts (`gemmir.decode_split_k`), which decides the bits of a result. By default
+    in as many as N and K ask for: a row has the same bits in every batch of up to 128 rows, and so it has in every
+    larger one. `batch_invariant=False`: in as many as are fastest for this M, or for `expected_m`.
+
+    `overlap`: the kernel may start while the one before it on the stream ends, where it waits for that by itself: those
+    for few rows do. No result depends on it.
 
     Raises `InputError` if a tensor does not fit, `UnsupportedError` if there is no such kernel, `DeviceError` without a
     GPU that it runs on.
     """
     given = {"a": a, "b": b, "scale_a": scale_a, "scale_b": scale_b, "c": c}
-    return _call(Grouping.NONE, given, out, out_dtype, expected_m)
+    return _call(Grouping.NONE, given, out, out_dtype, expected_m, batch_invariant=batch_invariant, overlap=overlap)
 
 
 def grouped_matmul(
@@ -144,22 +158,25 @@ def _call(
     expected_m: int | None,
     *,
     validate: bool = False,
+    batch_invariant: bool = True,
+    overlap: bool = False,
 ) -> torch.Tensor:
     tensors = {name: tensor for name, tensor in given.items() if tensor is not None}
     try:
         facts = tuple([(t.shape, t.stride(), t.dtype, t.device) for t in tensors.values()])
-        key = (grouping, tuple(tensors), facts, out_dtype if out is None else (out_dtype, out.dtype), expected_m)
+        result = out_dtype if out is None else (out_dtype, out.dtype)
+        key = (grouping, tuple(tensors), facts, result, expected_m, batch_invariant)
         compute = _known.get(key)
     except (AttributeError, TypeError):  # something is no tensor, or hides its strides: found below
         key, compute = None, None
     if compute is None:
-        compute = _resolve(grouping, tensors, out, out_dtype, expected_m)
+        compute = _resolve(grouping, tensors, out, out_dtype, expected_m, batch_invariant)
         if len(_known) >= MAX_SHAPES:
             _known.clear()
         _known[key] = compute
     if validate:
         _validate(grouping, tensors)
-    return compute(*tensors.values(), out=out)
+    return compute(*tensors.values(), out=out, overlap=overlap)
 
 
 def _resolve(
@@ -168,6 +185,7 @@ def _resolve(
     out: torch.Tensor | None,
     out_dtype: torch.dtype | None,
     expected_m: int | None,
+    batch_invariant: bool,
 ) -> Compute:
     """What computes a call with such tensors: its kernel, or the reference."""
     for name, tensor in (tensors if out is None else tensors | {"out": out}).items():
@@ -178,7 +196,9 @@ def _resolve(
         _recipe(tensors),
         (_major(tensors["a"], -1, "m"), _major(tensors["b"], -2, "n")),
         _result_type(grouping, tensors["a"], out, out_dtype),
-        expected_m,
+        _expected(grouping, tensors["a"], expected_m),
+        grouping is Grouping.NONE and tensors["a"].dim() == 2 and tensors["a"].shape[0] <= FEW_ROWS[-1],
+        batch_invariant,
     )
     device = tensors["a"].device.type
     if device == "cuda":
@@ -187,6 +207,17 @@ def _resolve(
         return _reference(call)
     rule = "products are computed on CUDA devices, or by the reference on the CPU"
     raise InputError("GMR-I004", f"a: is on {device}", rule=rule, fix="pass tensors on a GPU")
+
+
+FEW_ROWS = (16, 32, 64, DECODE_ROWS)
+"""Without a hint, M up to each of these has a kernel of its own."""
+
+
+def _expected(grouping: Grouping, a: torch.Tensor, hint: int | None) -> int | None:
+    """The M that a schedule is chosen for, of one product without a hint: the least of `FEW_ROWS` that holds it."""
+    if hint is not None or grouping is not Grouping.NONE or a.dim() != 2:
+        return hint
+    return next((rows for rows in FEW_ROWS if a.shape[0] <= rows), None)
 
 
 def _rank(tensor: Any, name: str) -> int:
@@ -265,6 +296,8 @@ def _program(call: Call) -> Program:
         b_major=call.majors[1],
     )
     a, b = inputs["a"], inputs["b"]
+    if (parts := _split_k(call)) > 1:
+        options["split_k"] = parts
     if call.grouping is Grouping.NONE:
         product = program.matmul(a, b, **options)
     elif call.grouping is Grouping.BATCH:
@@ -274,6 +307,27 @@ def _program(call: Call) -> Program:
         product = program.grouped_matmul(a, b, **index, **options)
     program.output(product.cast(call.result))
     return program
+
+
+def _split_k(call: Call) -> int:
+    """Parts of K of a product of few rows: 1 for all others, and where no kernel splits K."""
+    shapes = {name: shape for name, shape, _ in call.tensors}
+    plain = call.majors == ("k", "k") and "c" not in shapes and getattr(call.result, "itemsize", 0) == 2
+    by_column = call.recipe is not None and call.recipe != ("block_wise_1x128", "block_wise_128x128")
+    if not call.few_rows or not plain or by_column or len(shapes["b"]) != 2:
+        return 1
+    depth, columns = shapes["b"]
+    dtype = next(dtype for name, _, dtype in call.tensors if name == "b")
+    assert depth is not None and columns is not None
+    return decode_split_k(columns, depth, dtype) if call.batch_invariant else _fastest_split_k(call)
+
+
+def _fastest_split_k(call: Call) -> int:
+    from gemmir.dialects.gemm import problem_of, the_matmul
+    from gemmir.stream_legality import MAX_PARTS
+
+    whole = _program(replace(call, few_rows=False)).module
+    return fastest_split_k(problem_of(the_matmul(whole)), MAX_PARTS)
 
 
 @lru_cache(MAX_KERNELS)
@@ -291,7 +345,7 @@ def _reference(call: Call) -> Compute:
 
     module = _program(call).module
 
-    def compute(*tensors: torch.Tensor, out: torch.Tensor | None = None) -> torch.Tensor:
+    def compute(*tensors: torch.Tensor, out: torch.Tensor | None = None, overlap: bool = False) -> torch.Tensor:
         import torch
 
         tracked = [name for (name, *_), tensor in zip(call.tensors, tensors, strict=True) if tensor.requires_grad]

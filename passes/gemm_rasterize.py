@@ -17,7 +17,7 @@ from gemmir.decisions import Decision, record
 from gemmir.passes.cost_model import Ordered, best_orders
 from gemmir.passes.l2_model import Grid, grid_of
 from gemmir.passes.schedule_pass import bad_option, need_tile, read_schedule, write_schedule
-from gemmir.schedule import RasterAxis, Schedule
+from gemmir.schedule import Family, RasterAxis, Schedule
 from gemmir.target import SM_90A
 
 
@@ -43,6 +43,12 @@ class GemmRasterizePass(ModulePass):
             write_schedule(matmul, problem, wanted)
             return
         need_tile(self.name, wanted, rule="a tile order needs tiles")
+        if wanted.family is Family.STREAM:
+            order = {"raster_axis": RasterAxis.ALONG_N, "raster_group": 1}
+            write_schedule(matmul, problem, wanted.filled(**order))
+            because = "tiles with the same weights are neighbours: they pass by all of them at the same time"
+            record(Decision(self.name, "raster", "along_n in groups of 1", because))
+            return
         best, *others = best_orders(problem, wanted)
         order = best.order
         write_schedule(matmul, problem, wanted.filled(raster_axis=order.axis, raster_group=order.group))

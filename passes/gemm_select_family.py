@@ -207,7 +207,7 @@ class Choice:
 
 def _choose(problem: GemmProblem, fixed: Schedule) -> Choice:
     """The family whose best tile is predicted to be faster; the one that there is, if only one has any."""
-    if problem.group_rows > FEW_ROWS:
+    if problem.group_rows > FEW_ROWS and problem.numerics.split_k == 1:
         return Choice(Family.TILES, f"more than {FEW_ROWS} rows")
     costs = {family: cost for family in Family if (cost := _best(problem, fixed.filled(family=family))) is not None}
     if not costs:

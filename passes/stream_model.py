@@ -83,4 +83,3 @@ def _gather_clocks(problem: GemmProblem, elements: int, c: StreamConstants) -> f
     if (parts := problem.numerics.split_k) == 1:
         return 0.0
     return c.gather_clocks + (parts - 1) * elements * c.gather_clocks_per_element
-

@@ -15,8 +15,8 @@ from xdsl.dialects.builtin import IntegerAttr
 from xdsl.ir import Operation, SSAValue
 
 from gemmir.backends.cuda.audit_source import EXIT, Call, calls_of
-from gemmir.backends.cuda.sass import count_opcodes
 from gemmir.backends.cuda.printing.loads import EVICT
+from gemmir.backends.cuda.sass import count_opcodes
 from gemmir.dialects import hopper
 from gemmir.dialects.hopper.barriers import TURN_THREADS
 from gemmir.dialects.hopper.base import number
@@ -104,6 +104,7 @@ class _Expected:
             hopper.FenceProxyAsyncOp: lambda op: [("fence.proxy.async.shared::cta", (), "")],
             hopper.GrantOp: self.grant,
             hopper.InitBarriersOp: self.init_barriers,
+            hopper.LaunchDependentsOp: lambda op: [("griddepcontrol.launch_dependents", (), "")],
             hopper.PassTurnOp: lambda op: self.turn(op, "bar.arrive"),
             hopper.PromoteBlockOp: self.promote_block,
             hopper.PromoteColumnsOp: self.promote_columns,
@@ -118,7 +119,9 @@ class _Expected:
             hopper.TakeTurnOp: lambda op: self.turn(op, "bar.sync"),
             hopper.TmaFillOp: self.tma_fill,
             hopper.TmaLoadOp: self.tma_load,
+            hopper.TmaPrefetchOp: lambda op: [("cp.async.bulk.prefetch.tensor.2d.L2.global", (), "")],
             hopper.TmaStoreOp: self.tma_store,
+            hopper.WaitForGridOp: lambda op: [("griddepcontrol.wait", (), "")],
             hopper.WaitOp: self.plain_wait,
             hopper.WgmmaCommitOp: lambda op: [("wgmma.commit_group.sync.aligned", (), "")],
             hopper.WgmmaFenceOp: lambda op: [("wgmma.fence.sync.aligned", (), "")],
@@ -139,6 +142,9 @@ class _Expected:
                 yield from self.ops(op.body.block.ops, (*where, "tiles"))
             elif isinstance(op, hopper.KBlocksOp):
                 yield from self.ops(op.body.block.ops, (*where, _loop(op)))
+            elif isinstance(op, hopper.FirstTileOp):
+                warp = f"warp == {number(self.kernel.threads) // 32 - 1}, first tile"
+                yield from self.ops(op.body.block.ops, (*where, warp))
             elif isinstance(op, hopper.InPartOp):
                 yield from self.ops(op.body.block.ops, (*where, f"rank {'==' if op.others is None else '!='} 0"))
             elif (method := self.methods.get(type(op))) is not None:

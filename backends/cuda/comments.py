@@ -83,6 +83,7 @@ _COMMENTS: dict[type[Operation], Callable[[Any], str]] = {
     hopper.PromoteBlockOp: lambda op: "total = partial * (scale of the weights * scale of each row) + total, in f32.",
     hopper.PromoteColumnsOp: lambda op: "total = partial * (row scale * column scale) + total, in f32.",
     hopper.PromoteOp: lambda op: "total = partial * (row scale * column scale) + total, in f32.",
+    hopper.LaunchDependentsOp: lambda op: "The kernel behind may start: it waits for this one before it reads memory.",
     hopper.ReleaseOp: lambda op: "This warp has read the slot.",
     hopper.RingOp: lambda op: "Shared memory: rings of slots for operands and scales, rows on their way out, barriers.",
     hopper.StageFragmentOp: lambda op: (
@@ -93,6 +94,8 @@ _COMMENTS: dict[type[Operation], Callable[[Any], str]] = {
     hopper.StartScalesOp: lambda op: "Many k-blocks in one load, the next ones ahead: none is waited for.",
     hopper.StoreWaitReadOp: lambda op: "TMA has read the rows: others may be staged.",
     hopper.TmaFillOp: lambda op: "C comes to where the rows of D leave from: to be added to them.",
+    hopper.TmaPrefetchOp: lambda op: "L2 is asked for weights while the kernel before ends.",
+    hopper.WaitForGridOp: lambda op: "Until the kernels before have ended.",
     hopper.WaitOp: _wait,
     hopper.WarpOp: _warp,
     hopper.WarpgroupsOp: _warpgroups,

@@ -41,6 +41,7 @@ def describe(
         grouping="none" if kernel.grouping is None else kernel.grouping.data.value,
         groups=1 if kernel.groups is None else kernel.groups.value.data,
         split_k=kernel.parts,
+        waits=any(isinstance(op, hopper.WaitForGridOp) for op in kernel.body.block.ops),
     )
 
 

@@ -244,3 +244,20 @@ def resident_clusters(handle: Any, threads: int, shared_bytes: int, cluster: int
         f"no cluster of {cluster} CTAs with {shared_bytes} bytes of shared memory fits this device",
         fix="use cluster = 1x1",
     )
+
+
+def launch_overlapping(function: Any, shape: tuple[int, int, int], stream: int, arguments: int) -> None:
+    """
+    Launch a kernel that may start while the one before it on the stream ends, and waits for that one by itself.
+
+    `shape`: CTAs, threads of each and bytes of shared memory.
+    """
+    cuda = bindings()
+    config, attribute = cuda.CUlaunchConfig(), cuda.CUlaunchAttribute()
+    config.gridDimX, config.blockDimX, config.sharedMemBytes = shape
+    config.gridDimY = config.gridDimZ = config.blockDimY = config.blockDimZ = 1
+    config.hStream = stream
+    attribute.id = cuda.CUlaunchAttributeID.CU_LAUNCH_ATTRIBUTE_PROGRAMMATIC_STREAM_SERIALIZATION
+    attribute.value.programmaticStreamSerializationAllowed = 1
+    config.attrs, config.numAttrs = [attribute], 1
+    checked(cuda.cuLaunchKernelEx(config, function, arguments, 0), "cuLaunchKernelEx")

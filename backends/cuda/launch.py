@@ -107,11 +107,13 @@ class Launcher:
         self._plans: dict[object, Plan] = {}
         self._maps: dict[TensorMapFields, Any] = {}
 
-    def __call__(self, tensors: Sequence[torch.Tensor], out: torch.Tensor | None = None) -> torch.Tensor:
+    def __call__(
+        self, tensors: Sequence[torch.Tensor], out: torch.Tensor | None = None, overlap: bool = False
+    ) -> torch.Tensor:
         """
         The product of `tensors` (in the order of `manifest.inputs`), in `out` or in a new tensor.
 
-        Asynchronous, on torch's current stream of the tensors' device. `InputError` if the tensors do not fit (see
+        `overlap`: start while the kernel before on the stream ends, if this one waits for it by itself. Asynchronous, on torch's current stream of the tensors' device. `InputError` if the tensors do not fit (see
         `check_arguments` and `check_output`), `DeviceError` if they cannot be computed on.
         """
         driver.refuse_if_unusable()
@@ -124,7 +126,7 @@ class Launcher:
         else:
             key = _key((out,), ("out",))
             packed = plan.outputs.get(key) or self._pack_output(plan, out, key)
-        self._launch(plan.kernel, plan.grid, packed, _stream(plan.device.index))
+        self._launch(plan.kernel, plan.grid, packed, _stream(plan.device.index), overlap and self.manifest.waits)
         return out
 
     def prepare(self, device: torch.device | str | int | None = None) -> None:
@@ -236,16 +238,18 @@ class Launcher:
                 _remember(self._maps, fields, packed, MAX_PLANS)
         return packed
 
-    def _launch(self, kernel: Kernel, grid: int, packed: Packed, stream: int) -> None:
+    def _launch(self, kernel: Kernel, grid: int, packed: Packed, stream: int, overlap: bool) -> None:
         # A thread that has made no CUDA call yet has no context, and the tensors may be on another device.
         if driver.current_context() != kernel.context:
             with driver.in_context(kernel.context):
-                self._launch_here(kernel, grid, packed, stream)
+                self._launch_here(kernel, grid, packed, stream, overlap)
             return
-        self._launch_here(kernel, grid, packed, stream)
+        self._launch_here(kernel, grid, packed, stream, overlap)
 
-    def _launch_here(self, kernel: Kernel, grid: int, packed: Packed, stream: int) -> None:
+    def _launch_here(self, kernel: Kernel, grid: int, packed: Packed, stream: int, overlap: bool) -> None:
         threads, shared = self.manifest.threads, self.manifest.shared_bytes
+        if overlap:
+            return driver.launch_overlapping(kernel.function, (grid, threads, shared), stream, packed.address)
         launched = driver.bindings().cuLaunchKernel(
             kernel.function, grid, 1, 1, threads, 1, 1, shared, stream, packed.address, 0
         )

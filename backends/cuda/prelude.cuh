@@ -95,6 +95,17 @@ template <int STAGES> struct Cursor {
 //@ prefetch_tensormap: TensorMap
 DEVICE void prefetch_tensormap(const TensorMap& map) { asm volatile("prefetch.tensormap [%0];" ::"l"(&map) : "memory"); }
 
+//@ launch_dependents: types
+DEVICE void launch_dependents() { asm volatile("griddepcontrol.launch_dependents;" ::: "memory"); }
+
+//@ wait_for_grid: types
+DEVICE void wait_for_grid() { asm volatile("griddepcontrol.wait;" ::: "memory"); }
+
+//@ tma_prefetch: TensorMap
+DEVICE void tma_prefetch(const TensorMap& map, int column, int row) {
+    asm volatile("cp.async.bulk.prefetch.tensor.2d.L2.global [%0, {%1, %2}];" ::"l"(&map), "r"(column), "r"(row) : "memory");
+}
+
 //@ tma_load: TensorMap
 DEVICE void tma_load(u32 dst, const TensorMap& map, int column, int row, u32 bar) {
     asm volatile(

@@ -129,6 +129,7 @@ class _Printer(PrintsStorage, PrintsBarriers, PrintsLoads, PrintsArithmetic, Pri
             hopper.FenceProxyAsyncOp: lambda op: self.call("fence_proxy_async"),
             hopper.FetchScalesOp: self.fetch_scales,
             hopper.FirstBlockOp: self.first_block,
+            hopper.FirstTileOp: self.first_tile,
             hopper.FragmentOp: self.fragment,
             hopper.GrantOp: self.grant,
             hopper.GroupBlockOp: self.group_block,
@@ -136,6 +137,7 @@ class _Printer(PrintsStorage, PrintsBarriers, PrintsLoads, PrintsArithmetic, Pri
             hopper.InPartOp: self.in_part,
             hopper.InitBarriersOp: self.init_barriers,
             hopper.KBlocksOp: self.k_blocks,
+            hopper.LaunchDependentsOp: lambda op: self.call("launch_dependents"),
             hopper.LoadScalesOp: self.load_scales,
             hopper.MoveScalesOp: lambda op: self.out.line(f"{self.out[op.target]} = {self.out[op.source]};"),
             hopper.NextOp: self.next,
@@ -164,8 +166,10 @@ class _Printer(PrintsStorage, PrintsBarriers, PrintsLoads, PrintsArithmetic, Pri
             hopper.TilesOp: self.tiles,
             hopper.TmaFillOp: self.tma_fill,
             hopper.TmaLoadOp: self.tma_load,
+            hopper.TmaPrefetchOp: self.tma_prefetch,
             hopper.TmaStoreOp: self.tma_store,
             hopper.WaitOp: self.wait,
+            hopper.WaitForGridOp: lambda op: self.call("wait_for_grid"),
             hopper.WarpOp: self.warp,
             hopper.WgmmaCommitOp: lambda op: self.call("wgmma_commit"),
             hopper.WgmmaFenceOp: lambda op: self.call("wgmma_fence"),
@@ -336,17 +340,30 @@ class _Printer(PrintsStorage, PrintsBarriers, PrintsLoads, PrintsArithmetic, Pri
     def tiles(self, op: hopper.TilesOp) -> None:
         if op.count is not None:
             return self.group_tiles(op, op.count)
+        with self.out.block(f"for ({self.tiles_type(op)} tiles({self.m()}); !tiles.done(); tiles.next())"):
+            self.tile_origin(op)
+            self.block(op.body.block)
+
+    def first_tile(self, op: hopper.FirstTileOp) -> None:
+        last_warp = number(self.kernel.threads) // 32 - 1
+        condition = f"{self.tiles_type(op)} tiles({self.m()}); warp == {last_warp} && lane == 0 && !tiles.done()"
+        with self.out.block(f"if ({condition})"):
+            self.tile_origin(op)
+            self.block(op.body.block)
+
+    def tiles_type(self, op: hopper.TilesOp | hopper.FirstTileOp) -> str:
         tile, (cluster_m, cluster_n) = self.kernel.tile, self.cluster
         along_m = "true" if op.raster.data is RasterName.ALONG_M else "false"
         arguments = f"{tile.m.data}, {tile.n.data}, {cluster_m}, {cluster_n}, N, {number(op.group)}, {along_m}"
         arguments += f", {self.kernel.parts}" if self.kernel.parts > 1 else ""
-        rank = "rank" if cluster_m * cluster_n > 1 else "0"
-        with self.out.block(f"for ({self.need('Tiles')}<{arguments}> tiles({self.m()}); !tiles.done(); tiles.next())"):
-            row, column = (self.out.name(a) for a in op.body.block.args)
-            if any(True for a in op.body.block.args for _ in a.uses):
-                self.out.line(f"int {row}, {column};")
-                self.out.line(f"tiles.origin({rank}, {row}, {column});")
-            self.block(op.body.block)
+        return f"{self.need('Tiles')}<{arguments}>"
+
+    def tile_origin(self, op: hopper.TilesOp | hopper.FirstTileOp) -> None:
+        row, column = (self.out.name(a) for a in op.body.block.args)
+        rank = "rank" if self.cluster[0] * self.cluster[1] > 1 else "0"
+        if any(True for a in op.body.block.args for _ in a.uses):
+            self.out.line(f"int {row}, {column};")
+            self.out.line(f"tiles.origin({rank}, {row}, {column});")
 
     def in_part(self, op: hopper.InPartOp) -> None:
         with self.out.block(f"if (rank {'==' if op.others is None else '!='} 0)"):

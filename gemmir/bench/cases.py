@@ -39,6 +39,15 @@ DENSE: tuple[Shape, ...] = (
     (8192, 8192, 8192),
 )
 
+DECODE: tuple[Shape, ...] = (
+    (1, 7168, 2048),
+    (1, 4096, 7168),
+    (8, 4096, 7168),
+    (16, 7168, 16384),
+    (32, 2112, 7168),
+    *((m, n, k) for m in (64, 128) for n, k in LAYERS),
+)
+
 DRAWN = 30
 SEED = 20261125
 LARGEST_SIZE = 2**31 - 1
@@ -140,6 +149,7 @@ def drawn() -> tuple[Shape, ...]:
 
 SETS: dict[str, tuple[Shape, ...]] = {
     "dense": DENSE,
+    "decode": DECODE,
     "small": layers(1, 64, 128),
     "layers": layers(1, 64, 128, 512, 4096),
     "random": drawn(),

@@ -26,6 +26,7 @@ from gemmir.bench.peers import PEERS
 from gemmir.bench.timing import LAUNCHES, REST_SECONDS
 from gemmir.cli.compile import positive
 from gemmir.cli.diagnostics import UsageError, say
+from gemmir.decode import DECODE_ROWS, decode_split_k
 from gemmir.errors import InputError
 
 if TYPE_CHECKING:
@@ -91,7 +92,8 @@ def configure(parser: argparse.ArgumentParser) -> None:
     what = "; ".join(f"{peer.name}: {peer.what}" for peer in PEERS.values())
     add("--peers", type=peers_of, default=tuple(PEERS), metavar="NAME[,NAME]", help=f"none, or {what} (default: all)")
     add("--schedule", default="", metavar="FIELDS", help="fix a part of it: 'block = 128x256x128, stages = 3'")
-    add("--split-k", type=positive, default=1, metavar="N", help="parts of K, summed by a CTA each (default: 1)")
+    rule = f"as many as gemmir.matmul takes up to M = {DECODE_ROWS}, then 1"
+    add("--split-k", type=positive, metavar="N", help=f"parts of K, summed by a CTA each (default: {rule})")
     add("-p", "--pipeline", metavar="PASSES", help="passes instead of the usual ones: a,b{option=1}")
     add("--launches", type=positive, default=LAUNCHES, metavar="N", help=f"of a series (default: {LAUNCHES})")
     add("--repeat", type=positive, default=1, metavar="N", help="series of each kernel, in turn with its peers")
@@ -147,8 +149,16 @@ def cases_of(args: argparse.Namespace) -> list[AnyCase]:
     grouped = grouped_cases(args, [found for found in given if len(found) == 4])
     shapes = shapes if shapes or grouped else list(SETS["dense"])
     dtypes = dict.fromkeys(args.dtype or DENSE_DTYPES)
-    dense = [Case(dtype, *found, args.split_k) for dtype in dtypes for found in dict.fromkeys(shapes)]
+    dense = [Case(dtype, *found, parts_of(args, dtype, found)) for dtype in dtypes for found in dict.fromkeys(shapes)]
     return [*dense, *grouped]
+
+
+def parts_of(args: argparse.Namespace, dtype: str, shape: Shape) -> int:
+    """Parts of K: as many as were asked for, or as `gemmir.matmul` takes."""
+    m, n, k = shape
+    if args.split_k is not None:
+        return args.split_k
+    return decode_split_k(n, k, dtype) if m <= DECODE_ROWS else 1
 
 
 def grouped_cases(args: argparse.Namespace, given: list[GroupedShape]) -> list[GroupedCase]:
@@ -212,7 +222,7 @@ def compiled(case: AnyCase, args: argparse.Namespace) -> CompiledKernel:
     from gemmir.compiler import compile
 
     if isinstance(case, GroupedCase):
-        program = case.program(schedule_from(args.schedule, case), args.split_k)
+        program = case.program(schedule_from(args.schedule, case), args.split_k or 1)
         return compile(program, pipeline=args.pipeline)
     text = program_text(case.n, case.k, case.dtype, args.schedule, case.split_k)
     return compile(text, pipeline=args.pipeline, m=case.m)

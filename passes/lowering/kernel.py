@@ -445,6 +445,7 @@ def build_kernel(plan: Plan, op: ProductOp, name: str) -> hopper.KernelOp:
     from gemmir.passes.lowering.math_promoted import math_promoted
     from gemmir.passes.lowering.math_stream import math_stream
     from gemmir.passes.lowering.producer import producer
+    from gemmir.passes.lowering.overlap import overlap
     from gemmir.passes.lowering.scales import scales_of_tiles
     from gemmir.passes.lowering.store import store
     from gemmir.passes.lowering.tiles import count_tiles
@@ -455,8 +456,12 @@ def build_kernel(plan: Plan, op: ProductOp, name: str) -> hopper.KernelOp:
         argument.name_hint = hint
     parameters, emit = _read_parameters(block), Emitter(block)
     storage = allocate(emit, plan)
+    if plan.swapped:
+        emit.op(hopper.LaunchDependentsOp)
     emit.op(hopper.PrefetchMapsOp, parameters.loads)
     emit.op(hopper.InitBarriersOp, storage.barriers)
+    if plan.swapped:
+        overlap(emit, plan, parameters)
     storage = replace(storage, tile_count=count_tiles(emit, plan, parameters))
     shares_loads = plan.cluster_m * plan.cluster_n > 1
     emit.op(hopper.ClusterSyncOp if shares_loads or plan.parts > 1 else hopper.CtaSyncOp)

@@ -64,9 +64,7 @@ class _Chunks:
         emit.op(hopper.WgmmaWaitOp, [partial], pending=pending)
         emit.op(hopper.ReleaseOp, storage.empty, self.at, [], peers=self.plan.peers)
         rings = storage.scale_b, storage.scale_a
-        emit.op(
-            hopper.PromoteBlockOp, partial, self.total, *rings, self.scales, first, self.group, ahead=block
-        )
+        emit.op(hopper.PromoteBlockOp, partial, self.total, *rings, self.scales, first, self.group, ahead=block)
         emit.op(hopper.AdvanceOp, self.at)
 
 

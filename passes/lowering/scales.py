@@ -38,4 +38,3 @@ def scales_of_tiles(emit: Emitter, plan: Plan, parameters: Parameters, storage: 
         each.op(hopper.SyncWarpOp)
         each.op(hopper.ExpectOp, storage.scaled, at, [], bytes=plan.layout.scale_a_bytes)
         each.op(hopper.AdvanceOp, at)
-

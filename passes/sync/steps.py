@@ -466,9 +466,11 @@ SILENT = (
     hopper.CountTilesOp,
     hopper.FetchScalesOp,
     hopper.FirstBlockOp,
+    hopper.FirstTileOp,
     hopper.FragmentOp,
     hopper.GroupBlockOp,
     hopper.GroupPointerOp,
+    hopper.LaunchDependentsOp,
     hopper.MoveScalesOp,
     hopper.NextScalesOp,
     hopper.PartBlockOp,
@@ -478,5 +480,6 @@ SILENT = (
     hopper.SetMaxRegistersOp,
     hopper.StagingOp,
     hopper.StartScalesOp,
+    hopper.WaitForGridOp,
 )
 """Ops that order nothing and touch no shared memory."""

@@ -8,7 +8,6 @@ from gemmir.dialects.hopper.base import number
 from gemmir.dialects.hopper.types import AxisName, EvictName
 from gemmir.errors import UnsupportedError
 
-
 EVICT = {EvictName.FIRST: "EVICT_FIRST", EvictName.LAST: "EVICT_LAST"}
 
 
@@ -55,6 +54,10 @@ class PrintsLoads(Printing):
         else:
             column = f"{column} + {part} * {boxes * box.dims[1]}"
         self.call("tma_load_multicast", destination, map_, column, row, full, mask)
+
+    def tma_prefetch(self, op: hopper.TmaPrefetchOp) -> None:
+        row, column = scaled(self.out[op.row], number(op.row_step)), scaled(self.out[op.column], number(op.column_step))
+        self.call("tma_prefetch", self.out[op.map], column, row)
 
     def group_block(self, op: hopper.GroupBlockOp) -> None:
         self.out.line(f"const int {self.out.name(op.result)} = {self.out[op.first]} + {self.out[op.k]};")

@@ -50,6 +50,7 @@ from gemmir.dialects.hopper.control import (
     WarpgroupsOp,
     WarpOp,
 )
+from gemmir.dialects.hopper.grid import FirstTileOp, LaunchDependentsOp, TmaPrefetchOp, WaitForGridOp
 from gemmir.dialects.hopper.loads import (
     CopyScalesOp,
     FetchScalesOp,
@@ -116,6 +117,7 @@ Hopper = Dialect(
         FenceProxyAsyncOp,
         FetchScalesOp,
         FirstBlockOp,
+        FirstTileOp,
         FragmentOp,
         GrantOp,
         GroupBlockOp,
@@ -124,6 +126,7 @@ Hopper = Dialect(
         InitBarriersOp,
         KBlocksOp,
         KernelOp,
+        LaunchDependentsOp,
         LoadScalesOp,
         MoveScalesOp,
         NextOp,
@@ -152,7 +155,9 @@ Hopper = Dialect(
         TilesOp,
         TmaFillOp,
         TmaLoadOp,
+        TmaPrefetchOp,
         TmaStoreOp,
+        WaitForGridOp,
         WaitOp,
         WarpOp,
         WarpgroupsOp,

@@ -56,7 +56,9 @@ def test_parts_of_k_are_added_in_order(schedule: str, parts: int, k: int) -> Non
 @pytest.mark.parametrize(
     "schedule", [HALF_SCHEDULES[0], "block = 56x128x64, warpgroups = 2 along n, chunk = 1, stages = 3"]
 )
-@pytest.mark.parametrize(("dtype", "parts", "k"), [("bf16", 2, 128), ("f16", 2, 200), ("bf16", 3, 320), ("f16", 3, 576)])
+@pytest.mark.parametrize(
+    ("dtype", "parts", "k"), [("bf16", 2, 128), ("f16", 2, 200), ("bf16", 3, 320), ("f16", 3, 576)]
+)
 def test_parts_of_k_of_16_bit_types_are_added_in_order(schedule: str, dtype: str, parts: int, k: int) -> None:
     text = split(program(dtype, 200, k, f"{FIXED}, {schedule}"), parts)
     check_bits(simulated(text, seed=k), text, 70)
