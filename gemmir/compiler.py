@@ -158,6 +158,20 @@ def cost_terms(lowered: Lowered) -> tuple[Terms, ...]:
     return compared(problem_of(matmul), schedule_of(matmul))
 
 
+def fastest_split_k(source: Source, m: int | None = None) -> int:
+    """
+    In how many parts K is summed fastest, by the cost model, for M = `m`, or for what the program expects.
+
+    `Program.matmul(split_k=...)` takes it; results then depend on M, if only in their last bits.
+    """
+    from gemmir.dialects.gemm import problem_of, the_matmul
+    from gemmir.passes.split_choice import fastest_split_k as fastest
+
+    module = module_of(source)
+    _expect(module, m)
+    return fastest(problem_of(the_matmul(module)))
+
+
 def module_of(source: Source) -> ModuleOp:
     """A verified module of one's own: what is done to it does not show in `source`."""
     from xdsl.dialects.builtin import ModuleOp

@@ -7,11 +7,7 @@ batch of up to `DECODE_ROWS` rows.
 
 from __future__ import annotations
 
-from contextlib import suppress
-from dataclasses import replace
-
 from gemmir.expression import find_dtype
-from gemmir.problem import GemmProblem
 from gemmir.target import SM_90A
 
 DECODE_ROWS = 128
@@ -31,27 +27,10 @@ def decode_split_k(n: int, k: int, dtype: object = "f8E4M3FN") -> int:
     columns = -(-n // SM_90A.wgmma_m)
     blocks = -(-k * find_dtype(dtype, "dtype").bytes // 128)
     fits = 3 if 6 * columns <= SM_90A.sms else 2 if 2 * columns <= SM_90A.sms else 1
-    return max(parts for parts in range(1, fits + 1) if parts == 1 or _worth(blocks, parts))
+    return max(parts for parts in range(1, fits + 1) if parts == 1 or is_worth(blocks, parts))
 
 
-def _worth(blocks: int, parts: int) -> bool:
+def is_worth(blocks: int, parts: int) -> bool:
     """Whether every part has k-blocks enough; the last one may have fewer than the others."""
     each = -(-blocks // parts)
     return blocks - (parts - 1) * each >= LEAST_PART_BLOCKS
-
-
-def fastest_split_k(problem: GemmProblem, most: int) -> int:
-    """The parts of K, of 1 to `most`, with which a product takes least time by the cost model, for its own M."""
-    from gemmir.errors import ScheduleError
-    from gemmir.passes.stream_search import search_family
-    from gemmir.schedule import Family, Schedule
-
-    def seconds(parts: int) -> float:
-        split, found = replace(problem, numerics=replace(problem.numerics, split_k=parts)), float("inf")
-        for family in Family:
-            with suppress(ScheduleError):
-                found = min(found, search_family(split, Schedule(family=family)).best.cost.seconds)
-        return found
-
-    blocks = problem.k_blocks
-    return min((p for p in range(1, most + 1) if p == 1 or _worth(blocks, p)), key=lambda p: (seconds(p), p))

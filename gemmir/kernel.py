@@ -72,9 +72,7 @@ class CompiledKernel:
         """Load the kernel on the current device, so that later calls only launch (needed before graph capture)."""
         self.launcher().prepare()
 
-    def __call__(
-        self, *tensors: torch.Tensor, out: torch.Tensor | None = None, overlap: bool = False
-    ) -> torch.Tensor:
+    def __call__(self, *tensors: torch.Tensor, out: torch.Tensor | None = None, overlap: bool = False) -> torch.Tensor:
         """
         Launch. Returns `out`, or a new row-major M x N tensor of the program's result type.
 

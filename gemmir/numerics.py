@@ -4,9 +4,9 @@ What decides the bits of a result, and nothing else does.
 A WGMMA sums 32 bytes of K in one step whose order does not matter; instructions follow one another in ascending K.
 With `promote_every` set, each such stretch of K starts from zero in the tensor core and is then added to the result on
 the CUDA cores as `fma(partial, scale_a * scale_b, total)`, with every operation rounded to nearest even in float32.
-With `split_k` K falls into parts of equally many k-blocks (128 bytes of K; as if it went on with zeros), each summed so
-from zero; the float32 sums of the parts are then added in ascending order. Tile sizes, stages, clusters, raster and the number of warpgroups never
-change a bit.
+With `split_k` K falls into parts of equally many k-blocks (128 bytes of K; as if it went on with zeros), each summed
+so from zero; the float32 sums of the parts are then added in ascending order. Tile sizes, stages, clusters, raster
+and the number of warpgroups never change a bit.
 """
 
 from __future__ import annotations

@@ -12,7 +12,7 @@ from dataclasses import dataclass, replace
 from functools import lru_cache
 from typing import TYPE_CHECKING, Any, TypeAlias
 
-from gemmir.decode import DECODE_ROWS, decode_split_k, fastest_split_k
+from gemmir.decode import DECODE_ROWS, decode_split_k
 from gemmir.errors import InputError
 from gemmir.matmul_rules import blocks
 from gemmir.problem import Grouping
@@ -323,11 +323,9 @@ def _split_k(call: Call) -> int:
 
 
 def _fastest_split_k(call: Call) -> int:
-    from gemmir.dialects.gemm import problem_of, the_matmul
-    from gemmir.stream_legality import MAX_PARTS
+    from gemmir.compiler import fastest_split_k
 
-    whole = _program(replace(call, few_rows=False)).module
-    return fastest_split_k(problem_of(the_matmul(whole)), MAX_PARTS)
+    return fastest_split_k(_program(replace(call, few_rows=False)))
 
 
 @lru_cache(MAX_KERNELS)

@@ -448,4 +448,4 @@ def _accumulate_part(
         block = first // SCALE_BLOCK
         scale = one if scales is None else multiply(scales[0][:, block, None], scales[1][block, None, :])
         total = fma(partial, scale, total)
-    return total if problem.fills(part) else add(total, np.float32([[0.0]]))  # k-blocks of zeros: -0 becomes 0
+    return total if problem.fills(part) else add(total, np.zeros_like(total))  # k-blocks of zeros: -0 becomes 0

@@ -18,7 +18,8 @@ from gemmir.dialects.gemm import problem_of, schedule_of, the_matmul
 from gemmir.dialects.hopper import KernelOp
 from gemmir.errors import ScheduleError
 from gemmir.legality import check_schedule
-from gemmir.passes.lowering.kernel import Plan, build_kernel
+from gemmir.passes.lowering.kernel import build_kernel
+from gemmir.passes.lowering.plan import Plan
 
 
 @dataclass(frozen=True)

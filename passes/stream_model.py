@@ -42,7 +42,7 @@ STREAM = StreamConstants()
 
 @dataclass(frozen=True, slots=True)
 class StreamClocks:
-    """Clocks of one k-block of a tile: `tensor`, with the warpgroups' chains `math`, `loads`; and of a `tile` beside."""
+    """Clocks of a k-block: `tensor`, with the warpgroups' chains `math`, `loads`; and of a `tile` beside them."""
 
     tensor: float
     math: float

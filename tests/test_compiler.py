@@ -66,7 +66,8 @@ def test_lowering_stops_where_it_is_told(until: str, levels: list[str]) -> None:
 
 def test_the_schedule_is_chosen_for_the_expected_m() -> None:
     small, large = (lower(TEXT, m=m, until="schedule").schedule for m in (16, 8192))
-    assert "block = 64x" in small
+    assert "family = stream" in small
+    assert "family = tiles" in large
     assert small != large
 
 

@@ -113,7 +113,9 @@ class Launcher:
         """
         The product of `tensors` (in the order of `manifest.inputs`), in `out` or in a new tensor.
 
-        `overlap`: start while the kernel before on the stream ends, if this one waits for it by itself. Asynchronous, on torch's current stream of the tensors' device. `InputError` if the tensors do not fit (see
+        `overlap`: start while the kernel before on the stream ends, if this one waits for it by itself.
+
+        Asynchronous, on torch's current stream of the tensors' device. `InputError` if the tensors do not fit (see
         `check_arguments` and `check_output`), `DeviceError` if they cannot be computed on.
         """
         driver.refuse_if_unusable()

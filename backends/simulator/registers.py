@@ -146,8 +146,8 @@ def transposed_offsets(columns: int, rows: int, element_bytes: int, first_column
     columns are its `rows`: by `stmatrix.trans`, (128, rows / 2).
 
     Lane l of a warp gives the address of row l % 8 of matrix l / 8, the even matrices with the warp's first 8 columns;
-    each pair of matrices goes 8 rows further. Elements 2t and 2t + 1 of registers 2j, 2j + 1 of lane 4r + t are those of
-    rows 2t, 2t + 1 and column r of matrix j.
+    each pair of matrices goes 8 rows further. Elements 2t and 2t + 1 of registers 2j, 2j + 1 of lane 4r + t are those
+    of rows 2t, 2t + 1 and column r of matrix j.
     """
     thread = np.arange(THREADS, dtype=np.int64)[:, None]
     register = np.arange(rows // 2, dtype=np.int64)

@@ -14,7 +14,8 @@ from xdsl.ir import SSAValue
 
 from gemmir.dialects import hopper
 from gemmir.passes.lowering.emitter import Emitter
-from gemmir.passes.lowering.kernel import Plan, Storage
+from gemmir.passes.lowering.plan import Plan
+from gemmir.passes.lowering.storage import Storage
 
 
 def exchange_cursor(emit: Emitter, plan: Plan, name: str) -> SSAValue | None:

@@ -6,7 +6,9 @@ from xdsl.ir import SSAValue
 
 from gemmir.dialects import hopper
 from gemmir.passes.lowering.emitter import Emitter
-from gemmir.passes.lowering.kernel import Parameters, Plan, Storage
+from gemmir.passes.lowering.parameters import Parameters
+from gemmir.passes.lowering.plan import Plan
+from gemmir.passes.lowering.storage import Storage
 from gemmir.passes.lowering.tiles import Tile, own_matrix
 
 

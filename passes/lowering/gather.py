@@ -2,9 +2,9 @@
 One CTA of a cluster gathers the sums of the others, which sum a part of K each, and finishes the tile.
 
 It has a slot for each of them. Its producer grants a slot to the CTA that fills it, whose math warpgroups send their
-sums as soon as they are final; those of the first part add them in the order of K. Signals between the CTAs are releases
-to the cluster and are acquired as such. All of them are waited for before a CTA ends, so that it need not meet the
-others then.
+sums as soon as they are final; those of the first part add them in the order of K. Signals between the CTAs are
+releases to the cluster and are acquired as such. All of them are waited for before a CTA ends, so that it need not meet
+the others then.
 """
 
 from __future__ import annotations
@@ -17,7 +17,8 @@ from xdsl.ir import SSAValue
 
 from gemmir.dialects import hopper
 from gemmir.passes.lowering.emitter import Emitter
-from gemmir.passes.lowering.kernel import Plan, Storage
+from gemmir.passes.lowering.plan import Plan
+from gemmir.passes.lowering.storage import Storage
 
 
 @dataclass(frozen=True)

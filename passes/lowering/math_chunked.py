@@ -15,9 +15,10 @@ from xdsl.ir import SSAValue
 
 from gemmir.dialects import hopper
 from gemmir.passes.lowering.emitter import Emitter
-from gemmir.passes.lowering.kernel import Plan, Storage
 from gemmir.passes.lowering.math_slots import finish_wave, let_go_of_scales, multiply, read_scales
 from gemmir.passes.lowering.math_staging import stage_slice
+from gemmir.passes.lowering.plan import Plan
+from gemmir.passes.lowering.storage import Storage
 from gemmir.passes.lowering.tiles import each_block, each_tile
 from gemmir.target import SM_90A
 

@@ -15,9 +15,10 @@ from gemmir.dialects import hopper
 from gemmir.passes.lowering.emitter import Emitter
 from gemmir.passes.lowering.exchange import add_sums, exchange_cursor, send_sums
 from gemmir.passes.lowering.gather import finishing, gathering
-from gemmir.passes.lowering.kernel import Plan, Storage
 from gemmir.passes.lowering.math_slots import multiply
 from gemmir.passes.lowering.math_staging import stage_slice
+from gemmir.passes.lowering.plan import Plan
+from gemmir.passes.lowering.storage import Storage
 from gemmir.passes.lowering.tiles import each_block, each_tile, has_blocks
 from gemmir.target import SM_90A
 

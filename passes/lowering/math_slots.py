@@ -6,7 +6,8 @@ from xdsl.ir import SSAValue
 
 from gemmir.dialects import hopper
 from gemmir.passes.lowering.emitter import Emitter
-from gemmir.passes.lowering.kernel import Plan, Storage
+from gemmir.passes.lowering.plan import Plan
+from gemmir.passes.lowering.storage import Storage
 from gemmir.target import SM_90A
 
 

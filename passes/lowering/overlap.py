@@ -4,7 +4,8 @@ from __future__ import annotations
 
 from gemmir.dialects import hopper
 from gemmir.passes.lowering.emitter import INDEX, Emitter
-from gemmir.passes.lowering.kernel import Parameters, Plan
+from gemmir.passes.lowering.parameters import Parameters
+from gemmir.passes.lowering.plan import Plan
 from gemmir.tile import PREFETCHED_BYTES
 
 

@@ -14,7 +14,9 @@ from gemmir.layouts import PANEL
 from gemmir.passes.lowering.emitter import INDEX, Emitter
 from gemmir.passes.lowering.exchange import exchange_cursor, grant_slots
 from gemmir.passes.lowering.gather import grant_all, granting
-from gemmir.passes.lowering.kernel import Parameters, Plan, Storage
+from gemmir.passes.lowering.parameters import Parameters
+from gemmir.passes.lowering.plan import Plan
+from gemmir.passes.lowering.storage import Storage
 from gemmir.passes.lowering.tiles import Tile, each_block, each_tile, own_matrix
 from gemmir.target import WARP_LANES
 

@@ -4,13 +4,15 @@ from __future__ import annotations
 
 from gemmir.dialects import hopper
 from gemmir.passes.lowering.emitter import INDEX, Emitter
-from gemmir.passes.lowering.kernel import Parameters, Plan, Storage
+from gemmir.passes.lowering.parameters import Parameters
+from gemmir.passes.lowering.plan import Plan
 from gemmir.passes.lowering.producer import evict, weight_scales_of
+from gemmir.passes.lowering.storage import Storage
 from gemmir.passes.lowering.tiles import each_tile, own_matrix
 
 
 def scales_of_tiles(emit: Emitter, plan: Plan, parameters: Parameters, storage: Storage) -> None:
-    """For each tile: wait for a free slot, load the scales of rows by TMA, copy those of weights, say what is coming."""
+    """For each tile: wait for a slot, load the scales of rows by TMA, copy those of weights, say what is coming."""
     assert storage.scale_a is not None and storage.scale_b is not None and parameters.map_scale_a is not None
     assert storage.scaled is not None and storage.unscaled is not None
     at = emit.value(hopper.CursorOp, hopper.CursorType(plan.layout.scale_tiles), "at")

@@ -17,7 +17,9 @@ from gemmir.dialects import hopper
 from gemmir.passes.lowering.emitter import INDEX, Emitter
 from gemmir.passes.lowering.fill import fill_slice
 from gemmir.passes.lowering.gather import by_who_finishes
-from gemmir.passes.lowering.kernel import Parameters, Plan, Storage
+from gemmir.passes.lowering.parameters import Parameters
+from gemmir.passes.lowering.plan import Plan
+from gemmir.passes.lowering.storage import Storage
 from gemmir.passes.lowering.tiles import Tile, each_tile, own_matrix
 
 

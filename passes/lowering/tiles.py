@@ -11,7 +11,9 @@ from xdsl.ir import SSAValue
 from gemmir.dialects import hopper
 from gemmir.dialects.hopper.control import ROWS_OF_GROUP, TILE_ARGUMENTS
 from gemmir.passes.lowering.emitter import INDEX, Emitter
-from gemmir.passes.lowering.kernel import Parameters, Plan, Storage
+from gemmir.passes.lowering.parameters import Parameters
+from gemmir.passes.lowering.plan import Plan
+from gemmir.passes.lowering.storage import Storage
 from gemmir.problem import Grouping
 
 

@@ -70,7 +70,7 @@ def program(kernel: hopper.KernelOp, split_warps: bool = False) -> Program:
     storage, memory = Storage(kernel), MemoryMap()
     ranks = kernel.cluster_ctas
     rings = [op.result.type for op in kernel.body.block.ops if isinstance(op, hopper.RingOp)]
-    stages = rings[0].stages if rings else 1
+    stages = max((ring.stages for ring in rings), default=1)
     loops = [op for op in kernel.walk() if isinstance(op, hopper.KBlocksOp)]
     k_blocks = max((op.end(ANY_K_BLOCKS) for op in loops), default=1)
     made = Program(kernel, stages, k_blocks, lcm(*(op.blocks for op in loops)), memory)

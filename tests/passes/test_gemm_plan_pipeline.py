@@ -209,7 +209,7 @@ def test_what_fits_is_what_is_legal(data: st.DataObject):
 
 @pytest.mark.parametrize(
     ("text", "waves", "batch"),
-    [(fp8_text("?", 7168, 2048), 2, 1), (plain_text("?", 4096, 7168), 1, 1), (fp8_text(1, 8, 16), 1, 16)],
+    [(fp8_text("?", 7168, 2048), 2, 1), (plain_text("?", 4096, 7168), 1, 1), (fp8_text(8, 8, 16, d="f32"), 1, 16)],
     ids=["two waves", "in place", "one wave"],
 )
 def test_the_five_passes_complete_a_schedule_and_then_rest(text: str, waves: int, batch: int):

@@ -39,7 +39,7 @@ func.func @layer(%x: tensor<?x64xbf16>, %w: tensor<64x64xbf16>, %c: tensor<?x64x
         fp8_text(4096, 7168, 2048, d="f16"),
         fp8_text("?", 7168, 2048, a="f8E5M2"),
         fp8_text("?", 8, 16),
-        fp8_text(1, 24, 1168),
+        fp8_text(257, 24, 1168),
         fp8_text("?", 64, 0),
         plain_text("?", 7168, 2048),
         plain_text("?", 7168, 2048, a="f16", d="bf16"),
@@ -58,6 +58,28 @@ def test_takes_fp8_block_wise_and_16_bit_products(text: str):
     _, schedule, decisions = run(text, NAME)
     assert schedule.family is Family.TILES
     assert [(d.by, d.subject, d.choice) for d in decisions] == [(NAME, "family", "tiles")]
+
+
+@pytest.mark.parametrize("m", [1, 8, 64, 128])
+@pytest.mark.parametrize("form", ["fp8", "half"])
+def test_few_rows_stream(m: int, form: str) -> None:
+    """By the cost model, which names what the best tile of the other family would take."""
+    text = fp8_text(m, 4096, 7168) if form == "fp8" else plain_text(m, 4096, 7168)
+    _, schedule, (decision,) = run(text, NAME)
+    assert schedule.family is Family.STREAM
+    assert "us predicted for its best tile" in decision.because
+    assert decision.instead.startswith("tiles at ")
+
+
+@pytest.mark.parametrize("text", [plain_text(8, 256, 256, d="f32"), plain_text(8, 64, 64, "layout <b = n>")])
+def test_forms_that_do_not_stream(text: str) -> None:
+    assert run(text, NAME)[1].family is Family.TILES
+
+
+def test_more_rows_are_not_even_considered_for_streams() -> None:
+    _, schedule, (decision,) = run(fp8_text(257, 4096, 7168), NAME)
+    assert schedule.family is Family.TILES
+    assert "more than 256 rows" in decision.because
 
 
 ROW = "tensor<?x1xf32>", "tensor<1x256xf32>"
@@ -133,9 +155,10 @@ def test_a_family_in_the_schedule_is_kept():
 
 
 def test_unknown_families_are_refused():
-    with pytest.raises(InputError, match="GMR-I009: gemm-select-family: family=stream") as caught:
-        run(fp8_text("?", 256, 256), NAME + "{family=stream}")
-    assert caught.value.rule == "one of tiles"
+    with pytest.raises(InputError, match="GMR-I009: gemm-select-family: family=streams") as caught:
+        run(fp8_text("?", 256, 256), NAME + "{family=streams}")
+    assert caught.value.rule == "one of tiles, stream"
+    assert run(fp8_text("?", 256, 256), NAME + "{family=stream}")[1].family is Family.STREAM
     assert run(fp8_text("?", 256, 256), NAME + "{family=tiles}")[1].family is Family.TILES
 
 

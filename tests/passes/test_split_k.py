@@ -97,9 +97,8 @@ def test_without_parts_nothing_changes():
 @pytest.mark.parametrize(
     ("text", "what", "fix"),
     [
-        (fp8_text("?", 64, 384, "numerics <split_k = 2>"), "split_k = 2 of 3 k-blocks (K = 384)", "pad K to 512"),
-        (fp8_text("?", 64, 400, "numerics <split_k = 3>"), "split_k = 3", "use split_k = 2"),
-        (plain_text("?", 64, 320, "numerics <split_k = 2>"), "split_k = 2 of 5 k-blocks (K = 320)", "pad K to 384"),
+        (fp8_text("?", 64, 512, "numerics <split_k = 4>"), "split_k = 4", "use split_k = 3"),
+        (plain_text("?", 64, 320, "numerics <split_k = 5>"), "split_k = 5", "use split_k = 3"),
     ],
 )
 def test_parts_that_no_kernel_sums(text: str, what: str, fix: str):
@@ -107,6 +106,17 @@ def test_parts_that_no_kernel_sums(text: str, what: str, fix: str):
         run(text, "gemm-select-family")
     assert what in caught.value.what
     assert fix in (caught.value.fix or "")
+
+
+@pytest.mark.parametrize("k", [384, 1152])
+def test_parts_of_unequal_length_are_streamed(k: int):
+    """Two CTAs that swap sums go through as many k-blocks each; one that gathers them does not mind."""
+    problem = fp8_problem(None, 64, k)
+    uneven = replace(problem, numerics=replace(problem.numerics, split_k=2))
+    found = violation(uneven, replace(WIDE, num_stages=4))
+    assert found is not None
+    assert (found.code, found.what) == ("GMR-S003", f"split_k = 2 of {k // 128} k-blocks")
+    assert run(fp8_text("?", 64, k, "numerics <split_k = 2>"), "gemm-select-family")[1].family is Family.STREAM
 
 
 # The search
@@ -134,8 +144,9 @@ def test_a_part_costs_half_the_k_blocks_and_an_exchange():
 
 
 def test_a_schedule_that_only_the_exchange_breaks_is_refused_with_the_arithmetic():
+    fixed = "schedule <family = tiles, block = 64x64x128, warpgroups = 1>"
     with pytest.raises(ScheduleError, match="1 waves a warpgroup with split_k = 2"):
-        lower(fp8_text("?", 64, 512, "numerics <split_k = 2> schedule <block = 64x64x128, warpgroups = 1>"))
+        lower(fp8_text("?", 64, 512, f"numerics <split_k = 2> {fixed}"))
 
 
 # The kernel

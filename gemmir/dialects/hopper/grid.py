@@ -1,8 +1,8 @@
 """
 How a kernel overlaps with the one before it on the stream (programmatic dependent launch).
 
-It may be started while that one ends. Until it has waited for it, it reads and writes no memory; what it may do is fetch
-tensor maps, set up shared memory, and ask L2 for lines that it will need, which is safe whoever writes them.
+It may be started while that one ends. Until it has waited for it, it reads and writes no memory; what it may do is
+fetch tensor maps, set up shared memory, and ask L2 for lines that it will need, which is safe whoever writes them.
 """
 
 from __future__ import annotations

@@ -190,8 +190,8 @@ class CopyScalesOp(HopperOperation):
     """
     The lanes of a warp copy the weight scales of a slot's rows, one a k-block from `first` on, by ordinary accesses.
 
-    Column j of the slot takes those of columns `column` + j * `step` ..; scales lie as for `fetch_scales`. From `blocks`
-    k-blocks on, and outside the matrix, there are zeros.
+    Column j of the slot takes those of columns `column` + j * `step` ..; scales lie as for `fetch_scales`. From
+    `blocks` k-blocks on, and outside the matrix, there are zeros.
     """
 
     name = "hopper.copy_scales"

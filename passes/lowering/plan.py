@@ -1,0 +1,186 @@
+"""The decisions behind a kernel, and what follows from them."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+from xdsl.dialects.builtin import BFloat16Type, Float8E4M3FNType, Float8E5M2Type, Float16Type, Float32Type
+from xdsl.ir import Attribute
+
+from gemmir.dialects import hopper
+from gemmir.dialects.hopper.types import Element
+from gemmir.layouts import StoreChunk
+from gemmir.problem import GemmProblem, Grouping
+from gemmir.schedule import Schedule
+from gemmir.tile import Exchange, SharedLayout, TileGeometry, exchange, scale_rows, shared_layout, tile_geometry
+
+ELEMENTS: dict[str, Element] = {
+    "f8E4M3FN": Float8E4M3FNType(),
+    "f8E5M2": Float8E5M2Type(),
+    "bf16": BFloat16Type(),
+    "f16": Float16Type(),
+    "f32": Float32Type(),
+}
+
+
+@dataclass(frozen=True)
+class Plan:
+    """The decisions, and what follows from them."""
+
+    problem: GemmProblem
+    schedule: Schedule
+    tile: TileGeometry
+    layout: SharedLayout
+
+    @staticmethod
+    def of(problem: GemmProblem, schedule: Schedule) -> Plan:
+        return Plan(problem, schedule, tile_geometry(schedule), shared_layout(problem, schedule))
+
+    @property
+    def groups(self) -> int:
+        return _chosen(self.schedule.math_warpgroups)
+
+    @property
+    def grouped(self) -> bool:
+        """Whether it computes the products of several groups."""
+        return self.problem.grouping is not Grouping.NONE
+
+    @property
+    def stages(self) -> int:
+        return _chosen(self.schedule.num_stages)
+
+    @property
+    def block_m(self) -> int:
+        return _chosen(self.schedule.block_m)
+
+    @property
+    def block_n(self) -> int:
+        return _chosen(self.schedule.block_n)
+
+    @property
+    def cluster_m(self) -> int:
+        return _chosen(self.schedule.cluster_m)
+
+    @property
+    def cluster_n(self) -> int:
+        return _chosen(self.schedule.cluster_n)
+
+    @property
+    def chunk(self) -> int:
+        return _chosen(self.schedule.promote_chunk)
+
+    @property
+    def peers(self) -> int:
+        """CTAs that write into a slot of this CTA, itself included: those of its cluster row and column."""
+        return self.cluster_m + self.cluster_n - 1
+
+    @property
+    def shares_loads(self) -> bool:
+        """Whether CTAs of a cluster load for each other."""
+        return self.cluster_m * self.cluster_n > 1
+
+    @property
+    def parts(self) -> int:
+        """Parts of K, each summed by a CTA of its own."""
+        return self.problem.numerics.split_k
+
+    @property
+    def k_blocks(self) -> int:
+        """k-blocks that a CTA sums for a tile: all parts have the same number."""
+        return self.problem.part_k_blocks
+
+    @property
+    def exchange(self) -> Exchange:
+        """How CTAs that sum a part of K each swap halves of a tile."""
+        return exchange(self.schedule)
+
+    @property
+    def column_steps(self) -> int:
+        return self.block_n // self.tile.column_step
+
+    @property
+    def fence_where_read(self) -> bool:
+        """
+        Whether the warps that read scales fence them against TMA, or the producer warp does so before it loads.
+
+        One warp's fence is cheaper than that of all math warps. It orders for the loads of its own warp only: in a
+        cluster, where peers load into this CTA's shared memory, every reader fences, whoever loads.
+        """
+        return self.cluster_m * self.cluster_n > 1
+
+    @property
+    def scale_batch(self) -> int:
+        """k-blocks whose weight scales the producer fetches at a time."""
+        return _chosen(self.schedule.scale_batch)
+
+    @property
+    def slices(self) -> int:
+        """Parts in which what a CTA finishes of a warpgroup's tile is staged and leaves, by rows."""
+        return _chosen(self.schedule.store_slices)
+
+    @property
+    def slice_rows(self) -> int:
+        return self.tile.out_rows // (self.slices * self.halves)
+
+    @property
+    def halves(self) -> int:
+        """CTAs that finish a part of each wave group's rows: two where they swap sums."""
+        return 1 if self.swapped else self.parts
+
+    @property
+    def slice_chunks(self) -> tuple[StoreChunk, ...]:
+        """The boxes of one slice."""
+        return self.tile.store_chunks(self.slices * self.halves, self.problem.d.bytes)
+
+    @property
+    def stage_load_bytes(self) -> int:
+        """Bytes that TMA brings into one stage."""
+        operands = self.layout.a_bytes + self.layout.b_bytes
+        if self.scales_of_tiles:
+            return operands
+        scales = self.layout.scale_b_bytes if self.problem.column_scales else 0
+        return operands + self.layout.scale_a_bytes + scales
+
+    @property
+    def swapped(self) -> bool:
+        """Whether columns of D are the 64-row side of WGMMA."""
+        return self.tile.swapped
+
+    @property
+    def group_rows(self) -> int:
+        """Rows of D between the parts of neighbouring warpgroups."""
+        return 0 if self.tile.out_rows == self.block_m else self.tile.out_rows
+
+    @property
+    def group_columns(self) -> int:
+        return 0 if self.tile.out_columns == self.block_n else self.tile.out_columns
+
+    @property
+    def wgmma_group_rows(self) -> int:
+        """Rows of WGMMA between the parts of neighbouring warpgroups."""
+        return self.group_columns if self.swapped else self.group_rows
+
+    @property
+    def wgmma_group_columns(self) -> int:
+        return self.group_rows if self.swapped else self.group_columns
+
+    @property
+    def scales_of_tiles(self) -> bool:
+        """Whether the scales of all k-blocks of a tile lie in one slot, apart from the operands' ring."""
+        return self.layout.scale_tiles > 0
+
+    @property
+    def scale_rows(self) -> int:
+        """k-blocks whose scales a slot holds."""
+        return scale_rows(self.problem) if self.scales_of_tiles else 1
+
+    @property
+    def raster(self) -> dict[str, Attribute | int]:
+        axis, group = self.schedule.raster_axis, self.schedule.raster_group
+        assert axis is not None and group is not None
+        return {"raster": hopper.RasterAttr(hopper.types.RasterName(axis.value)), "group": group}
+
+
+def _chosen(value: int | None) -> int:
+    assert value is not None, "lowering needs a complete schedule"
+    return value
