@@ -7,12 +7,12 @@ wrong as a `Violation`, with the arithmetic and the cheapest fix, or None.
 
 from __future__ import annotations
 
-from gemmir import stream_legality as streams
 from gemmir.errors import ScheduleError
 from gemmir.layouts import PANEL, STMATRIX_BYTES
 from gemmir.problem import GROUP_ALIGNMENT, GemmProblem, Grouping
 from gemmir.rule import Rule, Violation, missing
 from gemmir.schedule import Family, Schedule, Split
+from gemmir.stream_legality import RULES as OF_STREAMS
 from gemmir.target import SM_90A, TMA_SHARED_ALIGNMENT, WARP_LANES, Target, launch_registers, setmaxnreg_split
 from gemmir.tile import STAGE_ROW_BYTES, TileGeometry, exchange, shared_layout, tile_geometry, widest_scale_batch
 
@@ -471,7 +471,7 @@ RULES: tuple[Rule, ...] = (
     shared_memory,
 )
 
-STREAM_RULES: tuple[Rule, ...] = (*streams.RULES, raster, scale_batch, shared_memory)
+STREAM_RULES: tuple[Rule, ...] = (*OF_STREAMS, raster, scale_batch, shared_memory)
 
 
 def rules_of(schedule: Schedule) -> tuple[Rule, ...]:

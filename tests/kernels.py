@@ -50,6 +50,21 @@ BF16_SCHEDULE = Schedule(
 """The default of the large BF16 layers."""
 
 
+STREAM_SCHEDULE = Schedule(
+    family=Family.STREAM,
+    block_m=16,
+    block_n=64,
+    block_k=128,
+    math_warpgroups=1,
+    split=Split.ALONG_N,
+    turns=False,
+    cluster_m=1,
+    cluster_n=1,
+    promote_chunk=2,
+)
+"""Of a layer for few rows, FP8."""
+
+
 @dataclass(frozen=True)
 class Lowered:
     module: ModuleOp

@@ -244,8 +244,9 @@ class Kernel:
         self.program = program
         self.calls: list[tuple[object, ...]] = []
 
-    def __call__(self, *tensors: object, out: object = None) -> object:
+    def __call__(self, *tensors: object, out: object = None, overlap: bool = False) -> object:
         self.calls.append((*tensors, out))
+        self.overlap = overlap
         return "result"
 
 

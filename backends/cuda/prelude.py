@@ -8,7 +8,7 @@ from dataclasses import dataclass
 from functools import cache
 from importlib.resources import files
 
-FILES = ("prelude.cuh", "prelude_groups.cuh", "prelude_split_k.cuh")
+FILES = ("prelude.cuh", "prelude_stream.cuh", "prelude_groups.cuh", "prelude_split_k.cuh")
 """Where wrappers are; those of a later file may need those of an earlier one."""
 
 _HEADER = re.compile(r"^//@ (\w+):(.*)$", re.MULTILINE)

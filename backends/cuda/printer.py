@@ -112,66 +112,70 @@ class _Printer(PrintsStorage, PrintsBarriers, PrintsLoads, PrintsArithmetic, Pri
 
     def all_methods(self) -> dict[type[Operation], Callable[[Any], None]]:
         """What prints each op."""
-        return (
-            self.of_overlap()
-            | self.of_split_k()
-            | {
-                hopper.AcquireOp: self.acquire,
-                hopper.AdvanceOp: lambda op: self.out.line(f"{self.out[op.cursor]}.advance();"),
-                hopper.ArriveOp: self.arrive,
-                hopper.BarriersOp: self.storage,
-                hopper.ClusterSyncOp: lambda op: self.call(
-                    "cluster_sync" if op.release is None else "cluster_sync_release"
-                ),
-                hopper.CopyScalesOp: self.copy_scales,
-                hopper.CountTilesOp: self.count_tiles,
-                hopper.CtaSyncOp: lambda op: self.out.line("__syncthreads();"),
-                hopper.CursorOp: self.cursor,
-                hopper.ExpectOp: self.expect,
-                hopper.FenceProxyAsyncOp: lambda op: self.call("fence_proxy_async"),
-                hopper.FetchScalesOp: self.fetch_scales,
-                hopper.FragmentOp: self.fragment,
-                hopper.GroupBlockOp: self.group_block,
-                hopper.GroupPointerOp: self.group_pointer,
-                hopper.InitBarriersOp: self.init_barriers,
-                hopper.KBlocksOp: self.k_blocks,
-                hopper.LoadScalesOp: self.load_scales,
-                hopper.MoveScalesOp: lambda op: self.out.line(f"{self.out[op.target]} = {self.out[op.source]};"),
-                hopper.NextOp: self.next,
-                hopper.NextScalesOp: self.next_scales,
-                hopper.PassTurnOp: self.pass_turn,
-                hopper.PrefetchMapsOp: self.prefetch_maps,
-                hopper.PromoteBlockOp: self.promote_block,
-                hopper.PromoteColumnsOp: self.promote_columns,
-                hopper.PromoteOp: self.promote,
-                hopper.PutScalesOp: self.put_scales,
-                hopper.ReleaseOp: self.release,
-                hopper.RingOp: self.storage,
-                hopper.RolesOp: self.roles,
-                hopper.ScalesOp: self.scales,
-                hopper.SetMaxRegistersOp: self.setmaxnreg,
-                hopper.StageFragmentOp: self.stage_fragment,
-                hopper.StagingOp: self.storage,
-                hopper.StartScalesOp: self.start_scales,
-                hopper.StoreCommitOp: lambda op: self.call("tma_store_commit"),
-                hopper.StoreRowsOp: self.store_rows,
-                hopper.StoreWaitReadOp: lambda op: self.call(f"tma_store_wait_read<{number(op.pending)}>"),
-                hopper.SyncWarpOp: lambda op: self.out.line("__syncwarp();"),
-                hopper.TakeTurnOp: self.take_turn,
-                hopper.TilesOp: self.tiles,
-                hopper.TmaFillOp: self.tma_fill,
-                hopper.TmaLoadOp: self.tma_load,
-                hopper.TmaStoreOp: self.tma_store,
-                hopper.WaitOp: self.wait,
-                hopper.WarpOp: self.warp,
-                hopper.WgmmaCommitOp: lambda op: self.call("wgmma_commit"),
-                hopper.WgmmaFenceOp: lambda op: self.call("wgmma_fence"),
-                hopper.WgmmaOp: self.multiply,
-                hopper.WgmmaWaitOp: self.wgmma_wait,
-                hopper.ZeroOp: self.zero,
-                ConstantOp: self.constant,
-            }
-        )
+        return self.of_frame() | self.of_overlap() | self.of_scales() | self.of_split_k()
+
+    def of_frame(self) -> dict[type[Operation], Callable[[Any], None]]:
+        """What all kernels are made of."""
+        return {
+            hopper.AcquireOp: self.acquire,
+            hopper.AdvanceOp: lambda op: self.out.line(f"{self.out[op.cursor]}.advance();"),
+            hopper.ArriveOp: self.arrive,
+            hopper.BarriersOp: self.storage,
+            hopper.ClusterSyncOp: lambda op: self.call(
+                "cluster_sync" if op.release is None else "cluster_sync_release"
+            ),
+            hopper.CountTilesOp: self.count_tiles,
+            hopper.CtaSyncOp: lambda op: self.out.line("__syncthreads();"),
+            hopper.CursorOp: self.cursor,
+            hopper.ExpectOp: self.expect,
+            hopper.FenceProxyAsyncOp: lambda op: self.call("fence_proxy_async"),
+            hopper.FragmentOp: self.fragment,
+            hopper.GroupBlockOp: self.group_block,
+            hopper.GroupPointerOp: self.group_pointer,
+            hopper.InitBarriersOp: self.init_barriers,
+            hopper.KBlocksOp: self.k_blocks,
+            hopper.NextOp: self.next,
+            hopper.PassTurnOp: self.pass_turn,
+            hopper.PrefetchMapsOp: self.prefetch_maps,
+            hopper.PromoteBlockOp: self.promote_block,
+            hopper.PromoteColumnsOp: self.promote_columns,
+            hopper.PromoteOp: self.promote,
+            hopper.ReleaseOp: self.release,
+            hopper.RingOp: self.storage,
+            hopper.RolesOp: self.roles,
+            hopper.SetMaxRegistersOp: self.setmaxnreg,
+            hopper.StageFragmentOp: self.stage_fragment,
+            hopper.StagingOp: self.storage,
+            hopper.StoreCommitOp: lambda op: self.call("tma_store_commit"),
+            hopper.StoreRowsOp: self.store_rows,
+            hopper.StoreWaitReadOp: lambda op: self.call(f"tma_store_wait_read<{number(op.pending)}>"),
+            hopper.SyncWarpOp: lambda op: self.out.line("__syncwarp();"),
+            hopper.TakeTurnOp: self.take_turn,
+            hopper.TilesOp: self.tiles,
+            hopper.TmaFillOp: self.tma_fill,
+            hopper.TmaLoadOp: self.tma_load,
+            hopper.TmaStoreOp: self.tma_store,
+            hopper.WaitOp: self.wait,
+            hopper.WarpOp: self.warp,
+            hopper.WgmmaCommitOp: lambda op: self.call("wgmma_commit"),
+            hopper.WgmmaFenceOp: lambda op: self.call("wgmma_fence"),
+            hopper.WgmmaOp: self.multiply,
+            hopper.WgmmaWaitOp: self.wgmma_wait,
+            hopper.ZeroOp: self.zero,
+            ConstantOp: self.constant,
+        }
+
+    def of_scales(self) -> dict[type[Operation], Callable[[Any], None]]:
+        return {
+            hopper.CopyScalesOp: self.copy_scales,
+            hopper.FetchScalesOp: self.fetch_scales,
+            hopper.LoadScalesOp: self.load_scales,
+            hopper.MoveScalesOp: lambda op: self.out.line(f"{self.out[op.target]} = {self.out[op.source]};"),
+            hopper.NextScalesOp: self.next_scales,
+            hopper.PutScalesOp: self.put_scales,
+            hopper.ScalesOp: self.scales,
+            hopper.StartScalesOp: self.start_scales,
+        }
 
     def of_overlap(self) -> dict[type[Operation], Callable[[Any], None]]:
         return {

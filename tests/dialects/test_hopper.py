@@ -236,7 +236,11 @@ def test_all_scales_of_a_batch_are_outside_where_there_are_none() -> None:
 SEND = r"hopper.send_sums %total0 registers 0, 32 "
 OF_A_SPLIT = {
     "sums in a kernel that does not split K": (r" split_k 2", "", "does not split K among the CTAs of a cluster"),
-    "more parts than CTAs of a cluster": (r" split_k 2", " split_k 3", "to a peer in a kernel that splits K among 3 CTAs"),
+    "more parts than CTAs of a cluster": (
+        r" split_k 2",
+        " split_k 3",
+        "to a peer in a kernel that splits K among 3 CTAs",
+    ),
     "parts and a cluster": (r"cluster <1x1>", "cluster <2x1>", "CTAs in a cluster: 4 of 3"),
     "registers that a fragment has not": (SEND, SEND.replace("0, 32", "64, 32"), "registers 64 to 96 of"),
     "registers that are no quads": (SEND, SEND.replace("0, 32", "2, 32"), "registers 2 to 34 of"),

@@ -68,7 +68,7 @@ def test_few_rows_stream(m: int, form: str) -> None:
     _, schedule, (decision,) = run(text, NAME)
     assert schedule.family is Family.STREAM
     assert "us predicted for its best tile" in decision.because
-    assert decision.instead.startswith("tiles at ")
+    assert decision.runner_up.startswith("tiles at ")
 
 
 @pytest.mark.parametrize("text", [plain_text(8, 256, 256, d="f32"), plain_text(8, 64, 64, "layout <b = n>")])

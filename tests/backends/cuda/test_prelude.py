@@ -14,7 +14,7 @@ from gemmir.dtypes import BF16, F16, F32
 from gemmir.problem import GemmProblem, Grouping
 from gemmir.schedule import Schedule, Split
 from gemmir.testing.strategies import columns_problem, program_text, split_in_two
-from tests.kernels import BF16_SCHEDULE, FP8_SCHEDULE, lowered
+from tests.kernels import BF16_SCHEDULE, FP8_SCHEDULE, STREAM_SCHEDULE, lowered
 from tests.schedules import fp8_problem, half_problem
 
 BALANCED = Schedule(balanced=True)
@@ -67,6 +67,8 @@ def test_every_section_is_used_by_some_kernel() -> None:
         lowered(columns_problem(None, 7168, 2048), replace(FP8_SCHEDULE, num_stages=3)).source,
         lowered(replace(bf16, a_major="m"), BF16_SCHEDULE).source,
         print_kernel(lowered(fp8, FP8_SCHEDULE).kernel, chaos=True).source,
+        lowered(fp8, STREAM_SCHEDULE).source,
+        lowered(replace(fp8, grouping=Grouping.COUNTS, groups=3), STREAM_SCHEDULE).source,
         *(
             lower(program_text(replace(half_problem(100, 64, 64), grouping=g, groups=3), BALANCED)).source
             for g in FORMS
