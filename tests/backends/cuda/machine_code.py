@@ -1,4 +1,4 @@
-"""The machine code of default kernels, by every NVRTC at hand, and what of it hopper IR foretells."""
+"""The machine code of default kernels of the `tiles` family, by every NVRTC, and what of it hopper IR foretells."""
 
 from __future__ import annotations
 
@@ -15,6 +15,7 @@ from gemmir.backends.cuda.nvrtc import Compiled, compile_cubin
 from gemmir.backends.cuda.sass import disassemble
 from gemmir.backends.cuda.sass_words import Instruction, instructions
 from gemmir.backends.cuda.target import the_kernel
+from gemmir.bench.cases import program_text
 from gemmir.compiler import lower
 from gemmir.dialects import hopper
 from gemmir.dialects.hopper.base import number
@@ -43,7 +44,7 @@ class Code:
 
 @cache
 def _lowered(case: Case) -> tuple[hopper.KernelOp, str]:
-    found = lower(case.text, m=case.m)
+    found = lower(program_text(case.n, case.k, case.dtype, "family = tiles"), m=case.m)
     return the_kernel(found.module), found.source
 
 
@@ -65,7 +66,7 @@ def _disassembled(cubin: bytes) -> tuple[str, tuple[Instruction, ...]]:
 
 
 def code_of(nvrtc: str, case: Case) -> Code:
-    """The default kernel of `case`; cases that share a source share all the work."""
+    """The default kernel of `case` in its family; cases that share a source share all the work."""
     kernel, source = _lowered(case)
     compiled = _compiled(nvrtc, source)
     return Code(kernel, compiled, *_disassembled(compiled.cubin))

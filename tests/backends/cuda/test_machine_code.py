@@ -1,5 +1,5 @@
 """
-What ptxas makes of the default kernels, instruction by instruction, against what their IR says.
+What ptxas makes of the default kernels of the `tiles` family, instruction by instruction, against what their IR says.
 
 The expectations are walked out of the hopper IR of each kernel; no count stands here.
 """
