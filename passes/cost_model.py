@@ -214,7 +214,7 @@ def predict(
     Legality is not looked at.
     """
     if schedule.family is Family.STREAM:
-        return _predict_stream(problem, schedule, target)
+        return predict_stream(problem, schedule, target)
     c = constants
     spread, again = _order_terms(order or _order(problem, schedule, target, c), problem.groups, c)
     tensor = _tensor_clocks(schedule, target)
@@ -250,16 +250,21 @@ def predict(
     )
 
 
-def _predict_stream(problem: GemmProblem, schedule: Schedule, target: Target, c: StreamConstants = STREAM) -> Cost:
+def predict_stream(problem: GemmProblem, schedule: Schedule, target: Target, c: StreamConstants = STREAM) -> Cost:
     """`predict` for the `stream` family, where the tile order is no matter."""
-    clocks = stream_clocks(problem, schedule, target, c)
     rows, columns = cluster_tiles(problem, schedule)
     parts = problem.numerics.split_k
-    rounds = -(-rows * columns // resident_clusters(schedule, target, split_k=parts))
-    cycles = rounds * problem.part_k_blocks * clocks.k_block + clocks.tile + (rounds - 1) * c.tile_clocks
+    resident = resident_clusters(schedule, target, split_k=parts)
+    rounds = -(-rows * columns // resident)
+    stages = schedule.num_stages or max(1, fitting_stages(problem, schedule, target))
+    clocks = stream_clocks(problem, schedule, stages, min(rows * columns, resident) * parts, target, c)
+    cycles = rounds * problem.part_k_blocks * clocks.k_block + (rounds - 1) * (c.tile_clocks + clocks.leaving)
+    cycles += c.again_clocks if rows > 1 and parts > 1 else 0.0
+    fixed = c.launch_seconds + clocks.tile / c.clock_hz
     working = rows * columns * parts * problem.part_k_blocks * clocks.tensor
     written = problem.all_rows * problem.n * problem.d.bytes
     dram = (operand_bytes(problem) + written) / (c.dram_efficiency * target.dram_bytes_per_second)
+    dram *= 1 + c.uneven_share * (rounds * resident / (rows * columns) - 1 if rounds > 1 else 0.0)
     return Cost(
         tensor=clocks.tensor,
         math=clocks.math,
@@ -272,8 +277,8 @@ def _predict_stream(problem: GemmProblem, schedule: Schedule, target: Target, c:
         utilisation=working / (target.sms * cycles) if cycles else 0.0,
         clock_hz=c.clock_hz,
         dram_seconds=dram,
-        fixed_seconds=c.launch_seconds,
-        seconds=c.launch_seconds + _norm(cycles / c.clock_hz, dram, c.dram_order),
+        fixed_seconds=fixed,
+        seconds=fixed + _norm(cycles / c.clock_hz, dram, c.dram_order),
     )
 
 

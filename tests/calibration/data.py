@@ -17,6 +17,9 @@ HERE = Path(__file__).parent
 FILES = (HERE / "h200.json", HERE / "h200-gaps.json", HERE / "h100-raster.json")
 """All that the committed constants are fitted to."""
 
+STREAM_FILES = (HERE / "h100-stream.json",)
+"""What those of the `stream` family are fitted to."""
+
 OLDER = {"balanced": False, "scale_batch": 1}
 """What kernels did before a schedule could say it; for measurements that are older than these choices."""
 
@@ -33,13 +36,14 @@ class Point:
 
     def parsed(self) -> tuple[GemmProblem, Schedule]:
         """What the cost model takes; `GemmirError` if it is no legal schedule of the product."""
-        problem, schedule = _parsed(self.case.n, self.case.k, self.case.dtype, self.schedule)
-        return replace(problem, expected_m=self.case.m), schedule
+        case = self.case
+        problem, schedule = _parsed(case.n, case.k, case.dtype, self.schedule, case.split_k)
+        return replace(problem, expected_m=case.m), schedule
 
 
 @cache
-def _parsed(n: int, k: int, dtype: str, schedule: str) -> tuple[GemmProblem, Schedule]:
-    matmul = the_matmul(parse_module(program_text(n, k, dtype, schedule)))
+def _parsed(n: int, k: int, dtype: str, schedule: str, split_k: int) -> tuple[GemmProblem, Schedule]:
+    matmul = the_matmul(parse_module(program_text(n, k, dtype, schedule, split_k)))
     return problem_of(matmul), schedule_of(matmul)
 
 
@@ -90,7 +94,8 @@ def _list(name: str, lines: list[str]) -> str:
 
 
 def _case(case: Case) -> dict[str, object]:
-    return {"dtype": case.dtype, "m": case.m, "n": case.n, "k": case.k}
+    sizes: dict[str, object] = {"dtype": case.dtype, "m": case.m, "n": case.n, "k": case.k}
+    return sizes | ({"split_k": case.split_k} if case.split_k > 1 else {})
 
 
 def _rounded(us: float) -> float:
@@ -108,7 +113,7 @@ def read(text: str) -> Series:
 
 def _case_of(line: dict[str, object]) -> Case:
     m, n, k = (int(str(line[name])) for name in ("m", "n", "k"))
-    return Case(str(line["dtype"]), m, n, k)
+    return Case(str(line["dtype"]), m, n, k, int(str(line.get("split_k", 1))))
 
 
 def load(paths: tuple[Path, ...] = FILES) -> list[Series]:

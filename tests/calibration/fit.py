@@ -13,7 +13,7 @@ from __future__ import annotations
 
 import argparse
 import sys
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 
@@ -140,9 +140,14 @@ def fitted(
     def residuals(x: np.ndarray) -> np.ndarray:
         return np.concatenate([errors(data, at(x)), PULL * (x - begin)])
 
+    return at(least_squares(residuals, begin, iterations))
+
+
+def least_squares(residuals: Callable[[np.ndarray], np.ndarray], begin: np.ndarray, iterations: int = 40) -> np.ndarray:
+    """Where the sum of squares of `residuals` is least, by Gauss-Newton with damping from `begin`, in logarithms."""
     x, residual, damping = begin, residuals(begin), 1e-2
     if not x.size:
-        return at(x)
+        return x
     for _ in range(iterations):
         steps = np.eye(len(x)) * STEP
         jacobian = np.stack([(residuals(x + step) - residual) / STEP for step in steps], axis=1)
@@ -158,7 +163,7 @@ def fitted(
             damping *= 4
         if before - residual @ residual < ENOUGH * before:
             break
-    return at(x)
+    return x
 
 
 def report(data: Sequence[Series], old: Fit, new: Fit) -> str:

@@ -1,11 +1,12 @@
 """
 Measures the points of `tests.calibration.points` on a Hopper GPU and writes them as JSON.
 
-    python -m tests.calibration.measure --json OUT [--budget SECONDS] [--launches N]
+    python -m tests.calibration.measure --json OUT [--stream] [--budget SECONDS] [--launches N]
 
-Everything is compiled first, in threads. Then each shape: cuBLAS, and each of its kernels, whose result must have the
-bits of the shape's first one. What the passes left open is written as they chose it; a schedule that comes twice is
-measured once. When the budget is spent, or at Ctrl-C, what there is is written.
+With `--stream` those of `tests.calibration.stream_points`. Everything is compiled first, in threads. Then each shape:
+cuBLAS, and each of its kernels, whose result must have the bits of the shape's first one. What the passes left open is
+written as they chose it; a schedule that comes twice is measured once. When the budget is spent, or at Ctrl-C, what
+there is is written.
 """
 
 from __future__ import annotations
@@ -16,7 +17,7 @@ import sys
 import time
 from collections.abc import Callable, Sequence
 from concurrent.futures import ThreadPoolExecutor
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Protocol
 
@@ -31,6 +32,7 @@ from gemmir.errors import GemmirError
 from gemmir.kernel import CompiledKernel
 from tests.calibration.data import Measurement, Point, Series, write
 from tests.calibration.points import points
+from tests.calibration.stream_points import stream_points
 
 if TYPE_CHECKING:
     import torch
@@ -113,7 +115,7 @@ def measure(
         if point.case != case:
             case = point.case
             if (peer := bench.begin(case)) is not None:
-                found.peers[case] = peer
+                found.peers[replace(case, split_k=1)] = peer
         if (us := bench.us(kernel)) is None:
             found.faults.append(point)
         else:
@@ -145,7 +147,7 @@ def complete(schedule: str) -> str:
 
 def compile_point(point: Point) -> CompiledKernel:
     case = point.case
-    return compile(program_text(case.n, case.k, case.dtype, point.schedule), m=case.m)
+    return compile(program_text(case.n, case.k, case.dtype, point.schedule, case.split_k), m=case.m)
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
@@ -155,12 +157,13 @@ def main(arguments: Sequence[str] | None = None) -> int:
     began = time.monotonic()
     parser = argparse.ArgumentParser(prog="python -m tests.calibration.measure", description=__doc__)
     parser.add_argument("--json", type=Path, required=True, metavar="OUT")
+    parser.add_argument("--stream", action="store_true", help="kernels for few rows")
     parser.add_argument("--budget", type=float, default=600.0, metavar="SECONDS", help="in all (default: 600)")
     parser.add_argument("--launches", type=positive, default=LAUNCHES, metavar="N")
     args = parser.parse_args(arguments)
     info = require_gpu()
     check_destination(args.json)
-    kernels = compiled(points(), compile_point)
+    kernels = compiled(stream_points() if args.stream else points(), compile_point)
     sys.stderr.write(f"{len(kernels)} kernels after {time.monotonic() - began:.0f} s\n")
     found = Found()
     try:
