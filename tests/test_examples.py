@@ -123,6 +123,13 @@ def test_steps_of_decoding(run: Run):
     assert all(float(worst) < 0.02 for worst in found)
 
 
+def test_layers_of_decoding_that_overlap(run: Run):
+    out = run("decode_layer.py", "--steps", "2", "--layers", "3", "--tokens", "5")
+    found = re.findall(r"step \d: FP8 moved the result by ([0-9.]+)%, overlap changed no bit\n", out)
+    assert len(found) == 2
+    assert all(1 < float(moved) < 10 for moved in found)
+
+
 def test_the_demo_runs_and_checks_the_kernel(tmp_path: Path, run: Run, monkeypatch: pytest.MonkeyPatch):
     monkeypatch.setattr("gemmir.cli.backends.has_hopper", lambda: False)
     narrow = tmp_path / "narrow.mlir"

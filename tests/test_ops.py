@@ -13,12 +13,17 @@ import gemmir
 from gemmir import ops
 from gemmir.backends.reference import random_inputs
 from gemmir.backends.reference import run as run_reference
+from gemmir.bench.cases import Case
+from gemmir.compiler import fastest_split_k
+from gemmir.decode import decode_split_k
 from gemmir.dialects.gemm import problem_of, the_matmul
 from gemmir.errors import InputError, UnsupportedError
 from gemmir.ir_text import parse_module
 from gemmir.problem import Grouping, Recipe
 from gemmir.testing.groups import extent_of, grouped_problems, indices
+from gemmir.testing.oracles import simulated
 from gemmir.testing.strategies import program_text
+from gemmir.testing.torch_model import gemm_model
 from tests.backends.cuda.cuda_doubles import DeviceTensor
 
 BF16, F32 = torch.bfloat16, torch.float32
@@ -291,3 +296,70 @@ def test_validation_comes_before_the_launch(compiled: list[Kernel]):
     with pytest.raises(InputError, match=r"offs\[1\] = 1"):
         ops.grouped_matmul(a, b, offs=offs, validate=True)
     assert [kernel.calls for kernel in compiled] == [[]]
+
+
+# ------------------------------------------------------------ few rows
+
+
+def parts_of(compiled: list[Kernel], m: int, n: int, k: int, **options: Any) -> int:
+    """In how many parts the product that is asked for sums K."""
+    ops.matmul(on_gpu(m, k), on_gpu(k, n, strides=(1, k)), **options)
+    return problem_of(the_matmul(compiled[-1].program.module)).numerics.split_k
+
+
+@pytest.mark.parametrize(("n", "k"), [(1024, 4096), (4096, 7168), (8192, 1024)])
+def test_by_default_the_parts_of_k_follow_n_and_k_only(n: int, k: int, compiled: list[Kernel]):
+    found = {parts_of(compiled, m, n, k) for m in range(1, 129)}
+    assert found == {decode_split_k(n, k, "bf16")}
+    assert len(compiled) == 4, "kernels for up to 16, 32, 64 and 128 rows"
+    assert parts_of(compiled, 129, n, k) == 1
+    assert parts_of(compiled, 8, n, k, expected_m=4096) == decode_split_k(n, k, "bf16")
+
+
+@pytest.mark.parametrize(("n", "k"), [(1024, 4096), (4096, 7168)])
+def test_parts_that_may_follow_m_are_the_fastest(n: int, k: int, compiled: list[Kernel]):
+    found = {m: parts_of(compiled, m, n, k, batch_invariant=False) for m in (1, 16, 64, 128)}
+    for m, parts in found.items():
+        assert parts == fastest_split_k(Case("bf16", m, n, k).text, m), m
+    assert len(set(found.values())) > 1
+
+
+def test_what_no_kernel_splits_is_summed_whole(compiled: list[Kernel]):
+    assert parts_of(compiled, 8, 1024, 4096, out_dtype=F32) == 1
+    assert parts_of(compiled, 8, 1024, 4096, c=on_gpu(8, 1024)) == 1
+    ops.matmul(on_gpu(8, 4096), on_gpu(4096, 1024))
+    ops.batched_matmul(on_gpu(2, 8, 4096), on_gpu(2, 4096, 1024, strides=(1 << 22, 1, 4096)))
+    assert ["split_k" in kernel.program.text for kernel in compiled] == [False] * 4
+
+
+def test_overlap_reaches_the_kernel_and_asks_for_no_other(compiled: list[Kernel]):
+    a, b = on_gpu(8, 64), on_gpu(64, 16, strides=(1, 64))
+    for options, expected in (({}, False), ({"overlap": True}, True), ({"overlap": False}, False)):
+        ops.matmul(a, b, **options)
+        assert [kernel.overlap for kernel in compiled] == [expected]
+
+
+@pytest.mark.parametrize("case", [Case("f8E4M3FN", 128, 64, 3072), Case("bf16", 128, 64, 1536)], ids=str)
+def test_a_row_has_the_same_bits_in_every_batch_of_few_rows(case: Case):
+    """The kernels that `gemmir.matmul` asks for, simulated, against the bit model of all rows."""
+    inputs = random_inputs(parse_module(case.text), case.m, 3)
+    x, w, xs, ws = inputs["x"], inputs["w"], inputs.get("xs"), inputs.get("ws")
+
+    def product(m: int) -> torch.Tensor:
+        scales = {} if xs is None else {"scale_a": gemmir.align_scales(xs[:m]), "scale_b": ws}
+        (call,) = recorded(lambda: ops.matmul(x[:m], w, **scales))
+        program = ops._program(call)
+        assert problem_of(the_matmul(program.module)).numerics.split_k == 3
+        order = ("a", "b", "scale_a", "scale_b")
+        given = {"a": x[:m], "b": w, **scales}
+        assert [name for name, *_ in call.tensors] == [name for name in order if name in given]
+        return simulated(program)(*(given[name] for name, *_ in call.tensors))
+
+    def model(parts: int) -> torch.Tensor:
+        split = replace(case, split_k=parts)
+        return gemm_model(problem_of(the_matmul(parse_module(split.text))), x, w, xs, ws)
+
+    whole = model(3)
+    assert not torch.equal(whole, model(1)), "the data tell the orders apart"
+    for m in (1, 8, 16, 17, 33, 65, 128):
+        assert torch.equal(product(m).view(torch.int16), whole[:m].view(torch.int16)), m

@@ -13,7 +13,7 @@ from typing import TYPE_CHECKING, Any
 
 from gemmir.bench.cases import Case
 from gemmir.bench.grouped import AnyCase
-from gemmir.bench.peers import Inputs, Peer, Refusal, deep_gemm_function
+from gemmir.bench.peers import Inputs, Maker, Peer, Refusal, deep_gemm_function
 from gemmir.bench.timing import Launch
 from gemmir.dtypes import DTYPES
 from gemmir.problem import GROUP_ALIGNMENT, Grouping
@@ -21,8 +21,6 @@ from gemmir.scales import align_scales
 
 if TYPE_CHECKING:
     import torch
-
-Maker = Callable[[Inputs], Launch]
 
 
 def torch_grouped(inputs: Inputs) -> Launch:

@@ -12,6 +12,8 @@ from typing import TYPE_CHECKING
 from gemmir.bench.cases import Case
 from gemmir.bench.check import fault_of
 from gemmir.bench.floor import floor_us
+from gemmir.bench.flush import FLUSHES
+from gemmir.bench.graph import measure_graph
 from gemmir.bench.grouped import AnyCase
 from gemmir.bench.grouped_peers import maker_for
 from gemmir.bench.peers import Peer, Refusal, cublas_per_tensor, prepared
@@ -34,12 +36,18 @@ PEER_PACKAGES = ("nvidia-cublas", "nvidia-cublas-cu12", "deep_gemm")
 
 @dataclass(frozen=True, slots=True)
 class Options:
-    """`launches` of a series, `repeats`: series of each kernel, in turn with its peers; `hot`: also back to back."""
+    """
+    `launches` of a series, `repeats`: series of each kernel, in turn with its peers; `hot`: also back to back.
+
+    `flush`: how L2 is emptied, one of `FLUSHES`. `layers`: of a graph that is timed, too; 0: none is.
+    """
 
     launches: int = LAUNCHES
     repeats: int = 1
     hot: bool = False
     rest: float = REST_SECONDS
+    flush: str = FLUSHES[0]
+    layers: int = 0
 
 
 def require_gpu() -> DeviceInfo:
@@ -123,14 +131,14 @@ def _measure(
     from gemmir.dialects.gemm import problem_of, the_matmul
     from gemmir.ir_text import parse_module
 
-    module = parse_module(case.text)
+    problem = problem_of(the_matmul(parse_module(case.text)))
     inputs = inputs_of(case, SEED, "cuda")
     dtype = torch_dtype(DTYPES[kernel.manifest.output.dtype])
     out = torch.full(case.result_shape, torch.nan, dtype=dtype, device="cuda")
     tensors = tuple(inputs.values())
     kernel(*tensors, out=out)
     manifest = kernel.manifest
-    if (fault := fault_of(problem_of(the_matmul(module)), inputs, out)) is not None:
+    if (fault := fault_of(problem, inputs, out)) is not None:
         return Row(case, manifest.entry, manifest.schedule, floor, None, fault)
 
     launches: dict[str, Launch] = {"": lambda: kernel(*tensors, out=out)}
@@ -146,7 +154,10 @@ def _measure(
     ours = timings.pop("")
     results |= {name: PeerResult(timing) for name, timing in timings.items()}
     ordered = {peer.name: results[peer.name] for peer in peers if peer.name in results}
-    return Row(case, manifest.entry, manifest.schedule, floor, ours, "", ordered)
+    graph = None
+    if options.layers and isinstance(case, Case):
+        graph = measure_graph(case, problem, kernel, peers, inputs, out, options.layers, options.repeats)
+    return Row(case, manifest.entry, manifest.schedule, floor, ours, "", ordered, graph)
 
 
 def in_turn(launches: dict[str, Launch], options: Options) -> dict[str, Timing]:
@@ -154,6 +165,6 @@ def in_turn(launches: dict[str, Launch], options: Options) -> dict[str, Timing]:
     series: dict[str, list[tuple[float, ...]]] = {name: [] for name in launches}
     for _ in range(options.repeats):
         for name, launch in launches.items():
-            series[name].append(tuple(kernel_us(launch, options.launches, options.rest)))
+            series[name].append(tuple(kernel_us(launch, options.launches, options.rest, options.flush)))
     hot = {name: hot_us(launch) if options.hot else None for name, launch in launches.items()}
     return {name: Timing(tuple(found), hot[name]) for name, found in series.items()}

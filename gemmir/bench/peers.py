@@ -20,6 +20,7 @@ if TYPE_CHECKING:
     import torch
 
 Inputs = dict[str, "torch.Tensor"]
+Maker = Callable[[Inputs], Launch]
 MAX_REASON = 200
 
 
@@ -33,10 +34,10 @@ class Peer:
 
     name: str
     what: str
-    make_fp8: Callable[[Inputs], Launch] | None
-    make_plain: Callable[[Inputs], Launch] | None
+    make_fp8: Maker | None
+    make_plain: Maker | None
 
-    def maker(self, dtype: str) -> Callable[[Inputs], Launch] | None:
+    def maker(self, dtype: str) -> Maker | None:
         return self.make_fp8 if DTYPES[dtype].is_fp8 else self.make_plain
 
 
@@ -130,7 +131,7 @@ PEERS: dict[str, Peer] = {
 }
 
 
-def prepared(make: Callable[[Inputs], Launch], inputs: Inputs) -> Launch:
+def prepared(make: Maker, inputs: Inputs) -> Launch:
     """What launches a peer, once it has run; `Refusal` with one line if it cannot do this case, whatever it raises."""
     import torch
 

@@ -25,11 +25,38 @@ class PeerResult:
 
 
 @dataclass(frozen=True, slots=True)
+class GraphTimes:
+    """
+    Times of one of `layers` layers back to back in a CUDA graph, in microseconds: gemmir's, and each peer's by name.
+
+    `weights`: how many different weights the layers take in turn, of `weight_bytes` in all; one each if memory allows.
+    `overlap`: times where a layer may start while the one before ends; None where the kernel does not wait by itself.
+    Nothing is timed where the last layer's result was wrong, which `fault` then tells.
+    """
+
+    layers: int
+    weights: int
+    weight_bytes: int
+    plain: Timing | None
+    overlap: Timing | None
+    fault: str = ""
+    peers: dict[str, PeerResult] = field(default_factory=dict[str, PeerResult])
+
+    def ratio(self, peer: str, overlap: bool = False) -> float | None:
+        """The peer's time over gemmir's, plain or with overlap; None where either has none."""
+        found, ours = self.peers.get(peer), self.overlap if overlap else self.plain
+        if ours is None or found is None or found.timing is None:
+            return None
+        return found.timing.us / ours.us
+
+
+@dataclass(frozen=True, slots=True)
 class Row:
     """
     One case: gemmir's kernel (`entry`, and its `schedule` as IR text), its times, and those of each peer by name.
 
-    `timing` is None where the result was wrong, which `fault` then tells. `floor_us`: see `gemmir.bench.floor`.
+    `timing` is None where the result was wrong, which `fault` then tells. `floor_us`: see `gemmir.bench.floor`. `graph`
+    is there where layers in a graph were asked for.
     """
 
     case: AnyCase
@@ -39,6 +66,13 @@ class Row:
     timing: Timing | None
     fault: str = ""
     peers: dict[str, PeerResult] = field(default_factory=dict[str, PeerResult])
+    graph: GraphTimes | None = None
+
+    @property
+    def faults(self) -> tuple[str, ...]:
+        """What is wrong with results of this row, alone and in a graph; such are not timed."""
+        alone = (self.fault,) if self.timing is None else ()
+        return alone if self.graph is None or self.graph.plain is not None else (*alone, self.graph.fault)
 
     def ratio(self, peer: str, hot: bool = False) -> float | None:
         """The peer's time over gemmir's, above 1 where gemmir is faster; None where either has none."""
@@ -86,7 +120,7 @@ class Report:
 
     date: str
     machine: dict[str, str]
-    method: dict[str, int | float | bool]
+    method: dict[str, int | float | bool | str]
     rows: tuple[Row, ...]
     calibration: Calibration | None = None
 
@@ -105,7 +139,16 @@ class Report:
 
 def _row(data: dict[str, Any]) -> Row:
     peers = {name: _peer_result(result) for name, result in data.pop("peers").items()}
-    return Row(case=case_from(data.pop("case")), timing=_timing(data.pop("timing")), peers=peers, **data)
+    timing, graph = _timing(data.pop("timing")), _graph(data.pop("graph", None))
+    return Row(case=case_from(data.pop("case")), timing=timing, peers=peers, graph=graph, **data)
+
+
+def _graph(data: dict[str, Any] | None) -> GraphTimes | None:
+    if data is None:
+        return None
+    peers = {name: _peer_result(result) for name, result in data.pop("peers").items()}
+    plain, overlap = _timing(data.pop("plain")), _timing(data.pop("overlap"))
+    return GraphTimes(plain=plain, overlap=overlap, peers=peers, **data)
 
 
 def _calibration(data: dict[str, Any] | None) -> Calibration | None:
@@ -125,6 +168,6 @@ def worst_first(rows: Sequence[Row]) -> list[Row]:
 
     def key(row: Row) -> tuple[bool, float, float]:
         ratio = math.inf if row.worst_ratio is None else row.worst_ratio
-        return (row.timing is not None, ratio, -(row.times_floor or 0.0))
+        return (not row.faults, ratio, -(row.times_floor or 0.0))
 
     return sorted(rows, key=key)

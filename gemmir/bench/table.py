@@ -4,12 +4,18 @@ from __future__ import annotations
 
 from collections import Counter
 from collections.abc import Callable, Sequence
+from dataclasses import dataclass
 from statistics import geometric_mean
 
-from gemmir.bench.report import Calibration, Report, Row, worst_first
+from gemmir.bench.report import Calibration, GraphTimes, Report, Row, worst_first
 from gemmir.bench.timing import Timing
+from gemmir.target import SM_90A
 
 NOTHING = "-"
+GRAPH_LEGEND = (
+    "graph: a layer of many in a captured CUDA graph, each with its own weights; overlap: each may start while the one "
+    "before ends"
+)
 
 
 def table(report: Report) -> str:
@@ -30,42 +36,86 @@ def calibration(found: Calibration) -> str:
     return f"calibration: {found.peer} at {found.case}: {time}\n"
 
 
+@dataclass(frozen=True, slots=True)
+class Columns:
+    """What a table has columns for. `peers`: names; `in_graphs`: those with times in a graph."""
+
+    peers: tuple[str, ...]
+    hot: bool
+    graph: bool
+    in_graphs: frozenset[str]
+
+
+def columns_of(rows: Sequence[Row]) -> Columns:
+    graphs = [row.graph for row in rows if row.graph is not None]
+    return Columns(
+        tuple(dict.fromkeys(name for row in rows for name in row.peers)),
+        any(row.timing is not None and row.timing.hot_us is not None for row in rows),
+        bool(graphs),
+        frozenset(name for graph in graphs for name in graph.peers),
+    )
+
+
 def section(kind: str, rows: Sequence[Row]) -> str:
     """The rows of one kind of case, in this order."""
-    peers = list(dict.fromkeys(name for row in rows for name in row.peers))
-    hot = any(row.timing is not None and row.timing.hot_us is not None for row in rows)
-    lines = [header(rows[0].case.dimensions, peers, hot), *(cells(row, peers, hot) for row in rows)]
+    columns = columns_of(rows)
+    lines = [header(rows[0].case.dimensions, columns), *(cells(row, columns) for row in rows)]
     widths = [max(len(line[column]) for line in lines) for column in range(len(lines[0]))]
     text = [f"{kind}: microseconds; ratios are a peer's time over gemmir's, above 1 where gemmir is faster"]
+    if columns.graph:
+        text.append(GRAPH_LEGEND)
     text += ["  ".join(_aligned(line, widths)).rstrip() for line in lines]
-    return "\n".join([*text, *summary(rows, peers, hot), *notes(rows)]) + "\n"
+    return "\n".join([*text, *summary(rows, columns), *notes(rows)]) + "\n"
 
 
-def header(dimensions: str, peers: Sequence[str], hot: bool) -> list[str]:
-    found = [dimensions, "gemmir", *(["hot"] if hot else []), "TFLOP/s", "floor", "x floor"]
-    for peer in peers:
+def header(dimensions: str, columns: Columns) -> list[str]:
+    hot, graph = columns.hot, columns.graph
+    found = [dimensions, "gemmir", *(["hot"] if hot else []), *(["graph", "overlap"] if graph else [])]
+    found += ["TFLOP/s", "floor", "x floor"]
+    for peer in columns.peers:
         found += [peer, "ratio", *(["hot", "ratio"] if hot else [])]
+        found += ["graph", "ratio", "overlap ratio"] if peer in columns.in_graphs else []
     return [*found, "kernel"]
 
 
-def cells(row: Row, peers: Sequence[str], hot: bool) -> list[str]:
-    found = [row.case.label, *_times(row.timing, hot), _number(row.tflops, ".0f")]
-    found += [_number(row.floor_us, ".1f"), _number(row.times_floor, ".2f")]
-    for peer in peers:
+def cells(row: Row, columns: Columns) -> list[str]:
+    graph = row.graph
+    found = [row.case.label, *_times(row.timing, columns.hot)]
+    if columns.graph:
+        found += [_median(timing) for timing in _own(graph)]
+    found += [_number(row.tflops, ".0f"), _number(row.floor_us, ".1f"), _number(row.times_floor, ".2f")]
+    for peer in columns.peers:
         result = row.peers.get(peer)
-        times = _times(None if result is None else result.timing, hot)
+        times = _times(None if result is None else result.timing, columns.hot)
         for warm, time in zip((False, True), times, strict=False):
             found += [time, _number(row.ratio(peer, warm), ".3f")]
+        found += _peer_in_graph(graph, peer) if peer in columns.in_graphs else []
     return [*found, row.entry]
 
 
-def summary(rows: Sequence[Row], peers: Sequence[str], hot: bool) -> list[str]:
-    """A line per peer: its worst row for gemmir and the geometric mean; one for the floor; one for the repeats."""
+def _own(graph: GraphTimes | None) -> tuple[Timing | None, Timing | None]:
+    return (None, None) if graph is None else (graph.plain, graph.overlap)
+
+
+def _peer_in_graph(graph: GraphTimes | None, peer: str) -> list[str]:
+    """A peer's time in a graph, and its ratios to gemmir's without and with overlap."""
+    if graph is None:
+        return [NOTHING] * 3
+    result = graph.peers.get(peer)
+    ratios = [_number(graph.ratio(peer, overlap), ".3f") for overlap in (False, True)]
+    return [_median(None if result is None else result.timing), *ratios]
+
+
+def summary(rows: Sequence[Row], columns: Columns) -> list[str]:
+    """A line per peer and kind of time: worst row for gemmir and geometric mean; one for the floor; one for repeats."""
     found: list[str] = []
-    for peer in peers:
-        for warm in (False, True) if hot else (False,):
+    for peer in columns.peers:
+        for warm in (False, True) if columns.hot else (False,):
             name = f"{peer}, hot" if warm else peer
             found += _extreme(name, rows, lambda row, peer=peer, warm=warm: row.ratio(peer, warm), min)
+        for overlap in (False, True) if peer in columns.in_graphs else ():
+            name = f"{peer}, graph{' with overlap' if overlap else ''}"
+            found += _extreme(name, rows, lambda row, peer=peer, overlap=overlap: _ratio(row, peer, overlap), min)
     found += _extreme("x floor", rows, lambda row: row.times_floor, max)
     spreads = [row.timing.spread for row in rows if row.timing is not None and len(row.timing.series) > 1]
     if spreads:
@@ -73,13 +123,35 @@ def summary(rows: Sequence[Row], peers: Sequence[str], hot: bool) -> list[str]:
     return found
 
 
+def _ratio(row: Row, peer: str, overlap: bool) -> float | None:
+    return None if row.graph is None else row.graph.ratio(peer, overlap)
+
+
 def notes(rows: Sequence[Row]) -> list[str]:
     """Wrong results, and each reason of a refusal once, with how many rows it concerns."""
-    found = [f"WRONG RESULT, not timed: {row.case}: {row.fault}" for row in rows if row.timing is None]
-    refusals = Counter(
-        (name, result.refused) for row in rows for name, result in row.peers.items() if result.timing is None
-    )
-    return found + [f"{NOTHING} {name}: {reason} (rows: {count})" for (name, reason), count in refusals.items()]
+    found = [f"WRONG RESULT, not timed: {row.case}: {fault}" for row in rows for fault in row.faults]
+    reasons = Counter(reason for row in rows for reason in [*_refusals(row), *_graph_notes(row.graph)])
+    return found + [f"{NOTHING} {reason} (rows: {count})" for reason, count in reasons.items()]
+
+
+def _refusals(row: Row) -> list[str]:
+    everyone = [*row.peers.items(), *({} if row.graph is None else row.graph.peers).items()]
+    found = [f"{name}: {result.refused}" for name, result in everyone if result.timing is None]
+    return list(dict.fromkeys(found))
+
+
+def _graph_notes(graph: GraphTimes | None) -> list[str]:
+    """What the times of a graph do not show by themselves."""
+    if graph is None:
+        return []
+    found: list[str] = []
+    if graph.plain is not None and graph.overlap is None:
+        found.append("overlap: the kernel does not wait by itself for the one before it")
+    if graph.weights < graph.layers:
+        found.append(f"graph: memory holds {graph.weights} weights for {graph.layers} layers, which take them in turn")
+    if graph.weight_bytes < 2 * SM_90A.l2_bytes:
+        found.append("graph: the weights of all layers are less than twice the L2, and may not come from DRAM")
+    return found
 
 
 def _extreme(
@@ -101,6 +173,10 @@ def _times(timing: Timing | None, hot: bool) -> list[str]:
     if hot:
         times.append(None if timing is None else timing.hot_us)
     return [_number(time, ".2f") for time in times]
+
+
+def _median(timing: Timing | None) -> str:
+    return _number(None if timing is None else timing.us, ".2f")
 
 
 def _number(value: float | None, form: str) -> str:

@@ -8,7 +8,6 @@ launches work on torch's current stream.
 
 from __future__ import annotations
 
-import functools
 import math
 import statistics
 import time
@@ -16,6 +15,7 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
+from gemmir.bench.flush import FLUSHES, flusher, is_flush
 from gemmir.errors import ToolMissingError
 
 if TYPE_CHECKING:
@@ -26,8 +26,6 @@ Launch = Callable[[], object]
 LAUNCHES = 20
 REST_SECONDS = 0.25
 WARM_LAUNCHES = 3
-FLUSH_BYTES = 512_000_000
-"""Ten times the L2 of an H200."""
 
 HOT_SECONDS = 0.1
 HOT_LAUNCHES = (50, 500)
@@ -66,18 +64,27 @@ class Timing:
         return max(medians) / min(medians) - 1
 
 
-def measure_kernel(launch: Launch, launches: int = LAUNCHES, rest: float = REST_SECONDS, hot: bool = False) -> Timing:
+def measure_kernel(
+    launch: Launch,
+    launches: int = LAUNCHES,
+    rest: float = REST_SECONDS,
+    hot: bool = False,
+    flush: str = FLUSHES[0],
+) -> Timing:
     """One series with a cold L2 and, if `hot`, one without rest or flush."""
-    samples = tuple(kernel_us(launch, launches, rest))
+    samples = tuple(kernel_us(launch, launches, rest, flush))
     return Timing((samples,), hot_us(launch) if hot else None)
 
 
-def kernel_us(launch: Launch, launches: int = LAUNCHES, rest: float = REST_SECONDS) -> list[float]:
+def kernel_us(
+    launch: Launch, launches: int = LAUNCHES, rest: float = REST_SECONDS, flush: str = FLUSHES[0]
+) -> list[float]:
     """
     GPU time of each of `launches` calls of `launch`, in microseconds.
 
-    By torch's profiler; L2 is flushed before each launch by zeroing 512 MB, and the GPU rests for `rest` seconds before
-    the first. What one call puts on the GPU is added up: kernels, fills and copies, not the gaps between them.
+    By torch's profiler; L2 is flushed before each launch as `gemmir.bench.flush` says, and the GPU rests for `rest`
+    seconds before the first. What one call puts on the GPU is added up: kernels, fills and copies, not the gaps between
+    them.
     `ToolMissingError` (GMR-C004) if the profiler does not see it all.
     """
     import torch
@@ -85,15 +92,15 @@ def kernel_us(launch: Launch, launches: int = LAUNCHES, rest: float = REST_SECON
 
     for _ in range(WARM_LAUNCHES):
         launch()
-    flush = _flush_buffer()
+    empty_l2 = flusher(flush)
     torch.cuda.synchronize()
     time.sleep(rest)
     with profile(activities=[ProfilerActivity.CUDA], acc_events=True) as profiler:
         for _ in range(launches):
-            flush.zero_()
+            empty_l2()
             launch()
         torch.cuda.synchronize()
-    groups = group_launches(_gpu_events(profiler), launches)
+    groups = group_launches(_gpu_events(profiler), launches, flush)
     return [sum(event.duration_us for event in group) for group in groups]
 
 
@@ -120,8 +127,7 @@ def _back_to_back(launch: Launch, count: int, sleep: float) -> tuple[float, floa
     import torch
 
     start, end = torch.cuda.Event(enable_timing=True), torch.cuda.Event(enable_timing=True)
-    if sleep:
-        torch.cuda._sleep(int(sleep * SLEEP_CLOCK_HZ))  # pyright: ignore[reportPrivateUsage]
+    keep_busy(sleep)
     start.record()
     began = time.perf_counter()
     for _ in range(count):
@@ -132,19 +138,27 @@ def _back_to_back(launch: Launch, count: int, sleep: float) -> tuple[float, floa
     return host / count, start.elapsed_time(end) / 1e3 / count
 
 
-def group_launches(events: Sequence[GpuEvent], launches: int) -> list[list[GpuEvent]]:
+def keep_busy(seconds: float) -> None:
+    """Let the GPU sleep for at least so many seconds, in the order of the stream; the host does not wait."""
+    import torch
+
+    if seconds:
+        torch.cuda._sleep(int(seconds * SLEEP_CLOCK_HZ))  # pyright: ignore[reportPrivateUsage]
+
+
+def group_launches(events: Sequence[GpuEvent], launches: int, flush: str = FLUSHES[0]) -> list[list[GpuEvent]]:
     """
     What each of `launches` launches did: the events between its flush of L2 and the next one's.
 
-    The flushes are the longest fills there are; a launch may have fills of its own, such as of a workspace.
+    The flushes are the longest fills, or sums, there are; a launch may have some of its own, as of a workspace.
     `ToolMissingError` (GMR-C004) if there are fewer flushes than launches, or a launch without anything.
     """
     ordered = sorted(events, key=lambda event: event.start_us)
-    fills = sorted((e for e in ordered if _is_fill(e)), key=lambda event: event.duration_us, reverse=True)
-    flushes = {event.start_us for event in fills[:launches]}
+    alike = [event for event in ordered if is_flush(flush, event.name)]
+    longest = sorted(alike, key=lambda event: event.duration_us, reverse=True)[:launches]
     groups: list[list[GpuEvent]] = []
     for event in ordered:
-        if event.start_us in flushes and _is_fill(event):
+        if event in longest:
             groups.append([])
         elif groups:
             groups[-1].append(event)
@@ -159,11 +173,6 @@ def group_launches(events: Sequence[GpuEvent], launches: int) -> list[list[GpuEv
     )
 
 
-def _is_fill(event: GpuEvent) -> bool:
-    """How `zero_` shows: as a memset, or as a kernel of torch's."""
-    return "memset" in event.name.lower() or "FillFunctor" in event.name
-
-
 def _gpu_events(profiler: torch.profiler.profile) -> list[GpuEvent]:
     from torch.autograd import DeviceType  # pyright: ignore[reportPrivateImportUsage]
 
@@ -172,11 +181,3 @@ def _gpu_events(profiler: torch.profiler.profile) -> list[GpuEvent]:
         for event in profiler.events() or ()
         if event.device_type == DeviceType.CUDA
     ]
-
-
-@functools.cache
-def _flush_buffer() -> torch.Tensor:
-    """Written once, so that no series pays for its first touch."""
-    import torch
-
-    return torch.zeros(FLUSH_BYTES // 4, dtype=torch.int32, device="cuda")

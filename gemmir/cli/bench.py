@@ -13,6 +13,8 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from gemmir.bench.cases import DTYPES, SETS, Case, GroupedShape, Shape, parse_shape, parse_shapes, program_text
+from gemmir.bench.flush import FLUSHES
+from gemmir.bench.graph import LAYERS, REPLAYS
 from gemmir.bench.grouped import (
     ALL_GROUPED,
     GROUPED_SETS,
@@ -31,22 +33,38 @@ from gemmir.errors import InputError
 
 if TYPE_CHECKING:
     from gemmir.backends.cuda.driver import DeviceInfo
+    from gemmir.bench.measure import Options
     from gemmir.bench.report import Report, Row
     from gemmir.kernel import CompiledKernel
 
 HELP = "time kernels on a Hopper GPU, next to cuBLASLt, DeepGEMM and torch"
 DETAILS = f"""
-GPU time of the kernels alone, by torch's profiler: the median of {LAUNCHES} launches on random data, L2 flushed before
-each by zeroing 512 MB, {REST_SECONDS} s of rest before each series; what a call puts on the GPU is added up. --hot adds
-launches back to back, without rest or flush. The schedule is the one that the passes choose, without measuring.
+GPU time of the kernels alone, by torch's profiler: the median of {LAUNCHES}
+launches on random data, L2 flushed before each (--flush), {REST_SECONDS} s of rest before
+each series; what a call puts on the GPU is added up. --hot adds launches back
+to back, without rest or flush. The schedule is the one that the passes choose,
+without measuring.
 
-Before a kernel is timed its result is checked: it is filled with NaN first and must come out finite everywhere, and 64
-rows times 4 blocks of 128 columns must lie within the bound that is derived for each element. Peers are not checked.
-A wrong result is not timed; the exit code is then 1.
+--graph adds layers in a captured CUDA graph, as in decoding: the same
+activations, weights (and their scales) of each layer's own, so that they come
+from DRAM. Time of a layer: that of a replay, by CUDA events, over the number of
+layers; the median of {REPLAYS} replays back to back, without rest or flush. gemmir's
+kernels are timed without and with overlap, where a kernel may start while the
+one before it ends and ask for its first weights, which that one does not write,
+but waits for it before it reads or writes anything else. Of peers, cublas is
+timed in such a graph.
 
-Shapes of four sizes are products of several groups, groups x rows of each x N x K: --shape 8x256x4096x7168. The same
-sample is taken of each of 4 groups, and rows that belong to no group must still be NaN. Runs that have groups time
-cuBLASLt once, with one scale per tensor, at 4096x7168x2048, to tell how fast the machine is.
+Before a kernel is timed its result is checked: it is filled with NaN first and
+must come out finite everywhere, and 64 rows times 4 blocks of 128 columns must
+lie within the bound that is derived for each element. Of a graph, the result of
+the last layer is. Peers are not checked. A wrong result is not timed; the exit
+code is then 1.
+
+Shapes of four sizes are products of several groups, groups x rows of each x N x
+K: --shape 8x256x4096x7168. The same sample is taken of each of 4 groups, and
+rows that belong to no group must still be NaN. Runs that have groups time
+cuBLASLt once, with one scale per tensor, at 4096x7168x2048, to tell how fast
+the machine is.
 """
 DENSE_DTYPES = ("f8E4M3FN", "bf16")
 
@@ -97,7 +115,12 @@ def configure(parser: argparse.ArgumentParser) -> None:
     add("-p", "--pipeline", metavar="PASSES", help="passes instead of the usual ones: a,b{option=1}")
     add("--launches", type=positive, default=LAUNCHES, metavar="N", help=f"of a series (default: {LAUNCHES})")
     add("--repeat", type=positive, default=1, metavar="N", help="series of each kernel, in turn with its peers")
+    zero = "zero writes 512 MB and leaves dirty lines, which the kernel must first push out"
+    what = f"how L2 is emptied: {zero}; read reads 512 MB and leaves none (default: {FLUSHES[0]})"
+    add("--flush", choices=FLUSHES, default=FLUSHES[0], help=what)
     add("--hot", action="store_true", help="time launches back to back as well")
+    add("--graph", action="store_true", help="time layers in a captured CUDA graph as well; dense shapes only")
+    add("--layers", type=positive, metavar="N", help=f"of a graph (default: {LAYERS})")
     add("--json", type=Path, metavar="OUT", help="write every sample, schedule and version")
 
 
@@ -123,13 +146,14 @@ def execute(args: argparse.Namespace) -> int:
 
     info = require_gpu()
     cases = cases_of(args)
+    check_graph(args, cases)
     if args.json is not None:
         check_destination(args.json)
     report = run(cases, args, info)
     sys.stdout.write(table(report))
     if args.json is not None:
         say(f"wrote {args.json}")
-    return 1 if any(row.timing is None for row in report.rows) else 0
+    return 1 if any(row.faults for row in report.rows) else 0
 
 
 def cases_of(args: argparse.Namespace) -> list[AnyCase]:
@@ -176,6 +200,20 @@ def grouped_cases(args: argparse.Namespace, given: list[GroupedShape]) -> list[G
     return list(dict.fromkeys(cases))
 
 
+def check_graph(args: argparse.Namespace, cases: list[AnyCase]) -> None:
+    """InputError (GMR-I009) where layers of groups are to be in a graph, UsageError for layers without one."""
+    if args.layers is not None and not args.graph:
+        raise UsageError(f"--layers {args.layers}: they are those of --graph")
+    grouped = [case for case in cases if isinstance(case, GroupedCase)]
+    if args.graph and grouped:
+        raise InputError(
+            "GMR-I009",
+            f"--graph with {grouped[0]}",
+            rule="the layers of a graph are dense products, M x N x K",
+            fix="measure groups in a run of their own, without --graph",
+        )
+
+
 def check_destination(path: Path) -> None:
     """UsageError, before minutes of measuring, if nothing can be written to `path`."""
     folder = path.parent
@@ -193,9 +231,9 @@ def run(cases: list[AnyCase], args: argparse.Namespace, info: DeviceInfo) -> Rep
     from gemmir.bench.report import Report
     from gemmir.cache_files import publish
 
-    options = Options(args.launches, args.repeat, args.hot)
-    method = {"launches": args.launches, "repeats": args.repeat, "rest seconds": options.rest, "hot": args.hot}
-    report = Report(datetime.now(UTC).isoformat(timespec="seconds"), machine(info), method, ())
+    layers = (args.layers or LAYERS) if args.graph else 0
+    options = Options(args.launches, args.repeat, args.hot, flush=args.flush, layers=layers)
+    report = Report(datetime.now(UTC).isoformat(timespec="seconds"), machine(info), method_of(options), ())
     peers = [PEERS[name] for name in args.peers]
     with ThreadPoolExecutor() as pool:
         kernels = list(pool.map(partial(compiled, args=args), cases))
@@ -210,12 +248,26 @@ def run(cases: list[AnyCase], args: argparse.Namespace, info: DeviceInfo) -> Rep
     return report
 
 
+def method_of(options: Options) -> dict[str, int | float | bool | str]:
+    """How it is measured, by the names that people read."""
+    found: dict[str, int | float | bool | str] = {"launches": options.launches, "repeats": options.repeats}
+    found |= {"rest seconds": options.rest, "flush": options.flush, "hot": options.hot}
+    return found | ({"graph layers": options.layers, "graph replays": REPLAYS} if options.layers else {})
+
+
 def progress(row: Row) -> str:
     """A row in one line, while the others are still to come."""
-    if row.timing is None:
-        return f"{row.case}: WRONG RESULT: {row.fault}"
+    if row.timing is None or row.faults:
+        return f"{row.case}: WRONG RESULT: {row.faults[0]}"
     ratio = "" if row.worst_ratio is None else f", ratio to the fastest peer {row.worst_ratio:.3f}"
-    return f"{row.case}: {row.timing.us:.2f} us{ratio}, {row.entry}"
+    return f"{row.case}: {row.timing.us:.2f} us{ratio}{graph_progress(row)}, {row.entry}"
+
+
+def graph_progress(row: Row) -> str:
+    if row.graph is None or row.graph.plain is None:
+        return ""
+    overlap = "" if row.graph.overlap is None else f" ({row.graph.overlap.us:.2f} with overlap)"
+    return f", {row.graph.plain.us:.2f} us in a graph{overlap}"
 
 
 def compiled(case: AnyCase, args: argparse.Namespace) -> CompiledKernel:

@@ -193,7 +193,7 @@ def test_a_case_is_checked_and_then_timed_with_its_peers(fault: bool, monkeypatc
         out.copy_(right_result(case, dict(zip(("x", "w", "index"), tensors, strict=True))))
         out[-1, -1] += 100.0 if fault else 0.0
 
-    def clock(launch: Callable[[], object], launches: int, rest: float) -> list[float]:
+    def clock(launch: Callable[[], object], launches: int, rest: float, flush: str) -> list[float]:
         timed.append(launch())
         return [5.0] * launches
 

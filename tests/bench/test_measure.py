@@ -183,17 +183,17 @@ def test_a_torch_without_scaled_mm_refuses(monkeypatch: pytest.MonkeyPatch):
 
 
 def test_series_are_taken_in_turn(monkeypatch: pytest.MonkeyPatch):
-    asked: list[tuple[str, int, float]] = []
+    asked: list[tuple[str, int, float, str]] = []
 
-    def clock(launch: Callable[[], object], launches: int, rest: float) -> list[float]:
-        asked.append((str(launch()), launches, rest))
+    def clock(launch: Callable[[], object], launches: int, rest: float, flush: str) -> list[float]:
+        asked.append((str(launch()), launches, rest, flush))
         return [float(len(asked))] * launches
 
     monkeypatch.setattr(measure, "kernel_us", clock)
     monkeypatch.setattr(measure, "hot_us", lambda launch: 7.0)
-    found = in_turn({"": lambda: "ours", "peer": lambda: "theirs"}, Options(launches=2, repeats=2, hot=True, rest=0.5))
-    assert [name for name, _, _ in asked] == ["ours", "theirs", "ours", "theirs"]
-    assert {(launches, rest) for _, launches, rest in asked} == {(2, 0.5)}
+    found = in_turn({"": lambda: "ours", "peer": lambda: "theirs"}, Options(2, 2, True, 0.5, "read"))
+    assert [name for name, *_ in asked] == ["ours", "theirs", "ours", "theirs"]
+    assert {tuple(how) for _, *how in asked} == {(2, 0.5, "read")}
     assert found[""].series == ((1.0, 1.0), (3.0, 3.0))
     assert (found["peer"].series, found["peer"].hot_us) == (((2.0, 2.0), (4.0, 4.0)), 7.0)
 
@@ -206,7 +206,7 @@ def test_the_calibration_is_one_scale_per_tensor_at_one_shape(monkeypatch: pytes
         asked.append((case, device))
         return random_inputs(parse_module(small.text), small.m, seed)
 
-    def clock(launch: Callable[[], object], launches: int, rest: float) -> list[float]:
+    def clock(launch: Callable[[], object], launches: int, rest: float, flush: str) -> list[float]:
         result = launch()
         assert isinstance(result, torch.Tensor)
         return [float(result.shape[0])] * launches

@@ -7,7 +7,7 @@ import pytest
 
 from gemmir.bench.cases import Case
 from gemmir.bench.grouped import GroupedCase
-from gemmir.bench.report import Calibration, PeerResult, Report, Row, worst_first
+from gemmir.bench.report import Calibration, GraphTimes, PeerResult, Report, Row, worst_first
 from gemmir.bench.table import table
 from gemmir.bench.timing import Timing
 
@@ -119,6 +119,96 @@ def test_hot_columns_come_with_hot_times():
     assert line_of(text, "64x128x128") == "64x128x128 10.00 8.00 0 5.0 2.00 12.00 1.200 6.00 0.750 kernel_128".split()
     assert "cublas, hot: worst 0.750 at 64x128x128, geometric mean 0.750 of 1" in text
     assert "hot" not in table(report(FAST))
+
+
+def graph(
+    ours: float | None, overlap: float | None, cublas: float | None = None, weights: int = 32, fault: str = ""
+) -> GraphTimes:
+    """Times of 32 layers whose weights are 10 MB each."""
+    times = [None if us is None else timing(us) for us in (ours, overlap)]
+    peers = {} if cublas is None else {"cublas": PeerResult(timing(cublas))}
+    return GraphTimes(32, weights, weights * 10_000_000, *times, fault, peers)
+
+
+def test_graph_columns_come_with_times_in_a_graph():
+    with_both = row(128, timing(10.0), cublas=PeerResult(timing(12.0)), deep_gemm=PeerResult(timing(11.0)))
+    first = replace(with_both, graph=graph(8.0, 5.0, cublas=6.0))
+    second = replace(SLOW, graph=graph(4.0, None, cublas=12.0))
+    text = table(report(first, second))
+    assert line_of(text, "64x128x128") == (
+        "64x128x128 10.00 8.00 5.00 0 5.0 2.00 12.00 1.200 6.00 0.750 1.200 11.00 1.100 kernel_128".split()
+    )
+    assert line_of(text, "64x256x128") == (
+        "64x256x128 20.00 4.00 - 0 5.0 4.00 10.00 0.500 12.00 3.000 - - - kernel_256".split()
+    )
+    lines = text.splitlines()
+    assert "cublas, graph: worst 0.750 at 64x128x128, geometric mean 1.500 of 2" in lines
+    assert "cublas, graph with overlap: worst 1.200 at 64x128x128, geometric mean 1.200 of 1" in lines
+    assert not any(line.startswith("deep_gemm, graph") for line in lines)
+    assert "- overlap: the kernel does not wait by itself for the one before it (rows: 1)" in lines
+    assert any(line.startswith("graph: a layer of many in a captured CUDA graph") for line in lines)
+    header = next(line for line in lines if line.startswith("M x N x K"))
+    assert header.split("gemmir")[1].split()[:2] == ["graph", "overlap"]
+    assert "graph" not in table(report(FAST))
+
+
+def test_graph_columns_line_up_and_are_empty_where_a_row_has_none():
+    text = table(report(replace(FAST, graph=graph(8.0, 5.0, cublas=6.0)), SLOW))
+    lines = [line for line in text.splitlines() if line.startswith(("64x", "M x"))]
+    assert len({line.index("kernel") for line in lines}) == 1
+    assert line_of(text, "64x256x128") == "64x256x128 20.00 - - 0 5.0 4.00 10.00 0.500 - - - - - kernel_256".split()
+
+
+def test_hot_times_and_those_in_a_graph_have_columns_of_their_own():
+    hot = row(128, timing(10.0, hot=8.0), cublas=PeerResult(timing(12.0, hot=6.0)))
+    text = table(report(replace(hot, graph=graph(4.0, 2.0, cublas=3.0))))
+    assert line_of(text, "64x128x128") == (
+        "64x128x128 10.00 8.00 4.00 2.00 0 5.0 2.00 12.00 1.200 6.00 0.750 3.00 0.750 1.500 kernel_128".split()
+    )
+
+
+def test_weights_that_layers_share_or_that_stay_in_l2_are_told():
+    notes = {
+        "- graph: memory holds 31 weights for 32 layers, which take them in turn (rows: 1)": 31,
+        "- graph: the weights of all layers are less than twice the L2, and may not come from DRAM (rows: 1)": 10,
+    }
+    for note, weights in notes.items():
+        lines = table(report(replace(FAST, graph=graph(8.0, 5.0, weights=weights)))).splitlines()
+        assert note in lines
+    told = table(report(replace(FAST, graph=graph(8.0, 5.0))))
+    assert "weights for" not in told
+    assert "L2" not in told
+
+
+def test_a_peer_that_refuses_in_a_graph_is_told():
+    refused = GraphTimes(32, 32, 10**9, timing(8.0), timing(5.0), "", {"cublas": PeerResult(None, "in a graph: no")})
+    assert "- cublas: in a graph: no (rows: 1)" in table(report(replace(FAST, graph=refused))).splitlines()
+
+
+def test_a_wrong_result_in_a_graph_is_shouted():
+    wrong = replace(FAST, graph=graph(None, None, fault="last of 32 layers in a graph with overlap: bad"))
+    assert wrong.faults == ("last of 32 layers in a graph with overlap: bad",)
+    assert worst_first([SLOW, wrong]) == [wrong, SLOW]
+    lines = table(report(wrong, SLOW)).splitlines()
+    assert "WRONG RESULT, not timed: bf16-64x128x128: last of 32 layers in a graph with overlap: bad" in lines
+    assert not any("does not wait" in line for line in lines)
+    assert (FAST.faults, WRONG.faults) == ((), ("3 of 65536 elements are not finite",))
+
+
+def test_times_in_a_graph_as_json_there_and_back():
+    timed = replace(
+        SLOW, graph=GraphTimes(8, 7, 10**9, Timing(((1.5, 2.5),)), None, "", {"cublas": FAST.peers["cublas"]})
+    )
+    wrong = replace(FAST, graph=graph(None, None, fault="bad"))
+    whole = replace(report(timed, wrong, FAST), method={"launches": 20, "flush": "read"})
+    assert Report.from_json(whole.to_json()) == whole
+    data = json.loads(whole.to_json())
+    assert data["method"]["flush"] == "read"
+    assert data["rows"][0]["graph"]["plain"]["series"] == [[1.5, 2.5]]
+    assert data["rows"][0]["graph"]["peers"]["cublas"]["timing"]["series"] == [[22.0]]
+    older = json.loads(report(FAST).to_json())
+    del older["rows"][0]["graph"]
+    assert Report.from_json(json.dumps(older)) == report(FAST)
 
 
 def test_repeats_show_how_far_they_agree():

@@ -22,8 +22,9 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Protocol
 
 from gemmir.bench.cases import Case, program_text
+from gemmir.bench.flush import FLUSH_BYTES
 from gemmir.bench.peers import PEERS, Refusal, prepared
-from gemmir.bench.timing import FLUSH_BYTES, kernel_us
+from gemmir.bench.timing import kernel_us
 from gemmir.cache_files import publish
 from gemmir.cli.bench import check_destination
 from gemmir.cli.compile import positive

@@ -5,6 +5,7 @@ import json
 import os
 import subprocess
 import sys
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
@@ -14,7 +15,8 @@ from gemmir.backends.cuda.driver import DeviceInfo
 from gemmir.bench import measure
 from gemmir.bench.cases import SETS, Case
 from gemmir.bench.grouped import GROUPED_SETS, AnyCase, GroupedCase
-from gemmir.bench.report import Calibration, PeerResult, Report, Row
+from gemmir.bench.peers import Peer
+from gemmir.bench.report import Calibration, GraphTimes, PeerResult, Report, Row
 from gemmir.bench.timing import Timing
 from gemmir.cli import bench
 from gemmir.cli.diagnostics import UsageError
@@ -70,6 +72,8 @@ def test_without_a_gpu_it_exits_with_3_before_anything_else(tmp_path: Path):
         ["--launches", "0"],
         ["--repeat", "-1"],
         ["--rows", "4096"],
+        ["--flush", "write"],
+        ["--graph", "--layers", "0"],
         ["--shape", "2x64x128x128", "--grouping", "none"],
     ],
 )
@@ -194,6 +198,16 @@ def test_the_table_is_on_stdout_and_all_samples_in_the_file(tmp_path: Path, caps
 
 
 @pytest.mark.usefixtures("gpu")
+def test_the_flush_is_told(tmp_path: Path, capsys: pytest.CaptureFixture[str]):
+    out = tmp_path / "out.json"
+    argv = ["bench", "--shape", "64x128x256", "--dtype", "bf16", "--json", str(out)]
+    for options, flush in ((["--flush", "read"], "read"), (["--flush", "zero"], "zero"), ([], "zero")):
+        assert main([*argv, *options]) == 0
+        assert f"rest seconds 0.25, flush {flush}, hot False\n" in capsys.readouterr().out
+        assert json.loads(out.read_text())["method"]["flush"] == flush
+
+
+@pytest.mark.usefixtures("gpu")
 def test_a_wrong_result_exits_with_1_after_the_others(capsys: pytest.CaptureFixture[str]):
     assert main(["bench", "--shape", "13x128x256", "64x128x256", "--dtype", "bf16"]) == 1
     out = capsys.readouterr().out
@@ -237,3 +251,84 @@ def test_k_in_parts(gpu: list[Case], capsys: pytest.CaptureFixture[str]):
     assert main(argv) == 0
     assert gpu == [Case("f8E4M3FN", 64, 128, 512, 2)]
     assert "_split2_stages3" in capsys.readouterr().out
+
+
+TIMES = GraphTimes(32, 32, 10**9, Timing(((6.0,),)), Timing(((5.0,),)), "", {"cublas": PeerResult(Timing(((9.0,),)))})
+
+
+@pytest.fixture
+def asked(gpu: list[AnyCase], monkeypatch: pytest.MonkeyPatch) -> list[measure.Options]:
+    """Rows of that stand-in with times in a graph, wrong ones for 14 rows; how each was to be measured."""
+    found: list[measure.Options] = []
+    whole = measure.measure
+
+    def measured(
+        case: AnyCase, kernel: gemmir.CompiledKernel, peers: list[Peer], options: measure.Options, _: object
+    ) -> Row:
+        found.append(options)
+        wrong = replace(TIMES, plain=None, overlap=None, fault="last of 32 layers in a graph: wrong")
+        return replace(whole(case, kernel, peers, options, H200), graph=wrong if case.m == 14 else TIMES)
+
+    monkeypatch.setattr(measure, "measure", measured)
+    return found
+
+
+def test_layers_in_a_graph(tmp_path: Path, asked: list[measure.Options], capsys: pytest.CaptureFixture[str]):
+    out = tmp_path / "out.json"
+    argv = ["bench", "--shape", "64x128x256", "--dtype", "bf16", "--graph", "--flush", "read", "--json", str(out)]
+    assert main(argv) == 0
+    captured = capsys.readouterr()
+    assert "flush read, hot False, graph layers 32, graph replays 20\n" in captured.out
+    assert "cublas, graph: worst 1.500 at 64x128x256" in captured.out
+    assert "cublas, graph with overlap: worst 1.800 at 64x128x256" in captured.out
+    assert (
+        "11.00 us, ratio to the fastest peer 2.000, 6.00 us in a graph (5.00 with overlap), gemm_bf16" in captured.err
+    )
+    report = Report.from_json(out.read_text())
+    assert report.rows[0].graph == TIMES
+    assert (report.method["graph layers"], report.method["graph replays"]) == (32, 20)
+    assert main([*argv, "--layers", "8"]) == 0
+    assert main(["bench", "--shape", "64x128x256", "--dtype", "bf16"]) == 0
+    assert [(options.layers, options.flush) for options in asked] == [(32, "read"), (8, "read"), (0, "zero")]
+
+
+@pytest.mark.usefixtures("asked")
+def test_a_wrong_result_in_a_graph_exits_with_1(capsys: pytest.CaptureFixture[str]):
+    assert main(["bench", "--shape", "14x128x256", "64x128x256", "--dtype", "bf16", "--graph"]) == 1
+    captured = capsys.readouterr()
+    assert "WRONG RESULT, not timed: bf16-14x128x256: last of 32 layers in a graph: wrong" in captured.out
+    assert "1 of 2: bf16-14x128x256: WRONG RESULT: last of 32 layers in a graph: wrong" in captured.err
+
+
+@pytest.mark.parametrize("argv", [["--set", "masked"], ["--shape", "2x64x128x256"], ["--set", "decode", "k-grouped"]])
+def test_layers_of_groups_are_refused(argv: list[str], gpu: list[AnyCase], capsys: pytest.CaptureFixture[str]):
+    assert main(["bench", *argv, "--graph"]) == 1
+    error = capsys.readouterr().err
+    assert "error[GMR-I009]" in error
+    assert "--graph with " in error
+    assert "fix: measure groups in a run of their own, without --graph" in error
+    with pytest.raises(InputError, match="dense products"):
+        bench.check_graph(arguments(*argv, "--graph"), bench.cases_of(arguments(*argv)))
+    assert gpu == []
+
+
+def test_layers_without_a_graph_are_wrong_usage(gpu: list[AnyCase], capsys: pytest.CaptureFixture[str]):
+    assert main(["bench", "--shape", "64x128x256", "--layers", "8"]) == 2
+    assert "--layers 8: they are those of --graph" in capsys.readouterr().err
+    assert gpu == []
+
+
+def test_the_set_decode_goes_into_a_graph():
+    cases = bench.cases_of(arguments("--set", "decode", "--graph", "--flush", "read"))
+    bench.check_graph(arguments("--set", "decode", "--graph", "--flush", "read"), cases)
+    assert {case.dtype for case in cases} == {"f8E4M3FN", "bf16"}
+
+
+def test_the_help_is_readable_in_80_columns(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]):
+    monkeypatch.setenv("COLUMNS", "80")
+    with pytest.raises(SystemExit):
+        main(["bench", "--help"])
+    out = capsys.readouterr().out
+    assert max(map(len, out.splitlines())) <= 80
+    for option in ("--flush {zero,read}", "--graph", "--layers N"):
+        assert option in out

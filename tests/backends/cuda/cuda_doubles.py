@@ -77,6 +77,8 @@ class Launch:
     stream: int
     context: int
     scalars: list[int]
+    overlaps: bool = False
+    """Whether it may start while the kernel before it on the stream ends."""
 
 
 @dataclass
@@ -169,15 +171,31 @@ class RecordingDriver:
     def cuLaunchKernel(self, function: str, *rest: int) -> tuple[object, ...]:
         grid, grid_y, grid_z, threads, threads_y, threads_z, shared, stream, parameters, extra = rest
         assert (grid_y, grid_z, threads_y, threads_z, extra) == (1, 1, 1, 1, 0)
+        shape = grid, threads, shared, stream
+        return self._launched("cuLaunchKernel", Launch(function, *shape, self.context, self._scalars(parameters)))
+
+    def cuLaunchKernelEx(self, config: Any, function: str, parameters: int, extra: int) -> tuple[object, ...]:
+        assert (config.gridDimY, config.gridDimZ, config.blockDimY, config.blockDimZ, extra) == (1, 1, 1, 1, 0)
+        assert len(config.attrs) == config.numAttrs
+        serialization = real.CUlaunchAttributeID.CU_LAUNCH_ATTRIBUTE_PROGRAMMATIC_STREAM_SERIALIZATION
+        allowed = [a.value.programmaticStreamSerializationAllowed for a in config.attrs if a.id == serialization]
+        shape = config.gridDimX, config.blockDimX, config.sharedMemBytes, int(config.hStream)
+        launch = Launch(function, *shape, self.context, self._scalars(parameters), allowed == [1])
+        return self._launched("cuLaunchKernelEx", launch)
+
+    def _scalars(self, parameters: int) -> list[int]:
+        """The parameters that are numbers, from the memory that was handed over."""
         addresses = (ctypes.c_uint64 * len(self.manifest.params)).from_address(parameters)
-        scalars = [
+        return [
             (ctypes.c_int32 if isinstance(param, RowsParam) else ctypes.c_int64).from_address(address).value
             for param, address in zip(self.manifest.params, addresses, strict=True)
             if not isinstance(param, TensorMapParam)
         ]
-        result = self._done("cuLaunchKernel")
+
+    def _launched(self, call: str, launch: Launch) -> tuple[object, ...]:
+        result = self._done(call)
         if result[0] is OK:
-            self.launches.append(Launch(function, grid, threads, shared, stream, self.context, scalars))
+            self.launches.append(launch)
         return result
 
 

@@ -12,7 +12,10 @@ from hypothesis import strategies as st
 
 from gemmir.backends.cuda import driver, launch
 from gemmir.backends.cuda.launch import Launcher, grid_size
+from gemmir.bench.cases import Case
+from gemmir.compiler import lower
 from gemmir.errors import DeviceError, DeviceLostError, InputError, UnsupportedError
+from gemmir.kernel import CompiledKernel
 from gemmir.manifest import Manifest
 from tests.backends.cuda.cuda_doubles import (
     MANIFEST,
@@ -326,6 +329,72 @@ def test_a_failed_launch_can_be_repeated(gpu: RecordingDriver):
     gpu.fail.clear()
     call(tensors(8))
     assert len(gpu.launches) == 1
+
+
+# ------------------------------------------------------------ overlap
+
+WAITS = replace(MANIFEST, waits=True)
+
+
+def test_a_kernel_that_waits_by_itself_may_start_while_the_one_before_ends(gpu: RecordingDriver):
+    call, arguments = launcher(WAITS), tensors(100)
+    out = DeviceTensor((100, 7168), BF16, RESULT)
+    call(arguments, out)
+    assert call(arguments, out, True) is out
+    alone, overlapping = gpu.launches
+    assert (alone.overlaps, overlapping.overlaps) == (False, True)
+    assert replace(overlapping, overlaps=False) == alone, "the same kernel, grid, stream and parameters"
+    gpu.calls.clear()
+    call(arguments, out, True)
+    assert gpu.calls == ["cuCtxGetCurrent", "cuLaunchKernelEx"]
+
+
+def test_a_kernel_that_does_not_wait_is_launched_after_the_one_before(gpu: RecordingDriver):
+    assert not MANIFEST.waits
+    launcher(MANIFEST)(tensors(100), overlap=True)
+    assert "cuLaunchKernelEx" not in gpu.calls
+    assert [run.overlaps for run in gpu.launches] == [False]
+
+
+def test_overlap_where_the_device_is_not_current(gpu: RecordingDriver):
+    launcher(WAITS)(tensors(8, "cuda:1"), overlap=True)
+    (run,) = gpu.launches
+    assert (run.overlaps, run.context, run.stream, gpu.context) == (True, 0x1001, STREAM + 1, 0x1000)
+
+
+def test_overlap_with_bad_arguments_launches_nothing(gpu: RecordingDriver):
+    arguments = tensors(8)
+    arguments[0] = DeviceTensor((8, 2048), BF16, 1 << 40)
+    with pytest.raises(InputError, match="GMR-I001"):
+        launcher(WAITS)(arguments, overlap=True)
+    assert gpu.launches == []
+
+
+def test_an_overlapping_launch_that_fails(gpu: RecordingDriver):
+    call = launcher(WAITS)
+    gpu.fail["cuLaunchKernelEx"] = Status("CUDA_ERROR_LAUNCH_OUT_OF_RESOURCES", 701)
+    with pytest.raises(DeviceError, match="GMR-D003: cuLaunchKernelEx failed"):
+        call(tensors(8), overlap=True)
+    gpu.fail.clear()
+    call(tensors(8), overlap=True)
+    assert [run.overlaps for run in gpu.launches] == [True]
+
+
+def test_a_compiled_kernel_passes_it_on(gpu: RecordingDriver):
+    for manifest, expected in ((WAITS, [False, True]), (MANIFEST, [False, False])):
+        kernel, arguments = CompiledKernel(manifest, "", b"cubin", "", {}, None), tensors(8)
+        kernel(*arguments)
+        kernel(*arguments, overlap=True)
+        assert [run.overlaps for run in gpu.launches[-2:]] == expected
+
+
+@pytest.mark.parametrize(("m", "waits"), [(8, True), (4096, False)])
+def test_which_kernels_wait(m: int, waits: bool):
+    """Those for few rows, and their source has the instruction."""
+    lowered = lower(Case("bf16", m, 512, 512).text, m=m)
+    assert lowered.manifest is not None
+    assert lowered.manifest.waits is waits
+    assert ("griddepcontrol.wait" in lowered.source) is waits
 
 
 # ------------------------------------------------------------ devices and threads
