@@ -13,7 +13,7 @@ from typing import Any
 
 from gemmir.problem import GROUP_ALIGNMENT, Grouping
 
-SCHEMA = 3
+SCHEMA = 4
 
 
 @dataclass(frozen=True, slots=True)
@@ -76,18 +76,26 @@ class RowsParam:
 
 
 @dataclass(frozen=True, slots=True)
+class OverlapsParam:
+    """1 as int32 if the launch overlaps with that of the kernel before on the stream, else 0."""
+
+    kind: str = "overlaps"
+
+
+@dataclass(frozen=True, slots=True)
 class SeedParam:
     """The seed of the delays of a kernel under chaos, as uint32."""
 
     kind: str = "seed"
 
 
-Param = TensorMapParam | PointerParam | StrideParam | RowsParam | SeedParam
+Param = TensorMapParam | PointerParam | StrideParam | RowsParam | OverlapsParam | SeedParam
 _PARAMS: dict[str, type[Param]] = {
     "tensor_map": TensorMapParam,
     "pointer": PointerParam,
     "stride": StrideParam,
     "rows": RowsParam,
+    "overlaps": OverlapsParam,
     "seed": SeedParam,
 }
 

@@ -68,7 +68,7 @@ def block_shape(problem: GemmProblem, s: Schedule, target: Target) -> Violation 
 
 
 def warpgroups(problem: GemmProblem, s: Schedule, target: Target) -> Violation | None:
-    """Math warpgroups share a tile by weights, in whole waves, or by rows of A; where sums are promoted, one wave each."""
+    """Math warpgroups share a tile by weights, in whole waves, or by rows; where sums are promoted, one wave each."""
     if s.math_warpgroups is not None and not 1 <= s.math_warpgroups <= MAX_WARPGROUPS:
         return Violation(
             "GMR-S003", f"math_warpgroups = {s.math_warpgroups}", f"1 to {MAX_WARPGROUPS}", "use math_warpgroups = 2"

@@ -259,7 +259,7 @@ def predict_stream(problem: GemmProblem, schedule: Schedule, target: Target, c: 
     stages = schedule.num_stages or max(1, fitting_stages(problem, schedule, target))
     clocks = stream_clocks(problem, schedule, stages, min(rows * columns, resident) * parts, target, c)
     cycles = rounds * problem.part_k_blocks * clocks.k_block + (rounds - 1) * (c.tile_clocks + clocks.leaving)
-    cycles += c.again_clocks if rows > 1 and parts > 1 else 0.0
+    cycles += problem.part_k_blocks * c.again_clocks if rows > 1 and parts > 1 else 0.0
     fixed = c.launch_seconds + clocks.tile / c.clock_hz
     working = rows * columns * parts * problem.part_k_blocks * clocks.tensor
     written = problem.all_rows * problem.n * problem.d.bytes

@@ -143,7 +143,7 @@ class _Expected:
             elif isinstance(op, hopper.KBlocksOp):
                 yield from self.ops(op.body.block.ops, (*where, _loop(op)))
             elif isinstance(op, hopper.FirstTileOp):
-                warp = f"warp == {number(self.kernel.threads) // 32 - 1}, first tile"
+                warp = f"warp == {number(self.kernel.threads) // 32 - 1}, up to {number(op.ctas)} CTAs, first tile"
                 yield from self.ops(op.body.block.ops, (*where, warp))
             elif isinstance(op, hopper.InPartOp):
                 yield from self.ops(op.body.block.ops, (*where, f"rank {'==' if op.others is None else '!='} 0"))

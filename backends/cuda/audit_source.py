@@ -40,7 +40,10 @@ _STATEMENT = re.compile(
     r"(?:if \((?P<guard>.*)\) )?(?:for \((?P<loop>[^)]*)\) )?(?P<name>\w+)(?:<(?P<types>[^>]*)>)?\((?P<arguments>.*)\);"
 )
 _TILES = re.compile(r"for \((?:Tiles<|auto tiles = )")
-_FIRST_TILE = re.compile(r"if \(Tiles<[^>]*> tiles\(\w+\); (warp == \d+) && lane == 0 && !tiles\.done\(\)\)")
+_FIRST_TILE = re.compile(
+    r"if \(Tiles<[^>]*> tiles\(\w+\); (?:\w+|\(\w+ \|\| gridDim\.x <= (\d+)\)) && "
+    r"(warp == \d+) && lane == 0 && !tiles\.done\(\)\)"
+)
 _EXIT = re.compile(r"if \(\w+\.none\(\)\) return;")
 _K_BLOCKS = re.compile(r"for \(int (\w+) = (\d+); \1 < (\w+(?: - \d+)?); (?:\+\+\1|\1 \+= (\d+))\)")
 _BLOCK = re.compile(r"(?:\} )?(?:else )?if \((.*)\)")
@@ -120,7 +123,7 @@ class _Reader:
         if _TILES.match(head) is not None:
             return "tiles", ""
         if (first := _FIRST_TILE.match(head)) is not None:
-            return f"{first[1]}, first tile", ""
+            return f"{first[2]}, up to {first[1] or 0} CTAs, first tile", ""
         if (loop := _K_BLOCKS.match(head)) is not None:
             return f"k {loop[2]} to {_end(loop[3])} step {loop[4] or 1}", ""
         if head.endswith("else"):

@@ -8,7 +8,17 @@ from xdsl.ir import SSAValue
 
 from gemmir.dialects import hopper
 from gemmir.dialects.hopper.types import BindName, OrderName
-from gemmir.manifest import Manifest, Param, PointerParam, RowsParam, SeedParam, StrideParam, TensorMapParam, TensorSpec
+from gemmir.manifest import (
+    Manifest,
+    OverlapsParam,
+    Param,
+    PointerParam,
+    RowsParam,
+    SeedParam,
+    StrideParam,
+    TensorMapParam,
+    TensorSpec,
+)
 
 
 def describe(
@@ -76,3 +86,5 @@ def _param(bind: hopper.BindAttr, parameter: SSAValue) -> Param:
             return StrideParam(tensor, bind.dimension.data)
         case BindName.ROWS:
             return RowsParam()
+        case BindName.OVERLAPS:
+            return OverlapsParam()

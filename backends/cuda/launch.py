@@ -26,7 +26,16 @@ from gemmir.backends.cuda.arguments import (
 from gemmir.backends.cuda.tensor_map import TensorMapFields, encode, tensor_map_fields
 from gemmir.dtypes import DTYPES
 from gemmir.errors import DeviceError, InputError, UnsupportedError
-from gemmir.manifest import Manifest, Param, PointerParam, RowsParam, SeedParam, StrideParam, TensorMapParam
+from gemmir.manifest import (
+    Manifest,
+    OverlapsParam,
+    Param,
+    PointerParam,
+    RowsParam,
+    SeedParam,
+    StrideParam,
+    TensorMapParam,
+)
 from gemmir.problem import Grouping
 from gemmir.target import balanced_clusters, find_target
 
@@ -63,7 +72,8 @@ class Plan:
     """
     What is known of a call once its inputs are: M, the kernel and the grid (CTAs).
 
-    `kernel` is None where there is nothing to compute. `outputs` holds packed parameters by output.
+    `kernel` is None where there is nothing to compute. `outputs` holds packed parameters by output, `overlapping` those
+    of launches that overlap with the kernel before.
     """
 
     m: int
@@ -72,6 +82,7 @@ class Plan:
     kernel: Kernel | None
     grid: int
     outputs: dict[object, Packed] = field(default_factory=dict[object, Packed])
+    overlapping: dict[object, Packed] = field(default_factory=dict[object, Packed])
 
 
 def grid_size(manifest: Manifest, m: int, resident_clusters: int) -> int:
@@ -122,13 +133,15 @@ class Launcher:
         plan = self._plan(tensors)
         if plan.kernel is None:
             return self._sums_of_nothing(plan, tensors, out)
+        overlap = overlap and self.manifest.waits
+        known = plan.overlapping if overlap else plan.outputs
         if out is None:
             out = self._empty(plan)
-            packed = plan.outputs.get(out.data_ptr()) or self._pack_output(plan, out, out.data_ptr())
+            packed = known.get(out.data_ptr()) or self._pack_output(plan, out, out.data_ptr(), overlap)
         else:
             key = _key((out,), ("out",))
-            packed = plan.outputs.get(key) or self._pack_output(plan, out, key)
-        self._launch(plan.kernel, plan.grid, packed, _stream(plan.device.index), overlap and self.manifest.waits)
+            packed = known.get(key) or self._pack_output(plan, out, key, overlap)
+        self._launch(plan.kernel, plan.grid, packed, _stream(plan.device.index), overlap)
         return out
 
     def prepare(self, device: torch.device | str | int | None = None) -> None:
@@ -206,18 +219,18 @@ class Launcher:
         addend = next((tensors[p.tensor] for p in params), None)
         return out.zero_() if addend is None else out.copy_(addend.float() + 0.0)
 
-    def _pack_output(self, plan: Plan, out: torch.Tensor, key: object) -> Packed:
+    def _pack_output(self, plan: Plan, out: torch.Tensor, key: object, overlap: bool) -> Packed:
         info = _describe(out, "out")
         check_output(self.manifest, info, plan.m, plan.inputs)
         assert plan.kernel is not None
         # A tensor map is encoded in a context, and a thread that has made no CUDA call yet has none.
         with driver.in_context(plan.kernel.context):
-            packed = self._pack(plan, info)
+            packed = self._pack(plan, info, overlap)
         with self._lock:
-            _remember(plan.outputs, key, packed, MAX_OUTPUTS)
+            _remember(plan.overlapping if overlap else plan.outputs, key, packed, MAX_OUTPUTS)
         return packed
 
-    def _pack(self, plan: Plan, out: TensorInfo) -> Packed:
+    def _pack(self, plan: Plan, out: TensorInfo, overlap: bool) -> Packed:
         """Every parameter in memory of its own, and the array of their addresses that the driver takes."""
         values: list[Any] = []
         addresses: list[int] = []
@@ -226,7 +239,7 @@ class Launcher:
                 values.append(self._map(param, _tensor_of(param, plan, out)))
                 addresses.append(int(values[-1].getPtr()))
                 continue
-            values.append(self.seed if isinstance(param, SeedParam) else _scalar(param, plan, out))
+            values.append(self.seed if isinstance(param, SeedParam) else _scalar(param, plan, out, overlap))
             addresses.append(ctypes.addressof(values[-1]))
         array = (ctypes.c_void_p * len(addresses))(*addresses)
         return Packed(ctypes.addressof(array), (array, *values))
@@ -262,7 +275,7 @@ def _tensor_of(param: TensorMapParam | PointerParam | StrideParam, plan: Plan, o
     return out if param.tensor == OUTPUT else plan.inputs[param.tensor]
 
 
-def _scalar(param: Param, plan: Plan, out: TensorInfo) -> Any:
+def _scalar(param: Param, plan: Plan, out: TensorInfo, overlap: bool) -> Any:
     """A parameter other than a tensor map, as the C type that the kernel declares."""
     if isinstance(param, PointerParam):
         return ctypes.c_uint64(_tensor_of(param, plan, out).address)
@@ -270,6 +283,8 @@ def _scalar(param: Param, plan: Plan, out: TensorInfo) -> Any:
         return ctypes.c_int64(_tensor_of(param, plan, out).strides[param.dimension])
     if isinstance(param, RowsParam):
         return ctypes.c_int32(plan.m)
+    if isinstance(param, OverlapsParam):
+        return ctypes.c_int32(overlap)
     raise UnsupportedError("GMR-U001", f"a kernel parameter of kind {param.kind!r}", rule="the launcher must know it")
 
 

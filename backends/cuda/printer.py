@@ -362,8 +362,11 @@ class _Printer(PrintsStorage, PrintsBarriers, PrintsLoads, PrintsArithmetic, Pri
 
     def first_tile(self, op: hopper.FirstTileOp) -> None:
         last_warp = number(self.kernel.threads) // 32 - 1
-        condition = f"{self.tiles_type(op)} tiles({self.m()}); warp == {last_warp} && lane == 0 && !tiles.done()"
-        with self.out.block(f"if ({condition})"):
+        when = self.out[op.overlaps]
+        if ctas := number(op.ctas):
+            when = f"({when} || gridDim.x <= {ctas})"
+        tiles = f"{self.tiles_type(op)} tiles({self.m()}); {when}"
+        with self.out.block(f"if ({tiles} && warp == {last_warp} && lane == 0 && !tiles.done())"):
             self.tile_origin(op)
             self.block(op.body.block)
 

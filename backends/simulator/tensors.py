@@ -155,6 +155,8 @@ def _parameter(kernel: hopper.KernelOp, bind: hopper.BindAttr, arrays: list[Arra
     number, kind = bind.tensor.data, BindName(bind.kind.data)
     if kind is BindName.ROWS:
         return m
+    if kind is BindName.OVERLAPS:
+        return 0
     if number < 0:
         return _of_output(bind, output)
     spec, array = kernel.inputs.data[number], arrays[number]

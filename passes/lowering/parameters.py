@@ -38,6 +38,8 @@ class Parameters:
     d_stride_group: SSAValue | None
     maps_c: dict[int, SSAValue]
     """By box width in columns; empty where there is no C."""
+    overlaps: SSAValue | None
+    """Whether the launch overlaps with that of the kernel before; None where it makes no difference."""
 
     @property
     def weight_scales(self) -> tuple[SSAValue, SSAValue, SSAValue] | None:
@@ -88,6 +90,8 @@ def kernel_parameters(plan: Plan, op: ProductOp) -> Iterator[tuple[str, Attribut
     if plan.grouped:
         yield from _group_parameters(plan, op, d)
     yield "m", i32, hopper.BindAttr(BindName.ROWS)
+    if plan.prefetches:
+        yield "overlaps", i32, hopper.BindAttr(BindName.OVERLAPS)
 
 
 def _group_parameters(plan: Plan, op: ProductOp, d: Element) -> Iterator[tuple[str, Attribute, hopper.BindAttr]]:
@@ -129,6 +133,7 @@ def read_parameters(block: Block) -> Parameters:
         d=by_name.get("d"),
         d_stride_m=by_name.get("d_stride_m"),
         d_stride_group=by_name.get("d_stride_group"),
+        overlaps=by_name.get("overlaps"),
     )
 
 

@@ -165,6 +165,11 @@ class Plan:
         return self.group_rows if self.swapped else self.group_columns
 
     @property
+    def prefetches(self) -> bool:
+        """Whether it asks L2 for weights before it waits for the kernel before: where the first tile is known early."""
+        return self.swapped and not self.grouped
+
+    @property
     def scales_of_tiles(self) -> bool:
         """Whether the scales of all k-blocks of a tile lie in one slot, apart from the operands' ring."""
         return self.layout.scale_tiles > 0

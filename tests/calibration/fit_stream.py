@@ -37,7 +37,7 @@ FITTED = {
     "leaving_clocks_per_element": 0.2,
     "gather_clocks": 500.0,
     "gather_clocks_per_element": 0.3,
-    "again_clocks": 2000.0,
+    "again_clocks": 80.0,
     "uneven_share": 0.1,
     "dram_efficiency": 0.9,
     "dram_order": 4.0,

@@ -38,7 +38,7 @@ from tests.calibration.stream_points import stream_points
 if TYPE_CHECKING:
     import torch
 
-LAUNCHES = 10
+LAUNCHES = 12
 REST_SECONDS = 0.1
 SEED = 1
 

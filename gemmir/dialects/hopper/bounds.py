@@ -121,7 +121,7 @@ def _binds(kind: BindName, parameter: Attribute, tensor: TensorAttr) -> bool:
             return isinstance(parameter, PointerType) and parameter.element == tensor.type.element_type
         case BindName.STRIDE:
             return parameter == i64
-        case BindName.ROWS:
+        case BindName.ROWS | BindName.OVERLAPS:
             return parameter == i32
 
 

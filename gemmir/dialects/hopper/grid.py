@@ -7,16 +7,16 @@ fetch tensor maps, set up shared memory, and ask L2 for lines that it will need,
 
 from __future__ import annotations
 
-from xdsl.dialects.builtin import IndexType
-from xdsl.ir import Operation
+from xdsl.dialects.builtin import IndexType, i32
+from xdsl.ir import BlockArgument, Operation
 from xdsl.irdl import irdl_op_definition, operand_def, prop_def, region_def, traits_def
 from xdsl.traits import NoTerminator
 from xdsl.utils.exceptions import VerifyException
 
-from gemmir.dialects.hopper.base import POSITIVE, HopperOperation
+from gemmir.dialects.hopper.base import NATURAL, POSITIVE, HopperOperation
 from gemmir.dialects.hopper.control import KBlocksOp, KernelOp, RolesOp, enclosing
 from gemmir.dialects.hopper.split_k import PartBlockOp
-from gemmir.dialects.hopper.types import RasterAttr, TensorMapType
+from gemmir.dialects.hopper.types import BindName, RasterAttr, TensorMapType
 
 
 @irdl_op_definition
@@ -67,15 +67,18 @@ class FirstTileOp(HopperOperation):
     """
     What one thread does for the first tile of its CTA, if there is any: only prefetches.
 
-    Block arguments are the tile's first row and column; `raster` and `group` as of `hopper.tiles`.
+    Where the launch `overlaps` with that of the kernel before, and where no more than `ctas` CTAs run. Block arguments
+    are the tile's first row and column; `raster` and `group` as of `hopper.tiles`.
     """
 
     name = "hopper.first_tile"
+    overlaps = operand_def(i32)
     body = region_def("single_block")
     raster = prop_def(RasterAttr)
     group = prop_def(POSITIVE)
+    ctas = prop_def(NATURAL)
     traits = traits_def(NoTerminator())
-    assembly_format = "$raster `group` $group $body attr-dict"
+    assembly_format = "$raster `group` $group `if` $overlaps `or` $ctas $body attr-dict"
 
     def verify_(self) -> None:
         _check_at_top(self)
@@ -85,6 +88,9 @@ class FirstTileOp(HopperOperation):
         assert isinstance(kernel, KernelOp)
         if kernel.grouping is not None:
             raise VerifyException("where a group's first tile lies is for memory to say")
+        flag = self.overlaps
+        if not isinstance(flag, BlockArgument) or kernel.binds.data[flag.index].kind.data != BindName.OVERLAPS:
+            raise VerifyException(f"{self.name} takes the parameter that is bound to {BindName.OVERLAPS}")
         allowed = (KBlocksOp, PartBlockOp, TmaPrefetchOp)
         if any(op is not self and not isinstance(op, allowed) for op in self.walk()):
             raise VerifyException("hopper.first_tile holds only prefetches")

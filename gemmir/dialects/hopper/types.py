@@ -181,6 +181,7 @@ class BindName(StrEnum):
     POINTER = "pointer"
     STRIDE = "stride"
     ROWS = "rows"
+    OVERLAPS = "overlaps"
 
 
 @irdl_attr_definition
@@ -189,8 +190,9 @@ class BindAttr(ParametrizedAttribute):
     What a parameter of the kernel is bound to, `#hopper.bind<map 0>`.
 
     `map T`: a tensor map over tensor T (-1: the output), `addend T`: one over operand C, which may lie where the output
-    does, `pointer T`: T's address, `stride T D`: its stride along dimension D in elements, `rows`: M. A map over a
-    tensor of rank 3 has its first dimension, the groups, as third coordinate.
+    does, `pointer T`: T's address, `stride T D`: its stride along dimension D in elements, `rows`: M, `overlaps`:
+    1 if the launch overlaps with that of the kernel before, else 0. A map over a tensor of rank 3 has its first
+    dimension, the groups, as third coordinate.
     """
 
     name = "hopper.bind"
@@ -206,13 +208,14 @@ class BindAttr(ParametrizedAttribute):
     def parse_parameters(cls, parser: AttrParser) -> Sequence[Attribute]:
         with parser.in_angle_brackets():
             kind = parser.parse_str_enum(BindName)
-            tensor = 0 if kind is BindName.ROWS else parser.parse_integer()
+            tensor = 0 if kind in (BindName.ROWS, BindName.OVERLAPS) else parser.parse_integer()
             dimension = parser.parse_integer() if kind is BindName.STRIDE else 0
         return [StringAttr(kind.value), IntAttr(tensor), IntAttr(dimension)]
 
     def print_parameters(self, printer: Printer) -> None:
         numbers = {
             BindName.ROWS: (),
+            BindName.OVERLAPS: (),
             BindName.STRIDE: (self.tensor.data, self.dimension.data),
         }.get(BindName(self.kind.data), (self.tensor.data,))
         with printer.in_angle_brackets():
