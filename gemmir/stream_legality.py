@@ -68,34 +68,26 @@ def block_shape(problem: GemmProblem, s: Schedule, target: Target) -> Violation 
 
 
 def warpgroups(problem: GemmProblem, s: Schedule, target: Target) -> Violation | None:
-    """Math warpgroups share a tile by weights, in whole waves, or by rows; where sums are promoted, one wave each."""
+    """Math warpgroups share the weights of a tile, in whole waves; where sums are promoted, one wave each."""
     if s.math_warpgroups is not None and not 1 <= s.math_warpgroups <= MAX_WARPGROUPS:
         return Violation(
             "GMR-S003", f"math_warpgroups = {s.math_warpgroups}", f"1 to {MAX_WARPGROUPS}", "use math_warpgroups = 2"
         )
+    if s.split is Split.ALONG_M:
+        rule = "family = stream: the weights of a tile are divided, which are its columns"
+        return Violation("GMR-S003", "split = m", rule, "use split = n")
     if missing(s, "block_n", "math_warpgroups"):
         return None
     assert s.block_n is not None and s.math_warpgroups is not None
-    if s.split is Split.ALONG_M and s.block_m is not None and s.block_m % (s.math_warpgroups * target.wgmma_n_step):
-        what = f"{s.block_m} rows over {s.math_warpgroups} math warpgroups"
-        rule = f"a multiple of {target.wgmma_n_step} rows each, the step of WGMMA's N side"
-        return Violation("GMR-S003", what, rule, "change math_warpgroups or block_m, or use split = n")
-    sharing = _sharing_weights(s)
-    waves, rest = divmod(s.block_n, sharing * target.wgmma_m)
-    what = f"{s.block_n} weights over {sharing} math warpgroups"
+    waves, rest = divmod(s.block_n, s.math_warpgroups * target.wgmma_m)
+    what = f"{s.block_n} weights over {s.math_warpgroups} math warpgroups"
     if rest:
         fix = "change math_warpgroups or block_n"
         return Violation("GMR-S003", what, f"whole waves of {target.wgmma_m} a warpgroup", fix)
     if problem.promoted and waves != 1:
         rule = f"one wave of {target.wgmma_m} a warpgroup, whose sums are promoted"
-        return Violation("GMR-S003", what, rule, f"use block_n = {sharing * target.wgmma_m}")
+        return Violation("GMR-S003", what, rule, f"use block_n = {s.math_warpgroups * target.wgmma_m}")
     return None
-
-
-def _sharing_weights(s: Schedule) -> int:
-    """Math warpgroups among which the weights of a tile are divided."""
-    assert s.math_warpgroups is not None
-    return 1 if s.split is Split.ALONG_M else s.math_warpgroups
 
 
 def no_sharing(problem: GemmProblem, s: Schedule, target: Target) -> Violation | None:
@@ -130,10 +122,9 @@ def split_k(problem: GemmProblem, s: Schedule, target: Target) -> Violation | No
         return Violation("GMR-S004", what, f"at most {MAX_PARTS}", f"use split_k = {MAX_PARTS}")
     if parts == 1 or missing(s, "block_n", "math_warpgroups") or not s.block_n or not s.math_warpgroups:
         return None
-    one_wave = _sharing_weights(s) * target.wgmma_m
-    if (waves := s.block_n // one_wave) == 1:
+    if (waves := s.block_n // (s.math_warpgroups * target.wgmma_m)) == 1:
         return None
-    fix = f"use block_n = {one_wave}"
+    fix = f"use block_n = {s.math_warpgroups * target.wgmma_m}"
     return Violation("GMR-S003", f"{waves} waves a warpgroup with split_k = {parts}", "one wave a warpgroup", fix)
 
 

@@ -71,8 +71,6 @@ def tile_geometry(schedule: Schedule) -> TileGeometry:
     block_m, block_n, groups = schedule.block_m, schedule.block_n, schedule.math_warpgroups
     assert block_m is not None and block_n is not None and groups is not None
     if schedule.family is Family.STREAM:
-        if schedule.split is Split.ALONG_M:
-            return TileGeometry(block_n, block_m // groups, swapped=True)
         return TileGeometry(block_n // groups, block_m, swapped=True)
     if schedule.split is Split.ALONG_N:
         return TileGeometry(block_m, block_n // groups)

@@ -22,30 +22,30 @@ class StreamConstants:
     """Clocks at `clock_hz`, orders of norms, bytes per clock, seconds."""
 
     clock_hz: float = 1.755e9
-    load_bytes_per_clock: float = 136.0
+    load_bytes_per_clock: float = 126.0
     """Into one SM."""
-    l2_bytes_per_clock: float = 9950.0
+    l2_bytes_per_clock: float = 11400.0
     """Into all of them together."""
-    load_latency: float = 2110.0
+    load_latency: float = 2330.0
     """Clocks from the request of a stage to its arrival, where all CTAs ask at once."""
-    least_instruction_columns: float = 29.2
+    least_instruction_columns: float = 29.8
     """Columns of the narrowest instruction that the tensor cores are not idle in."""
-    promoted_chain: float = 199.0
-    promoted_chain_per_row: float = 1.39
-    in_place_chain: float = 182.0
-    overlap_order: float = 3.45
-    load_order: float = 5.83
-    tile_clocks: float = 1000.0
-    leaving_clocks_per_element: float = 0.0729
-    gather_clocks: float = 600.0
+    promoted_chain: float = 206.0
+    promoted_chain_per_row: float = 1.31
+    in_place_chain: float = 202.0
+    overlap_order: float = 3.9
+    load_order: float = 6.62
+    tile_clocks: float = 633.0
+    leaving_clocks_per_element: float = 0.0757
+    gather_clocks: float = 834.0
     gather_clocks_per_element: float = 0.225
-    again_clocks: float = 5130.0
-    """Of a CTA that others beside it share weights with, where K is split: measured, not understood."""
-    uneven_share: float = 0.0707
+    again_clocks: float = 136.0
+    """Of a k-block whose weights other CTAs load as well, where K is split: measured, not understood."""
+    uneven_share: float = 0.0827
     """How much longer DRAM takes for a round of which CTAs have nothing to load, as part of that round's share."""
-    dram_efficiency: float = 0.897
-    dram_order: float = 6.08
-    launch_seconds: float = 3.39e-6
+    dram_efficiency: float = 0.896
+    dram_order: float = 6.83
+    launch_seconds: float = 3.07e-6
 
 
 STREAM = StreamConstants()

@@ -54,6 +54,7 @@ def _shapes(problem: GemmProblem, fixed: Schedule, target: Target) -> Iterator[S
     most = max(wave, min(target.max_tma_box, -(-problem.n // wave) * wave))
     open_choices = fixed.filled(
         block_k=problem.block_k,
+        split=Split.ALONG_N,
         turns=False,
         promote_chunk=CHUNK if problem.promoted else 1,
         cluster_m=1,
@@ -65,7 +66,6 @@ def _shapes(problem: GemmProblem, fixed: Schedule, target: Target) -> Iterator[S
 
 
 def _warpgroups(block: Schedule) -> Iterator[Schedule]:
-    """A block with each number of math warpgroups, and each way to divide it among them."""
+    """A block with each number of math warpgroups."""
     for groups in range(1, MAX_WARPGROUPS + 1) if block.math_warpgroups is None else (block.math_warpgroups,):
-        for split in (Split.ALONG_N,) if groups == 1 else tuple(Split):
-            yield block.filled(math_warpgroups=groups, split=split)
+        yield block.filled(math_warpgroups=groups)

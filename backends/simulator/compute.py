@@ -166,9 +166,8 @@ def promote_block(agent: Agent, op: hopper.PromoteBlockOp) -> None:
     partial, total = agent[op.partial], agent[op.total]
     shared, columns, stage = op.shared.type, op.columns.type, agent[op.cursor].stage
     assert isinstance(shared, hopper.RingType) and isinstance(columns, hopper.RingType)
-    k, group, (_, column) = agent[op.k] + op.ahead.value.data, int(agent[op.group]), fragment_map(partial.columns)
-    step, column = group * op.group_steps.value.data, column + group * op.group_columns.value.data
-    at_shared = agent[op.shared] + stage * shared.slot_bytes + (k * shared.dims[2] + step) * 4
+    k, (_, column) = agent[op.k] + op.ahead.value.data, fragment_map(partial.columns)
+    at_shared = agent[op.shared] + stage * shared.slot_bytes + (k * shared.dims[2] + int(agent[op.group])) * 4
     at_columns = agent[op.columns] + stage * columns.slot_bytes + (k * columns.dims[2] + column) * 4
     memory, of_all = agent.cta.shared, np.array([at_shared], np.int64)
     (scale, one), (column_scales, other) = memory.load_f32(of_all), memory.load_f32(at_columns)

@@ -1,5 +1,5 @@
 """
-Math warpgroups of the `stream` family that promote: FP8 with block-wise scales, one wave of 64 weights each.
+Math warpgroups of the `stream` family that promote: FP8 with block-wise scales, 64 weights a warpgroup.
 
 The k-blocks of a chunk are issued in a straight line into two partial sums in turn, so that a wave runs while the one
 before is promoted. A slot is given back as soon as its wave has finished: the scales of the tile lie elsewhere. Nothing
@@ -65,13 +65,7 @@ class _Chunks:
         emit.op(hopper.WgmmaWaitOp, [partial], pending=pending)
         emit.op(hopper.ReleaseOp, storage.empty, self.at, [], peers=self.plan.peers)
         rings = storage.scale_b, storage.scale_a
-        emit.op(
-            hopper.PromoteBlockOp,
-            *(partial, self.total, *rings, self.scales, first, self.group),
-            ahead=block,
-            group_steps=self.plan.group_columns // self.plan.tile.column_step,
-            group_columns=self.plan.group_rows,
-        )
+        emit.op(hopper.PromoteBlockOp, partial, self.total, *rings, self.scales, first, self.group, ahead=block)
         emit.op(hopper.AdvanceOp, self.at)
 
 

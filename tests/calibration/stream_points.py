@@ -9,11 +9,8 @@ from tests.calibration.data import Point
 
 DTYPES = ("f8E4M3FN", "bf16")
 BLOCK_M = (8, 16, 32, 64, 128)
-TILES = {
-    "f8E4M3FN": ((64, 1, "n"), (128, 2, "n"), (64, 2, "m")),
-    "bf16": ((64, 1, "n"), (128, 1, "n"), (128, 2, "n"), (192, 1, "n"), (64, 2, "m"), (128, 2, "m")),
-}
-"""Weights of a tile, math warpgroups, and the axis along which these divide it."""
+TILES = {"f8E4M3FN": ((64, 1), (128, 2)), "bf16": ((64, 1), (128, 1), (128, 2), (192, 1))}
+"""Weights of a tile, and math warpgroups."""
 
 MOST_CTAS = 520
 MOST_SPLIT_CTAS = 140
@@ -36,10 +33,9 @@ def _of(case: Case) -> Iterator[Point]:
 
 def _tiles(case: Case, block_m: int, parts: int) -> Iterator[Point]:
     block_k = 128 if case.dtype.startswith("f8") else 64
-    for weights, groups, split in TILES[case.dtype]:
+    for weights, groups in TILES[case.dtype]:
         ctas = -(-case.n // weights) * -(-case.m // block_m) * parts
         most = MOST_CTAS if parts == 1 else MOST_SPLIT_CTAS
-        one_wave = weights == (64 * groups if split == "n" else 64)
-        if FEWEST_CTAS <= ctas <= most and (parts == 1 or one_wave) and (split == "n" or block_m >= 32):
-            block = f"block = {block_m}x{weights}x{block_k}, warpgroups = {groups} along {split}"
+        if FEWEST_CTAS <= ctas <= most and (parts == 1 or weights == 64 * groups):
+            block = f"block = {block_m}x{weights}x{block_k}, warpgroups = {groups} along n"
             yield Point(Case(case.dtype, *case.shape, parts), f"family = stream, {block}")

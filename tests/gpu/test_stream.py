@@ -53,13 +53,12 @@ def drawn(count: int = DRAWN) -> list[tuple[Case, str]]:
         blocks = -(-k // (128 if fp8 else 64))
         if (parts - 1) * -(-blocks // parts) >= blocks:
             continue
-        groups, split = source.choice([(1, "n"), (2, "n"), (2, "m")])
+        groups = source.choice([1, 2])
         waves = 1 if fp8 or parts > 1 else source.choice([1, 2])
-        rows, weights = 8 * source.randint(1, 16), 64 * waves * (groups if split == "n" else 1)
-        block = f"block = {rows if split == 'n' else (rows + 8) // 16 * 16}x{weights}x{128 if fp8 else 64}"
+        block = f"block = {8 * source.randint(1, 16)}x{64 * groups * waves}x{128 if fp8 else 64}"
         chunk = source.choice([1, 2, 4]) if fp8 else 1
         stages = source.choice(["", "", f", stages = {source.randint(2, 9)}"])
-        found.append((case, f"family = stream, {block}, warpgroups = {groups} along {split}, chunk = {chunk}{stages}"))
+        found.append((case, f"family = stream, {block}, warpgroups = {groups} along n, chunk = {chunk}{stages}"))
     return found
 
 

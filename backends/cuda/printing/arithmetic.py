@@ -68,17 +68,10 @@ class PrintsArithmetic(Printing):
         shared, columns = op.shared.type, op.columns.type
         assert isinstance(shared, hopper.RingType) and isinstance(columns, hopper.RingType)
         k, group = plus(self.out[op.k], number(op.ahead)), self.out[op.group]
-
-        def scale(ring: hopper.RingType, between_groups: int) -> str:
-            """Where the first scale is that a warpgroup reads in its row."""
-            row = f"({k})" if number(op.ahead) else k
-            if not between_groups:
-                return f"{row} * {ring.dims[2] * 4}"
-            first = f"{group} * {between_groups}" if between_groups > 1 else group
-            return f"({row} * {ring.dims[2]} + {first}) * 4"
-
-        of_all = self.slot(op.shared, op.cursor, scale(shared, number(op.group_steps)))
-        of_columns = self.slot(op.columns, op.cursor, scale(columns, number(op.group_columns)))
+        row = f"({k})" if number(op.ahead) else k
+        steps = shared.dims[2]
+        of_all = self.slot(op.shared, op.cursor, f"({row} * {steps} + {group}) * 4" if steps > 1 else f"{row} * 4")
+        of_columns = self.slot(op.columns, op.cursor, f"{row} * {columns.dims[2] * 4}")
         self.call("promote_wave", self.out[op.total], self.out[op.partial], of_all, of_columns)
 
     def promote_columns(self, op: hopper.PromoteColumnsOp) -> None:

@@ -182,8 +182,8 @@ class PromoteBlockOp(HopperOperation):
     `promote` where all rows of the wave share a scale and each column has its own, both read from a slot that holds
     those of many k-blocks, a row each, with ordinary loads.
 
-    That is row `k` + `ahead`. The shared scale is column `group` * `group_steps` of `shared`, those of columns are from
-    `group` * `group_columns` of `columns` on.
+    That is row `k` + `ahead`. The shared scale is column `group` of `shared`, those of columns are from the first of
+    `columns` on.
     """
 
     name = "hopper.promote_block"
@@ -195,10 +195,7 @@ class PromoteBlockOp(HopperOperation):
     k = operand_def(IndexType)
     group = operand_def(IndexType)
     ahead = prop_def(NATURAL)
-    group_steps = prop_def(NATURAL)
-    group_columns = prop_def(NATURAL)
     assembly_format = (
-        "$partial `->` $total `by` $shared `,` $columns `[` $cursor `]` `row` $k `+` $ahead `for` $group `steps` "
-        "$group_steps `columns` $group_columns attr-dict `:` "
+        "$partial `->` $total `by` $shared `,` $columns `[` $cursor `]` `row` $k `+` $ahead `for` $group attr-dict `:` "
         "type($partial) `,` type($total) `,` type($shared) `,` type($columns) `,` type($cursor)"
     )

@@ -195,9 +195,8 @@ def _promote_block(op: PromoteBlockOp) -> None:
         raise VerifyException(f"scales of {shared} and {columns} for {partial} and {op.total.type}")
     rows = _highest(op.k, op) + number(op.ahead) + 1
     _fits("rows of scales that are read", rows, min(shared.dims[1], columns.dims[1]))
-    last = _last_group(op)
-    _fits("scales of warpgroups that are read", last * number(op.group_steps) + 1, shared.dims[2])
-    _fits("column scales that are read", last * number(op.group_columns) + partial.dims[1], columns.dims[2])
+    _fits("scales of warpgroups that are read", _last_group(op) + 1, shared.dims[2])
+    _fits("column scales that are read", partial.dims[1], columns.dims[2])
     if columns.dims[2] % 2:
         raise VerifyException(f"{op.name} reads pairs of column scales, of which {columns} has an odd number")
 

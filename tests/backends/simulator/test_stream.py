@@ -14,16 +14,12 @@ FP8_SCHEDULES = (
     "block = 64x64x128, warpgroups = 1 along n, chunk = 1, stages = 5",
     "block = 128x64x128, warpgroups = 1 along n, chunk = 2, stages = 3",
     "block = 40x128x128, warpgroups = 2 along n, chunk = 2, stages = 2",
-    "block = 16x64x128, warpgroups = 2 along m, chunk = 2, stages = 3",
-    "block = 80x64x128, warpgroups = 2 along m, chunk = 4, stages = 2",
 )
 HALF_SCHEDULES = (
     "block = 8x64x64, warpgroups = 1 along n, chunk = 1, stages = 4",
     "block = 32x128x64, warpgroups = 1 along n, chunk = 1, stages = 2",
     "block = 56x256x64, warpgroups = 2 along n, chunk = 1, stages = 3",
     "block = 128x128x64, warpgroups = 2 along n, chunk = 1, stages = 2",
-    "block = 16x128x64, warpgroups = 2 along m, chunk = 1, stages = 3",
-    "block = 112x64x64, warpgroups = 2 along m, chunk = 1, stages = 2",
 )
 
 
@@ -58,8 +54,7 @@ def test_parts_of_k_are_added_in_order(schedule: str, parts: int, k: int) -> Non
 
 
 @pytest.mark.parametrize(
-    "schedule",
-    [HALF_SCHEDULES[0], HALF_SCHEDULES[-1], "block = 56x128x64, warpgroups = 2 along n, chunk = 1, stages = 3"],
+    "schedule", [HALF_SCHEDULES[0], "block = 56x128x64, warpgroups = 2 along n, chunk = 1, stages = 3"]
 )
 @pytest.mark.parametrize(
     ("dtype", "parts", "k"), [("bf16", 2, 128), ("f16", 2, 200), ("bf16", 3, 320), ("f16", 3, 576)]
