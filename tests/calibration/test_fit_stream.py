@@ -65,7 +65,7 @@ def test_errors():
 
 
 def test_of_what_was_measured_the_first_choice_is_near_the_fastest():
-    """With the parts of K that there are by default; worst: BF16 1 x 4096 x 7168, where 8x64 takes longer than 8x128."""
+    """With the parts of K that there are by default; worst: BF16 1 x 4096 x 7168, where 8x64 is slower than 8x128."""
     found = regrets(DATA)
     default = [
         regret for (_, case), regret in found.items() if case.split_k == decode_split_k(case.n, case.k, case.dtype)
