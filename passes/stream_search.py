@@ -9,12 +9,19 @@ from __future__ import annotations
 from collections.abc import Iterator
 
 from gemmir.legality import is_legal
-from gemmir.passes.block_search import ALIKE, Candidate, Ranking, no_candidate, search
+from gemmir.passes.block_search import Candidate, Ranking, no_candidate, search
 from gemmir.passes.cost_model import predict
 from gemmir.problem import GemmProblem
 from gemmir.schedule import Family, Schedule, Split
 from gemmir.stream_legality import MAX_BLOCK_M, MAX_WARPGROUPS
 from gemmir.target import SM_90A, Target
+
+ALIKE = 0.04
+"""
+Up to this share of the best time, the tile with fewest rows of tiles is taken: weights then pass once. As fast or
+faster where it was measured, and faster by more where kernels overlap, when CTAs that share weights are out of step.
+Where K is split, the model itself has a price for sharing.
+"""
 
 CHUNK = 2
 """k-blocks that a promoting warpgroup takes at a time: four are no faster (measured), one leaves nothing in flight."""
@@ -36,14 +43,20 @@ def search_stream(problem: GemmProblem, fixed: Schedule, target: Target = SM_90A
     if not found:
         raise no_candidate(problem, fixed, shapes, target)
     best = min(candidate.cost.seconds for candidate in found)
-    return Ranking(sorted(found, key=lambda candidate: _rank(candidate, best)), len(found))
+    return Ranking(sorted(found, key=lambda c: rank(problem, c.schedule, c.cost.seconds / best - 1)), len(found))
 
 
-def _rank(candidate: Candidate, best: float) -> tuple[float, ...]:
-    """Less is better: time in steps of `ALIKE` of `best` seconds, then fewer rows that are not there, fewer weights."""
-    schedule, seconds = candidate.schedule, candidate.cost.seconds
+def rank(problem: GemmProblem, schedule: Schedule, slower: float) -> tuple[float, ...]:
+    """
+    Less is better: whether it is alike, the rows of tiles, time in steps of 1%, rows and weights of a tile.
+
+    `slower`: by what share of the best time it takes longer than that.
+    """
     assert schedule.block_m is not None and schedule.block_n is not None and schedule.math_warpgroups is not None
-    return int((seconds / best - 1) / ALIKE), schedule.block_m, schedule.block_n, schedule.math_warpgroups, seconds
+    if slower > ALIKE:
+        return (1, slower)
+    rows = -(-problem.group_rows // schedule.block_m) if problem.numerics.split_k == 1 else 1
+    return 0, rows, int(slower * 100), schedule.block_m, schedule.block_n, schedule.math_warpgroups, slower
 
 
 def _shapes(problem: GemmProblem, fixed: Schedule, target: Target) -> Iterator[Schedule]:

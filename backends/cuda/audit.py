@@ -144,7 +144,7 @@ class _Expected:
                 yield from self.ops(op.body.block.ops, (*where, _loop(op)))
             elif isinstance(op, hopper.FirstTileOp):
                 warp = f"warp == {number(self.kernel.threads) // 32 - 1}, up to {number(op.ctas)} CTAs, first tile"
-                yield from self.ops(op.body.block.ops, (*where, warp))
+                yield from self.ops(op.body.block.ops, (*where, warp, "first row of tiles"))
             elif isinstance(op, hopper.InPartOp):
                 yield from self.ops(op.body.block.ops, (*where, f"rank {'==' if op.others is None else '!='} 0"))
             elif (method := self.methods.get(type(op))) is not None:

@@ -44,6 +44,7 @@ _FIRST_TILE = re.compile(
     r"if \(Tiles<[^>]*> tiles\(\w+\); (?:\w+|\(\w+ \|\| gridDim\.x <= (\d+)\)) && "
     r"(warp == \d+) && lane == 0 && !tiles\.done\(\)\)"
 )
+_FIRST_ROW = re.compile(r"if \((?!lane\b|rank\b|warp\b)\w+ == 0\)")
 _EXIT = re.compile(r"if \(\w+\.none\(\)\) return;")
 _K_BLOCKS = re.compile(r"for \(int (\w+) = (\d+); \1 < (\w+(?: - \d+)?); (?:\+\+\1|\1 \+= (\d+))\)")
 _BLOCK = re.compile(r"(?:\} )?(?:else )?if \((.*)\)")
@@ -124,6 +125,8 @@ class _Reader:
             return "tiles", ""
         if (first := _FIRST_TILE.match(head)) is not None:
             return f"{first[2]}, up to {first[1] or 0} CTAs, first tile", ""
+        if _FIRST_ROW.fullmatch(head) is not None:
+            return "first row of tiles", ""
         if (loop := _K_BLOCKS.match(head)) is not None:
             return f"k {loop[2]} to {_end(loop[3])} step {loop[4] or 1}", ""
         if head.endswith("else"):

@@ -368,7 +368,8 @@ class _Printer(PrintsStorage, PrintsBarriers, PrintsLoads, PrintsArithmetic, Pri
         tiles = f"{self.tiles_type(op)} tiles({self.m()}); {when}"
         with self.out.block(f"if ({tiles} && warp == {last_warp} && lane == 0 && !tiles.done())"):
             self.tile_origin(op)
-            self.block(op.body.block)
+            with self.out.block(f"if ({self.out[op.body.block.args[0]]} == 0)"):
+                self.block(op.body.block)
 
     def tiles_type(self, op: hopper.TilesOp | hopper.FirstTileOp) -> str:
         tile, (cluster_m, cluster_n) = self.kernel.tile, self.cluster
@@ -380,7 +381,7 @@ class _Printer(PrintsStorage, PrintsBarriers, PrintsLoads, PrintsArithmetic, Pri
     def tile_origin(self, op: hopper.TilesOp | hopper.FirstTileOp) -> None:
         row, column = (self.out.name(a) for a in op.body.block.args)
         rank = "rank" if self.cluster[0] * self.cluster[1] > 1 else "0"
-        if any(True for a in op.body.block.args for _ in a.uses):
+        if isinstance(op, hopper.FirstTileOp) or any(True for a in op.body.block.args for _ in a.uses):
             self.out.line(f"int {row}, {column};")
             self.out.line(f"tiles.origin({rank}, {row}, {column});")
 

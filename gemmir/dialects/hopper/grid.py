@@ -65,10 +65,11 @@ EARLY = (
 @irdl_op_definition
 class FirstTileOp(HopperOperation):
     """
-    What one thread does for the first tile of its CTA, if there is any: only prefetches.
+    What one thread does for the first tile of its CTA, if there is any and it begins with row 0: only prefetches.
 
-    Where the launch `overlaps` with that of the kernel before, and where no more than `ctas` CTAs run. Block arguments
-    are the tile's first row and column; `raster` and `group` as of `hopper.tiles`.
+    Where the launch `overlaps` with that of the kernel before, and where no more than `ctas` CTAs run. CTAs of further
+    rows of tiles load the same weights. Block arguments are the tile's first row and column; `raster` and `group` as of
+    `hopper.tiles`.
     """
 
     name = "hopper.first_tile"
