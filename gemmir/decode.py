@@ -8,7 +8,6 @@ batch of up to `DECODE_ROWS` rows.
 from __future__ import annotations
 
 from gemmir.expression import find_dtype
-from gemmir.stream_legality import MAX_PARTS
 from gemmir.target import SM_90A
 
 DECODE_ROWS = 128
@@ -22,13 +21,15 @@ def decode_split_k(n: int, k: int, dtype: object = "f8E4M3FN") -> int:
     """
     Parts of K for a product of up to `DECODE_ROWS` rows with a weight of `k` x `n` elements of `dtype`.
 
-    As many, up to three, as keep half of the SMs busy, one CTA for every 64 columns and part. With more of them the
-    exchange takes longer than it saves (measured: 4096 columns take 4 to 8% longer in two parts than in one).
+    As many, up to three, as all SMs can sum side by side, one CTA for every 64 columns and part; three only where they
+    fill no more than half of the SMs (measured: for 2112 columns two are faster than three from 64 rows on). 4096 columns
+    are faster in two parts than in one up to 32 rows, and where kernels overlap up to 128; launched alone they take 3 to
+    8% longer from 64 rows on.
     """
     columns = -(-n // SM_90A.wgmma_m)
     blocks = -(-k * find_dtype(dtype, "dtype").bytes // 128)
-    fits = min(MAX_PARTS, SM_90A.sms // (2 * columns))
-    return max(parts for parts in range(1, max(fits, 1) + 1) if parts == 1 or is_worth(blocks, parts))
+    fits = 3 if 6 * columns <= SM_90A.sms else 2 if 2 * columns <= SM_90A.sms else 1
+    return max(parts for parts in range(1, fits + 1) if parts == 1 or is_worth(blocks, parts))
 
 
 def is_worth(blocks: int, parts: int) -> bool:

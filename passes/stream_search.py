@@ -16,11 +16,11 @@ from gemmir.schedule import Family, Schedule, Split
 from gemmir.stream_legality import MAX_BLOCK_M, MAX_WARPGROUPS
 from gemmir.target import SM_90A, Target
 
-ALIKE = 0.04
+ALIKE, ALIKE_IN_PARTS = 0.04, 0.01
 """
 Up to this share of the best time, the tile with fewest rows of tiles is taken: weights then pass once. As fast or
 faster where it was measured, and faster by more where kernels overlap, when CTAs that share weights are out of step.
-Where K is split, the model itself has a price for sharing.
+The second where K is split: the model has a price for sharing then.
 """
 
 CHUNK = 2
@@ -48,15 +48,15 @@ def search_stream(problem: GemmProblem, fixed: Schedule, target: Target = SM_90A
 
 def rank(problem: GemmProblem, schedule: Schedule, slower: float) -> tuple[float, ...]:
     """
-    Less is better: whether it is alike, the rows of tiles, time in steps of 1%, rows and weights of a tile.
+    Less is better: whether it is alike, the rows of tiles, time in steps of 0.5%, rows and weights of a tile.
 
     `slower`: by what share of the best time it takes longer than that.
     """
     assert schedule.block_m is not None and schedule.block_n is not None and schedule.math_warpgroups is not None
-    if slower > ALIKE:
+    if slower > (ALIKE if problem.numerics.split_k == 1 else ALIKE_IN_PARTS):
         return (1, slower)
-    rows = -(-problem.group_rows // schedule.block_m) if problem.numerics.split_k == 1 else 1
-    return 0, rows, int(slower * 100), schedule.block_m, schedule.block_n, schedule.math_warpgroups, slower
+    rows = -(-problem.group_rows // schedule.block_m)
+    return 0, rows, int(slower * 200), schedule.block_m, schedule.block_n, schedule.math_warpgroups, slower
 
 
 def _shapes(problem: GemmProblem, fixed: Schedule, target: Target) -> Iterator[Schedule]:
