@@ -22,9 +22,9 @@ def decode_split_k(n: int, k: int, dtype: object = "f8E4M3FN") -> int:
     Parts of K for a product of up to `DECODE_ROWS` rows with a weight of `k` x `n` elements of `dtype`.
 
     As many, up to three, as all SMs can sum side by side, one CTA for every 64 columns and part; three only where they
-    fill no more than half of the SMs (measured: for 2112 columns two are faster than three from 64 rows on). 4096 columns
-    are faster in two parts than in one up to 32 rows, and where kernels overlap up to 128; launched alone they take 3 to
-    8% longer from 64 rows on.
+    fill no more than half of the SMs (measured: for 2112 columns two are faster than three from 64 rows on). 4096
+    columns are faster in two parts than in one up to 32 rows, and where kernels overlap up to 128; launched alone they
+    take 3 to 8% longer from 64 rows on.
     """
     columns = -(-n // SM_90A.wgmma_m)
     blocks = -(-k * find_dtype(dtype, "dtype").bytes // 128)
