@@ -132,10 +132,10 @@ template <int GROUPS> struct GroupIds {
         return {row, 0 <= group && group < GROUPS ? min(128, m - row) : 0};
     }
     DEVICE int group(int segment) const { return __ldg(ids + segment * 128); }
-    // Up to where, of the rows m0 to m0 + end, they carry the group's number.
+    // Up to where, of the rows m0 to m0 + end, they carry the group's number, and all rows before them in their block do.
     DEVICE int own_end(int m0, int end, int group) const {
 #pragma unroll 1
-        for (int done = 0; done < end; done += 32) {
+        for (int done = -(m0 % 128); done < end; done += 32) {
             const int row = done + threadIdx.x % 32;
             const bool own = row < end && __ldg(ids + m0 + row) == group;
             const u32 others = ~__ballot_sync(0xffffffffu, own);

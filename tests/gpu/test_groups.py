@@ -20,6 +20,7 @@ from gemmir.backends.reference.groups import products_of, result_shape, written
 from gemmir.dtypes import F32
 from gemmir.ir_text import parse_module
 from gemmir.problem import GemmProblem, Grouping
+from gemmir.schedule import Family, Schedule
 from gemmir.testing.groups import GROUPINGS, extent_of, grouped_problems, indices
 from gemmir.testing.strategies import columns_problem, fp8_problem, half_problem, program_text
 from gemmir.testing.torch_model import gemm_model
@@ -111,3 +112,18 @@ def test_groups_are_a_loop_of_single_products(grouping: Grouping, fp8: bool) -> 
         assert torch.equal(out[group.in_result].view(torch.int16), alone.view(torch.int16))
         compared += alone.numel()
     assert compared == int(written(grouping, o).sum()) > 0
+
+
+@pytest.mark.parametrize("block_m", [64, 128])
+def test_a_number_that_comes_back_in_its_block(block_m: int) -> None:
+    """Rows 64 to 127 carry the number of row 0, but another one lies between: they belong to nobody."""
+    problem = replace(half_problem(128, 64, 128), grouping=Grouping.GROUP_IDS, groups=6)
+    text = program_text(problem, Schedule(family=Family.TILES, block_m=block_m))
+    inputs = random_inputs(parse_module(text), None, 0, DEVICE)
+    inputs["index"] = torch.tensor([3] * 10 + [5] * 54 + [3] * 64, dtype=torch.int32, device=DEVICE)
+    memory, out = poisoned((128, 64), torch.bfloat16, apart=True)
+    before = memory.clone()
+    gemmir.compile(text)(*inputs.values(), out=out)
+    changed = (memory != before).nonzero().flatten() - GUARD
+    assert 0 <= changed.min()
+    assert changed.max() < 10 * (64 + 8) * 2
