@@ -202,7 +202,7 @@ def _costed_shapes(problem: GemmProblem, fixed: Schedule, target: Target) -> lis
     for shape in legal_shapes(problem, fixed, target, worth):
         cost = predict(problem, shape, target)
         shapes.append(Candidate(shape, cost))
-        if cost.seconds < best and tma_boxes(problem, shape, target) is None:
+        if cost.seconds < best and all(rule(problem, shape, target) is None for rule in CLUSTER_RULES):
             best = cost.seconds
     return sorted(shapes, key=lambda c: c.cost.seconds)
 

@@ -12,7 +12,7 @@ from hypothesis import strategies as st
 
 from gemmir.backends.cuda.prelude import prelude
 from gemmir.backends.cuda.target import the_kernel
-from gemmir.backends.simulator.schedule import number_of_tiles, tiles_of
+from gemmir.backends.simulator.schedule import number_of_tiles, own_tiles
 from gemmir.compiler import lower
 from gemmir.dialects import hopper
 from gemmir.groups import Extent, spans
@@ -39,22 +39,33 @@ class Kind:
     axis: RasterAxis = RasterAxis.ALONG_M
     balanced: bool = False
     groups: int = GROUPS
+    cluster: tuple[int, int] = (1, 1)
 
     def __str__(self) -> str:
         many = f"-{self.groups}" if self.groups != GROUPS else ""
-        return f"{self.grouping.value}{many}-{self.block_m}-{self.axis.value}{'-balanced' * self.balanced}"
+        cluster = "" if self.cluster == (1, 1) else f"-cluster{self.cluster[0]}x{self.cluster[1]}"
+        return f"{self.grouping.value}{many}-{self.block_m}-{self.axis.value}{'-balanced' * self.balanced}{cluster}"
 
     @property
     def text(self) -> str:
         problem = replace(half_problem(None, N, K), grouping=self.grouping, groups=self.groups)
         fixed = Schedule(family=Family.TILES, block_m=self.block_m, block_n=64, raster_axis=self.axis, raster_group=2)
-        return program_text(problem, replace(fixed, balanced=self.balanced))
+        cluster_m, cluster_n = self.cluster
+        return program_text(problem, replace(fixed, balanced=self.balanced, cluster_m=cluster_m, cluster_n=cluster_n))
 
 
+CLUSTERED = (
+    *(Kind(grouping, 64, cluster=cluster) for grouping in GROUPINGS for cluster in ((2, 1), (1, 2))),
+    *(Kind(grouping, 64, RasterAxis.ALONG_N, True, cluster=(2, 1)) for grouping in GROUPINGS),
+    *(Kind(grouping, 128, RasterAxis.ALONG_N, True, cluster=(1, 2)) for grouping in GROUPINGS),
+    *(Kind(grouping, 128, cluster=(2, 1)) for grouping in GROUPINGS if grouping is not Grouping.GROUP_IDS),
+    Kind(Grouping.OFFS, 64, groups=40, cluster=(2, 1)),
+)
 KINDS = (
     *(Kind(grouping, block_m) for grouping in GROUPINGS for block_m in (64, 128)),
     *(Kind(grouping, 64, RasterAxis.ALONG_N, True) for grouping in GROUPINGS),
     *(Kind(grouping, 64, groups=40) for grouping in (Grouping.OFFS, Grouping.COUNTS, Grouping.K_OFFS)),
+    *CLUSTERED,
 )
 
 
@@ -103,7 +114,7 @@ def simulated(kind: Kind, kernel: hopper.KernelOp, m: int, clusters: int, index:
     lists: list[list[Listed]] = []
     for cta in range(clusters * kernel.cluster_ctas):
         cluster, rank = divmod(cta, kernel.cluster_ctas)
-        mine = list(tiles_of(kernel, op, found, rank))[cluster::busy] if cluster < busy else []
+        mine = own_tiles(kernel, op, found, rank, cluster, busy) if cluster < busy else []
         lists.append([rows_of(kind, (t.row, t.column, t.group, t.begin, t.end)) for t in mine])
     return lists
 
@@ -141,6 +152,27 @@ def test_lists(built: Built, kind: Kind):
         if kind.grouping is not Grouping.BATCH:
             index = data.draw((indices if valid else any_indices)(kind.grouping, extent))
         check(built, kind, m, clusters, index)
+
+    drawn()
+
+
+@pytest.mark.parametrize("kind", CLUSTERED, ids=str)
+def test_ctas_of_a_cluster_have_neighbours_of_one_group(built: Built, kind: Kind):
+    """Whatever the index holds: as many tiles, of the same groups, side by side, and with the same k-blocks."""
+    along_m, _ = kind.cluster
+
+    @settings(suppress_health_check=list(HealthCheck))
+    @given(data=st.data(), m=st.integers(1, 700), clusters=st.integers(1, 5), valid=st.booleans())
+    def drawn(data: st.DataObject, m: int, clusters: int, valid: bool) -> None:
+        extent, index = Extent(kind.groups, m, K, BLOCK_K), []
+        if kind.grouping is not Grouping.BATCH:
+            index = data.draw((indices if valid else any_indices)(kind.grouping, extent))
+        lists = built.lists(kind, m, clusters, index)
+        for first, second in zip(lists[::2], lists[1::2], strict=True):
+            for one, other in zip(first, second, strict=True):
+                down, right = (kind.block_m, 0) if along_m == 2 else (0, 64)
+                assert (other[0], other[1], other[2]) == (one[0] + down, one[1] + right, one[2])
+                assert kind.grouping is not Grouping.K_OFFS or one[3:] == other[3:]
 
     drawn()
 
