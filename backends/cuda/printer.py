@@ -351,7 +351,7 @@ class _Printer(PrintsStorage, PrintsBarriers, PrintsLoads, PrintsArithmetic, Pri
             used = [(self.out.name(a), f"tiles.{TILE[name]}") for a, name in arguments if any(a.uses)]
             if used:
                 along_m = "true" if op.raster.data is RasterName.ALONG_M else "false"
-                self.out.line(f"tiles.find<{number(op.group)}, {along_m}>({self.place()});")
+                self.out.line(f"tiles.find<{number(op.group)}, {along_m}>({self.place_in_cluster()});")
                 self.out.line(f"const int {', '.join(f'{name} = {value}' for name, value in used)};")
             self.block(op.body.block)
 
@@ -380,9 +380,9 @@ class _Printer(PrintsStorage, PrintsBarriers, PrintsLoads, PrintsArithmetic, Pri
         row, column = (self.out.name(a) for a in op.body.block.args)
         if any(True for a in op.body.block.args for _ in a.uses):
             self.out.line(f"int {row}, {column};")
-            self.out.line(f"tiles.origin({self.place()}, {row}, {column});")
+            self.out.line(f"tiles.origin({self.place_in_cluster()}, {row}, {column});")
 
-    def place(self) -> str:
+    def place_in_cluster(self) -> str:
         """Which of the tiles of a cluster is this CTA's."""
         return "rank" if self.cluster[0] * self.cluster[1] > 1 else "0"
 
