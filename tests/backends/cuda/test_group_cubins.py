@@ -13,7 +13,7 @@ from gemmir.backends.cuda.sass import disassemble
 from gemmir.dtypes import F32
 from gemmir.legality import is_legal
 from gemmir.problem import GemmProblem, Grouping
-from gemmir.schedule import Schedule, Split
+from gemmir.schedule import Family, Schedule, Split
 from gemmir.testing.groups import GROUPINGS
 from gemmir.testing.strategies import columns_problem, fp8_problem, half_problem
 from tests.backends.cuda.oldest_nvrtc import compile_by_oldest, needs_oldest_nvrtc
@@ -44,16 +44,25 @@ CASES = {
     for name, tile in TILES.items()
     if is_legal(problem, tile)
 }
+CLUSTERED = {
+    f"{name}-{cluster_m}x{cluster_n}": (problem, clustered)
+    for name, (problem, tile) in CASES.items()
+    for cluster_m, cluster_n in ((2, 1), (1, 2))
+    for clustered in (replace(tile, family=Family.TILES, cluster_m=cluster_m, cluster_n=cluster_n),)
+    if is_legal(problem, clustered)
+}
+ALL = CASES | CLUSTERED
 
 
 def test_most_tiles_serve_every_grouping() -> None:
     assert len(CASES) == 31
+    assert len(CLUSTERED) == 58
     assert {name.rsplit("-", 1)[0] for name in CASES if name.endswith("wide")} == {n.rsplit("-", 1)[0] for n in CASES}
 
 
-@pytest.mark.parametrize("case", CASES)
+@pytest.mark.parametrize("case", ALL)
 def test_kernels_of_groups(case: str) -> None:
-    kernel = lowered(*CASES[case])
+    kernel = lowered(*ALL[case])
     compiled = compile_cubin(kernel.source)
     assert check_log(compiled.log).spill_stores == 0
     audit_sass(kernel.kernel, disassemble(compiled.cubin))
@@ -61,5 +70,5 @@ def test_kernels_of_groups(case: str) -> None:
 
 @needs_oldest_nvrtc
 def test_kernels_of_groups_by_the_oldest_nvrtc() -> None:
-    compiled = compile_by_oldest(lowered(*case).source for case in CASES.values())
-    assert [check_log(one.log).spill_stores for one in compiled.values()] == [0] * len(CASES)
+    compiled = compile_by_oldest(lowered(*case).source for case in ALL.values())
+    assert [check_log(one.log).spill_stores for one in compiled.values()] == [0] * len(ALL)
