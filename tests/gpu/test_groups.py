@@ -7,6 +7,7 @@ after.
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from dataclasses import replace
 
 import pytest
@@ -35,6 +36,8 @@ POISON = 0xA5
 GUARD = 4096
 """Bytes before and after the result."""
 HUNDREDS = 300
+Run = Callable[[GemmProblem, dict[str, torch.Tensor], torch.Tensor], torch.Tensor]
+"""Computes a problem from its inputs, in a result that is given."""
 
 
 @st.composite
@@ -60,7 +63,12 @@ def poisoned(shape: tuple[int, ...], dtype: torch.dtype, apart: bool) -> tuple[t
     return memory, inner[..., : shape[-1]]
 
 
-def check(problem: GemmProblem, m: int, index: list[int], seed: int, apart: bool) -> None:
+def eager(problem: GemmProblem, inputs: dict[str, torch.Tensor], out: torch.Tensor) -> torch.Tensor:
+    return called(problem.grouping, operands_of(inputs), out)
+
+
+def check(problem: GemmProblem, m: int, index: list[int], seed: int, apart: bool, run: Run = eager) -> None:
+    """What `run` computes has the bits of the model, and nothing around it has changed."""
     problem = replace(problem, m=m)
     inputs = random_inputs(parse_module(program_text(problem)), None, seed, DEVICE)
     if index:
@@ -73,7 +81,7 @@ def check(problem: GemmProblem, m: int, index: list[int], seed: int, apart: bool
     model = gemm_model(problem, o.a, o.b, o.scale_a, o.scale_b, o.c, index=o.index)
     mask = written(problem.grouping, o)
     inside[mask] = model[mask]
-    called(problem.grouping, o, out)
+    run(problem, inputs, out)
     wrong = (memory != expected).nonzero()
     assert len(wrong) == 0, f"{problem}, {index}: {len(wrong)} bytes differ, first {wrong[0].item() - GUARD}"
 
