@@ -137,6 +137,9 @@ static void kernel_{number}(const int* index, int m, int rank) {{
 for (auto tiles = {lines[1][2]}; !tiles.done(); tiles.next()) {{
 {found[0]}
 listed(tiles.m0, tiles.n0, tiles.group, {ends});
+auto after = tiles;
+after.next();
+if (after.done() != tiles.last()) fail("last() does not say which tile is the last one");
 }}
 }}"""
 
