@@ -272,15 +272,12 @@ def _panels(s: Schedule, name: str, extent: int, shared_by: int) -> Violation | 
 
 
 def cluster(problem: GemmProblem, s: Schedule, target: Target) -> Violation | None:
-    """Clusters of one or two CTAs: larger ones leave SMs of an uneven GPC idle (measured). For groups, of one."""
+    """Clusters of one or two CTAs: larger ones leave SMs of an uneven GPC idle (measured)."""
     m, n = (1 if extent is None else extent for extent in (s.cluster_m, s.cluster_n))
-    if problem.grouping is not Grouping.NONE and m * n > 1:
-        return Violation(
-            "GMR-S004",
-            f"cluster of {m} x {n} CTAs for {problem.groups} groups",
-            "CTAs that may have no tile, or tiles of different groups, stand alone",
-            "use cluster = 1x1",
-        )
+    if problem.grouping is Grouping.GROUP_IDS and m > 1 and m * (s.block_m or 0) > GROUP_ALIGNMENT:
+        what = f"cluster of {m} x {n} tiles of {s.block_m} rows for groups by group_ids"
+        rule = f"CTAs share B of one group, which has blocks of {GROUP_ALIGNMENT} rows: the second would have none"
+        return Violation("GMR-S004", what, rule, "use cluster = 1x2, or block_m = 64")
     parts = 1 if s.cluster_m is None and s.cluster_n is None else problem.numerics.split_k
     if min(m, n) >= 1 and m * n * parts <= MAX_CLUSTER:
         return None

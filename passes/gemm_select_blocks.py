@@ -18,12 +18,12 @@ from xdsl.dialects.builtin import ModuleOp
 from xdsl.passes import ModulePass
 
 from gemmir.decisions import Decision, record
-from gemmir.passes.block_search import FIELDS, Candidate, Ranking, fixed_names
+from gemmir.passes.block_search import FIELDS, GROUPS_GAIN, Candidate, Ranking, fixed_names
 from gemmir.passes.l2_model import resident_clusters
 from gemmir.passes.schedule_pass import bad_option, read_schedule, write_schedule
 from gemmir.passes.stream_search import search_family
-from gemmir.problem import GemmProblem
-from gemmir.schedule import Schedule, Split
+from gemmir.problem import GemmProblem, Grouping
+from gemmir.schedule import Family, Schedule, Split
 from gemmir.tile import tile_geometry
 
 
@@ -81,7 +81,7 @@ def explain(problem: GemmProblem, wanted: Schedule, ranking: Ranking) -> list[De
     if None in (wanted.math_warpgroups, wanted.split, wanted.turns, wanted.promote_chunk):
         decisions.append(_explain_warpgroups(ranking))
     if wanted.cluster_m is None or wanted.cluster_n is None:
-        decisions.append(_explain_cluster(ranking))
+        decisions.append(_explain_cluster(problem, ranking))
     return decisions
 
 
@@ -133,11 +133,13 @@ def _explain_warpgroups(ranking: Ranking) -> Decision:
     return Decision(GemmSelectBlocksPass.name, "warpgroups", groups, because, second)
 
 
-def _explain_cluster(ranking: Ranking) -> Decision:
+def _explain_cluster(problem: GemmProblem, ranking: Ranking) -> Decision:
     best, cost = ranking.best, ranking.best.cost
     shared = {"1x1": "nothing is shared", "2x1": "two CTAs share B", "1x2": "two CTAs share A"}
     text = _cluster(best.schedule)
     because = f"{shared.get(text, text)}; a k-block's operands take {cost.loads:.0f} cycles from L2"
+    if problem.grouping is not Grouping.NONE and best.schedule.family is not Family.STREAM:
+        because += f"; groups form clusters where that is predicted to save {GROUPS_GAIN:.0%}"
     other = _first(ranking, lambda c: c.shape == best.shape and _cluster(c.schedule) != text)
     second = "" if other is None else f"{_cluster(other.schedule)} at {other.cost.microseconds:.1f} us"
     return Decision(GemmSelectBlocksPass.name, "cluster", text, because, second)

@@ -21,7 +21,7 @@ from gemmir.legality import (
     violation,
 )
 from gemmir.legality import scale_batch as batch_rule
-from gemmir.problem import GemmProblem
+from gemmir.problem import GemmProblem, Grouping
 from gemmir.schedule import Schedule, Split
 from gemmir.target import SM_90A, setmaxnreg_split
 from gemmir.tile import TileGeometry, shared_layout, tile_geometry, widest_scale_batch
@@ -421,3 +421,39 @@ def test_the_most_stages_that_fit_are_the_most(data: st.DataObject):
     s = data.draw(legal_schedules(problem))
     legal = [n for n in range(0, MAX_STAGES + 3) if is_legal(problem, replace(s, num_stages=n))]
     assert legal == list(range(MIN_STAGES, legal[-1] + 1))
+
+
+FORMS = tuple(form for form in Grouping if form is not Grouping.NONE)
+
+
+@pytest.mark.parametrize("one", [FP8, HALF], ids=["fp8", "bf16"])
+@pytest.mark.parametrize("grouping", FORMS)
+def test_groups_form_clusters_as_one_product_does(grouping: Grouping, one: GemmProblem):
+    problem = replace(one, grouping=grouping, groups=4)
+    for cluster_m, cluster_n in ((2, 1), (1, 2)):
+        assert is_legal(problem, Schedule(block_m=64, block_n=256, cluster_m=cluster_m, cluster_n=cluster_n))
+    for cluster_m, cluster_n in ((2, 2), (4, 1), (1, 4), (0, 1)):
+        found = violation(problem, Schedule(block_m=64, cluster_m=cluster_m, cluster_n=cluster_n))
+        assert found is not None
+        assert (found.code, found.fix) == ("GMR-S004", "use cluster = 2x1" if cluster_m < 4 else found.fix)
+
+
+def test_tiles_of_a_cluster_lie_in_one_block_of_rows_with_a_number():
+    problem = replace(FP8, grouping=Grouping.GROUP_IDS, groups=4)
+    found = violation(problem, Schedule(block_m=128, cluster_m=2, cluster_n=1))
+    assert found is not None
+    assert found.code == "GMR-S004"
+    assert found.what == "cluster of 2 x 1 tiles of 128 rows for groups by group_ids"
+    assert "blocks of 128 rows" in found.rule
+    assert found.fix == "use cluster = 1x2, or block_m = 64"
+    assert is_legal(problem, Schedule(block_m=128, cluster_m=1, cluster_n=2))
+    assert is_legal(problem, Schedule(block_m=64, cluster_m=2, cluster_n=1))
+    assert is_legal(replace(problem, grouping=Grouping.OFFS), Schedule(block_m=128, cluster_m=2, cluster_n=1))
+
+
+def test_a_tile_of_groups_over_256_columns_needs_a_cluster():
+    problem = replace(HALF, grouping=Grouping.OFFS, groups=4)
+    found = violation(problem, Schedule(block_m=64, block_n=272))
+    assert found is not None
+    assert "or a cluster" in found.fix
+    assert is_legal(problem, Schedule(block_m=64, block_n=272, cluster_m=2))

@@ -98,7 +98,7 @@ class _Expected:
             hopper.AcquireOp: lambda op: self.wait(op, "parity^1", ""),
             hopper.ArriveOp: lambda op: self.on_barrier(op, "mbarrier.arrive.shared::cta.b64", self.lane_0()),
             hopper.ClusterSyncOp: self.cluster_sync,
-            hopper.CountTilesOp: lambda op: [(EXIT, (), "")],
+            hopper.CountTilesOp: self.count_tiles,
             hopper.CtaSyncOp: lambda op: [("bar.sync 0", (), "")],
             hopper.ExpectOp: self.expect,
             hopper.FenceProxyAsyncOp: lambda op: [("fence.proxy.async.shared::cta", (), "")],
@@ -230,6 +230,11 @@ class _Expected:
             details = (self.at(value), str(number(owner.arrivals)), f"x{stages * groups}")
             yield "mbarrier.init.shared::cta.b64", details, "threadIdx.x == 0"
         yield "fence.mbarrier_init.release.cluster", (), "threadIdx.x == 0"
+
+    def count_tiles(self, op: hopper.CountTilesOp) -> list[Found]:
+        """A CTA without a tile ends, with its cluster where that is what tiles are dealt out to."""
+        cluster = self.kernel.cluster
+        return [(EXIT, ("1x1 tiles" if op.per_cluster is None else f"{cluster.m.data}x{cluster.n.data} tiles",), "")]
 
     def cluster_sync(self, op: hopper.ClusterSyncOp) -> Iterator[Found]:
         yield f"barrier.cluster.arrive.{'relaxed' if op.release is None else 'release'}", (), ""

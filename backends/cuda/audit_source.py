@@ -45,6 +45,7 @@ _FIRST_TILE = re.compile(
     r"(warp == \d+) && lane == 0 && !tiles\.done\(\)\)"
 )
 _FIRST_ROW = re.compile(r"if \((?!lane\b|rank\b|warp\b)\w+ == 0\)")
+_LIST = re.compile(r"const GroupTiles<.*, (?:true|false)(?:, (\d+), (\d+))?> \w+\(groups\);")
 _EXIT = re.compile(r"if \(\w+\.none\(\)\) return;")
 _K_BLOCKS = re.compile(r"for \(int (\w+) = (\d+); \1 < (\w+(?: - \d+)?); (?:\+\+\1|\1 \+= (\d+))\)")
 _BLOCK = re.compile(r"(?:\} )?(?:else )?if \((.*)\)")
@@ -103,6 +104,8 @@ class _Reader:
         self.bases: dict[str, int] = {"smem": 0}
         self.ahead: set[str] = set()
         """Names of positions one after another."""
+        self.dealt = ""
+        """Tiles that a list of groups' deals out at a time."""
         self.blocks: list[tuple[str, str]] = []
         """Open blocks: what `where` and what `guard` gain by each."""
 
@@ -111,8 +114,10 @@ class _Reader:
             self.blocks.pop()
         if line.endswith("{"):
             self.blocks.append(self.opened(line.removesuffix("{").strip()))
+        elif (dealt := _LIST.fullmatch(line)) is not None:
+            self.dealt = f"{dealt[1] or 1}x{dealt[2] or 1} tiles"
         elif _EXIT.fullmatch(line) is not None:
-            self.calls.append(Call((), "", EXIT, ()))
+            self.calls.append(Call((), "", EXIT, (self.dealt,)))
         elif (base := _BASE.fullmatch(line)) is not None:
             self.bases[base[1]] = int(base[2] or 0)
         elif (following := _NEXT.fullmatch(line)) is not None:

@@ -71,7 +71,10 @@ def _wgmma(op: hopper.WgmmaOp) -> str:
 _COMMENTS: dict[type[Operation], Callable[[Any], str]] = {
     hopper.AddSumsOp: lambda op: "Half of the tile is finished here: this part of K plus the peer's, in f32.",
     hopper.AcquireOp: _acquire,
-    hopper.CountTilesOp: lambda op: "Only the device knows which rows are whose. A CTA without a tile ends here.",
+    hopper.CountTilesOp: lambda op: (
+        "Only the device knows which rows are whose. "
+        f"A {'CTA' if op.per_cluster is None else 'cluster'} without a tile ends here."
+    ),
     hopper.ExpectOp: lambda op: "The slot is full once all these bytes have arrived." if op.group is None else "",
     hopper.FetchScalesOp: lambda op: "Before the wait, so that the load's latency hides behind it.",
     hopper.FenceProxyAsyncOp: _fence,

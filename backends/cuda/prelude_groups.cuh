@@ -16,6 +16,14 @@ template <u64 HINT> DEVICE void tma_load_of_group_hinted(u32 dst, const TensorMa
         "r"(dst), "l"(&map), "r"(column), "r"(row), "r"(group), "r"(bar), "l"(HINT) : "memory");
 }
 
+//@ tma_load_multicast_of_group: TensorMap
+DEVICE void tma_load_multicast_of_group(u32 dst, const TensorMap& map, int column, int row, int group, u32 bar, u16 ctas) {
+    asm volatile(
+        "cp.async.bulk.tensor.3d.shared::cluster.global.mbarrier::complete_tx::bytes.multicast::cluster"
+        " [%0], [%1, {%2, %3, %4}], [%5], %6;" ::
+        "r"(dst), "l"(&map), "r"(column), "r"(row), "r"(group), "r"(bar), "h"(ctas) : "memory");
+}
+
 //@ tma_store_of_group_if: TensorMap
 DEVICE void tma_store_of_group_if(bool inside, const TensorMap& map, int column, int row, int group, u32 src) {
     asm volatile(
@@ -132,10 +140,10 @@ template <int GROUPS> struct GroupIds {
         return {row, 0 <= group && group < GROUPS ? min(128, m - row) : 0};
     }
     DEVICE int group(int segment) const { return __ldg(ids + segment * 128); }
-    // Up to where, of the rows m0 to m0 + end, they carry the group's number.
+    // Up to where, of the rows m0 to m0 + end, they carry the group's number, and all rows before them in their block do.
     DEVICE int own_end(int m0, int end, int group) const {
 #pragma unroll 1
-        for (int done = 0; done < end; done += 32) {
+        for (int done = -(m0 % 128); done < end; done += 32) {
             const int row = done + threadIdx.x % 32;
             const bool own = row < end && __ldg(ids + m0 + row) == group;
             const u32 others = ~__ballot_sync(0xffffffffu, own);
@@ -177,20 +185,22 @@ template <int GROUPS> struct Batch {
 };
 
 //@ balanced_ctas: types
-// The fewest CTAs, of `ctas`, that compute `tiles` in as few rounds.
-DEVICE int balanced_ctas(int tiles, int ctas) {
-    const int rounds = (tiles + ctas - 1) / ctas;
+// The fewest CTAs or clusters, of `most`, that compute `tiles` in as few rounds.
+DEVICE int balanced_ctas(int tiles, int most) {
+    const int rounds = (tiles + most - 1) / most;
     return (tiles + rounds - 1) / max(rounds, 1);
 }
 
 //@ GroupTiles: tall tile_place balanced_ctas
 // The tiles of this CTA, one segment's after another's. Each lane of a warp knows one segment of the 32 that are looked at,
 // and `upto`, how many of their tiles are in it or before it. Where there are no more segments, it looks once.
-template <class Groups, int BLOCK_M, int BLOCK_N, int N, bool BALANCED> struct GroupTiles {
-    static constexpr int COLUMNS = (N + BLOCK_N - 1) / BLOCK_N;
+// CTAs of a cluster have the same list, of CLUSTER_M x CLUSTER_N neighbours of a segment: `rank` says which of them is whose.
+template <class Groups, int BLOCK_M, int BLOCK_N, int N, bool BALANCED, int CLUSTER_M = 1, int CLUSTER_N = 1> struct GroupTiles {
+    static constexpr int ROWS = BLOCK_M * CLUSTER_M, CLUSTER = CLUSTER_M * CLUSTER_N;
+    static constexpr int COLUMNS = (N + BLOCK_N * CLUSTER_N - 1) / (BLOCK_N * CLUSTER_N);
     static constexpr bool ONE_LOOK = Groups::MOST <= 32;
     const Groups groups;
-    int count = 0, step, index = blockIdx.x, looked_at = 0, taken = 0, before = 0, upto = 0;
+    int count = 0, step, index = blockIdx.x / CLUSTER, looked_at = 0, taken = 0, before = 0, upto = 0;
     Segment segment, own;
     int m0, n0, group;
     DEVICE GroupTiles(const Groups& groups) : groups(groups) {
@@ -202,11 +212,11 @@ template <class Groups, int BLOCK_M, int BLOCK_N, int N, bool BALANCED> struct G
             for (int first = 0, end = 0; first < groups.segments(); first += 32) count += tiles_of(groups.segment(first, end));
             count = __reduce_add_sync(0xffffffffu, count);
         }
-        step = BALANCED ? balanced_ctas(count, gridDim.x) : gridDim.x;
+        step = BALANCED ? balanced_ctas(count, gridDim.x / CLUSTER) : gridDim.x / CLUSTER;
     }
-    DEVICE int tiles_of(const Segment& s) const { return (tall(groups, s) + BLOCK_M - 1) / BLOCK_M * COLUMNS; }
-    // Whether this CTA has no tile at all.
-    DEVICE bool none() const { return int(blockIdx.x) >= min(step, count); }
+    DEVICE int tiles_of(const Segment& s) const { return (tall(groups, s) + ROWS - 1) / ROWS * COLUMNS; }
+    // Whether there is no tile at all for this CTA, and its cluster.
+    DEVICE bool none() const { return int(blockIdx.x / CLUSTER) >= min(step, count); }
     DEVICE bool done() const { return index >= count; }
     DEVICE bool last() const { return index + step >= count; }
     DEVICE void next() { index += step; }
@@ -222,19 +232,19 @@ template <class Groups, int BLOCK_M, int BLOCK_N, int N, bool BALANCED> struct G
         }
     }
     DEVICE int tiles() const { return __shfl_sync(0xffffffffu, upto, 31); }
-    template <int GROUP, bool ALONG_M> DEVICE void find() {
+    template <int GROUP, bool ALONG_M> DEVICE void find(int rank) {
 #pragma unroll 1
         while (!ONE_LOOK && index >= before + tiles()) look();
         const int owner = __ffs(__ballot_sync(0xffffffffu, index - before < upto)) - 1;
         own = {__shfl_sync(0xffffffffu, segment.first, owner), __shfl_sync(0xffffffffu, segment.rows, owner)};
-        const int rows = (tall(groups, own) + BLOCK_M - 1) / BLOCK_M, last = __shfl_sync(0xffffffffu, upto, owner);
+        const int rows = (tall(groups, own) + ROWS - 1) / ROWS, last = __shfl_sync(0xffffffffu, upto, owner);
         int row, column;
         tile_place<GROUP, ALONG_M>(index - before - (last - rows * COLUMNS), rows, COLUMNS, row, column);
         group = groups.group(looked_at - 32 + owner);
-        m0 = row * BLOCK_M + (Groups::ALONG_K ? 0 : own.first - own.first % 8);
-        n0 = column * BLOCK_N;
+        m0 = (row * CLUSTER_M + rank / CLUSTER_N) * BLOCK_M + (Groups::ALONG_K ? 0 : own.first - own.first % 8);
+        n0 = (column * CLUSTER_N + rank % CLUSTER_N) * BLOCK_N;
     }
-    // The rows of the tile that are the group's.
+    // The rows of the tile that are the group's: none where `end` is not above `begin`.
     DEVICE int begin() const { return max(own.first - m0, 0); }
     DEVICE int end() const { return groups.own_end(m0, min(own.first + own.rows - m0, BLOCK_M), group); }
     // The k-blocks of the group.

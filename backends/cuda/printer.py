@@ -339,6 +339,8 @@ class _Printer(PrintsStorage, PrintsBarriers, PrintsLoads, PrintsArithmetic, Pri
         tiles, tile = self.out.name(op.result), self.kernel.tile
         balanced = "false" if self.kernel.balanced is None else "true"
         shape = f"{self.groups()}, {tile.m.data}, {tile.n.data}, N, {balanced}"
+        if op.per_cluster is not None:
+            shape += f", {self.cluster[0]}, {self.cluster[1]}"
         self.out.line(f"const {self.need('GroupTiles')}<{shape}> {tiles}(groups);")
         self.out.line(f"if ({tiles}.none()) return;")
 
@@ -349,7 +351,7 @@ class _Printer(PrintsStorage, PrintsBarriers, PrintsLoads, PrintsArithmetic, Pri
             used = [(self.out.name(a), f"tiles.{TILE[name]}") for a, name in arguments if any(a.uses)]
             if used:
                 along_m = "true" if op.raster.data is RasterName.ALONG_M else "false"
-                self.out.line(f"tiles.find<{number(op.group)}, {along_m}>();")
+                self.out.line(f"tiles.find<{number(op.group)}, {along_m}>({self.place_in_cluster()});")
                 self.out.line(f"const int {', '.join(f'{name} = {value}' for name, value in used)};")
             self.block(op.body.block)
 
@@ -380,10 +382,13 @@ class _Printer(PrintsStorage, PrintsBarriers, PrintsLoads, PrintsArithmetic, Pri
 
     def tile_origin(self, op: hopper.TilesOp | hopper.FirstTileOp) -> None:
         row, column = (self.out.name(a) for a in op.body.block.args)
-        rank = "rank" if self.cluster[0] * self.cluster[1] > 1 else "0"
         if isinstance(op, hopper.FirstTileOp) or any(True for a in op.body.block.args for _ in a.uses):
             self.out.line(f"int {row}, {column};")
-            self.out.line(f"tiles.origin({rank}, {row}, {column});")
+            self.out.line(f"tiles.origin({self.place_in_cluster()}, {row}, {column});")
+
+    def place_in_cluster(self) -> str:
+        """Which of the tiles of a cluster is this CTA's."""
+        return "rank" if self.cluster[0] * self.cluster[1] > 1 else "0"
 
     def in_part(self, op: hopper.InPartOp) -> None:
         with self.out.block(f"if (rank {'==' if op.others is None else '!='} 0)"):

@@ -26,7 +26,7 @@ class Tile:
 
 
 def tiles_of(kernel: hopper.KernelOp, op: hopper.TilesOp, segments: list[Segment], rank: int) -> Iterator[Tile]:
-    """The tiles of the CTA of `rank` in each cluster tile of the grid, in order."""
+    """The tiles of the CTA of `rank` in each tile that is dealt out, in order; see `dealt`."""
     for segment in segments:
         rows, columns = _cover(kernel, segment)
         for index in range(rows * columns):
@@ -39,15 +39,33 @@ def tiles_of(kernel: hopper.KernelOp, op: hopper.TilesOp, segments: list[Segment
             yield Tile(row, column, segment.group, max(0, begin), end)
 
 
+def own_tiles(
+    kernel: hopper.KernelOp, op: hopper.TilesOp, segments: list[Segment], rank: int, index: int, clusters: int
+) -> list[Tile]:
+    """The tiles of the CTA of `rank` in cluster number `index` of so many."""
+    along_m, along_n = dealt(kernel)
+    lists = kernel.cluster.m.data * kernel.cluster.n.data // (along_m * along_n)
+    return list(tiles_of(kernel, op, segments, rank))[index * lists + rank % lists :: clusters * lists]
+
+
+def dealt(kernel: hopper.KernelOp) -> tuple[int, int]:
+    """Tiles along M and N that are dealt out at a time: those of a cluster, unless groups' are dealt out by the CTA."""
+    counted = next((op for op in kernel.body.block.ops if isinstance(op, hopper.CountTilesOp)), None)
+    if counted is not None and counted.per_cluster is None:
+        return 1, 1
+    return kernel.cluster.m.data, kernel.cluster.n.data
+
+
 def number_of_tiles(kernel: hopper.KernelOp, segments: list[Segment]) -> int:
-    """How many cluster tiles there are."""
+    """How many tiles are dealt out."""
     covers = (_cover(kernel, segment) for segment in segments)
     return sum(rows * columns for rows, columns in covers)
 
 
 def _cover(kernel: hopper.KernelOp, segment: Segment) -> tuple[int, int]:
-    """How many cluster tiles cover a segment, along M and along N."""
-    rows, columns = kernel.tile.m.data * kernel.cluster.m.data, kernel.tile.n.data * kernel.cluster.n.data
+    """How many of them cover a segment, along M and along N."""
+    along_m, along_n = dealt(kernel)
+    rows, columns = kernel.tile.m.data * along_m, kernel.tile.n.data * along_n
     tall = segment.first + segment.rows - segment.aligned if segment.rows else 0
     return -(-tall // rows), -(-kernel.columns.value.data // columns)
 
@@ -55,7 +73,7 @@ def _cover(kernel: hopper.KernelOp, segment: Segment) -> tuple[int, int]:
 def _origin(
     kernel: hopper.KernelOp, op: hopper.TilesOp, index: int, rank: int, rows: int, columns: int
 ) -> tuple[int, int]:
-    """First row and column of the tile that the CTA of `rank` computes in cluster tile number `index`."""
+    """First row and column of the tile that the CTA of `rank` computes, of those dealt out as number `index`."""
     along_m = op.raster.data is RasterName.ALONG_M
     grouped, other = (rows, columns) if along_m else (columns, rows)
     most = op.group.value.data
@@ -63,7 +81,8 @@ def _origin(
     size = min(most, grouped - group * most)
     along, across = group * most + within % size, within // size
     tile_row, tile_column = (along, across) if along_m else (across, along)
-    cluster_m, cluster_n, place = kernel.cluster.m.data, kernel.cluster.n.data, rank // kernel.parts
+    cluster_m, cluster_n = dealt(kernel)
+    place = rank // kernel.parts % (cluster_m * cluster_n)
     return (
         (tile_row * cluster_m + place // cluster_n) * kernel.tile.m.data,
         (tile_column * cluster_n + place % cluster_n) * kernel.tile.n.data,

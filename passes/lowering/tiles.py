@@ -36,10 +36,11 @@ class Tile:
 
 
 def count_tiles(emit: Emitter, plan: Plan, parameters: Parameters) -> SSAValue | None:
-    """The number of tiles, where it depends on what the device holds; None where the host knows it."""
+    """The number of (cluster) tiles, where it depends on what the device holds; None where the host knows it."""
     if not plan.grouped:
         return None
-    return emit.value(hopper.CountTilesOp, INDEX, "all_tiles", [] if parameters.index is None else parameters.index)
+    index = [] if parameters.index is None else parameters.index
+    return emit.value(hopper.CountTilesOp, INDEX, "all_tiles", index, per_cluster=plan.shares_loads)
 
 
 @contextmanager

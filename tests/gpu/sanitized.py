@@ -30,6 +30,9 @@ KERNELS = {
     "fp8-offs": (OFFS, "block=64,64,128 warpgroups=1 split=m turns=false chunk=1 cluster=1,1"),
     "fp8-counts": (COUNTS, "block=64,64,128 warpgroups=1 split=m turns=false chunk=1 cluster=1,1"),
     "bf16-k-offs": (ALONG_K, "block=64,64,64 warpgroups=1 split=m turns=false cluster=1,1"),
+    "fp8-offs-cluster": (OFFS, "block=64,64,128 warpgroups=1 split=m turns=false chunk=1 cluster=2,1"),
+    "fp8-counts-cluster": (COUNTS, "block=64,64,128 warpgroups=1 split=m turns=false chunk=1 cluster=1,2"),
+    "bf16-k-offs-cluster": (ALONG_K, "block=64,64,64 warpgroups=1 split=m turns=false cluster=2,1"),
     "bf16": (BF16, "block=64,64,64 warpgroups=1 split=m turns=false cluster=1,1"),
     "bf16-cluster": (BF16, "block=128,64,64 warpgroups=2 split=m turns=false cluster=1,2"),
 }

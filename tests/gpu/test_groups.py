@@ -7,6 +7,7 @@ after.
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from dataclasses import replace
 
 import pytest
@@ -20,6 +21,7 @@ from gemmir.backends.reference.groups import products_of, result_shape, written
 from gemmir.dtypes import F32
 from gemmir.ir_text import parse_module
 from gemmir.problem import GemmProblem, Grouping
+from gemmir.schedule import Family, Schedule
 from gemmir.testing.groups import GROUPINGS, extent_of, grouped_problems, indices
 from gemmir.testing.strategies import columns_problem, fp8_problem, half_problem, program_text
 from gemmir.testing.torch_model import gemm_model
@@ -34,6 +36,8 @@ POISON = 0xA5
 GUARD = 4096
 """Bytes before and after the result."""
 HUNDREDS = 300
+Run = Callable[[GemmProblem, dict[str, torch.Tensor], torch.Tensor], torch.Tensor]
+"""Computes a problem from its inputs, in a result that is given."""
 
 
 @st.composite
@@ -59,7 +63,12 @@ def poisoned(shape: tuple[int, ...], dtype: torch.dtype, apart: bool) -> tuple[t
     return memory, inner[..., : shape[-1]]
 
 
-def check(problem: GemmProblem, m: int, index: list[int], seed: int, apart: bool) -> None:
+def eager(problem: GemmProblem, inputs: dict[str, torch.Tensor], out: torch.Tensor) -> torch.Tensor:
+    return called(problem.grouping, operands_of(inputs), out)
+
+
+def check(problem: GemmProblem, m: int, index: list[int], seed: int, apart: bool, run: Run = eager) -> None:
+    """What `run` computes has the bits of the model, and nothing around it has changed."""
     problem = replace(problem, m=m)
     inputs = random_inputs(parse_module(program_text(problem)), None, seed, DEVICE)
     if index:
@@ -72,7 +81,7 @@ def check(problem: GemmProblem, m: int, index: list[int], seed: int, apart: bool
     model = gemm_model(problem, o.a, o.b, o.scale_a, o.scale_b, o.c, index=o.index)
     mask = written(problem.grouping, o)
     inside[mask] = model[mask]
-    called(problem.grouping, o, out)
+    run(problem, inputs, out)
     wrong = (memory != expected).nonzero()
     assert len(wrong) == 0, f"{problem}, {index}: {len(wrong)} bytes differ, first {wrong[0].item() - GUARD}"
 
@@ -111,3 +120,18 @@ def test_groups_are_a_loop_of_single_products(grouping: Grouping, fp8: bool) -> 
         assert torch.equal(out[group.in_result].view(torch.int16), alone.view(torch.int16))
         compared += alone.numel()
     assert compared == int(written(grouping, o).sum()) > 0
+
+
+@pytest.mark.parametrize("block_m", [64, 128])
+def test_a_number_that_comes_back_in_its_block(block_m: int) -> None:
+    """Rows 64 to 127 carry the number of row 0, but another one lies between: they belong to nobody."""
+    problem = replace(half_problem(128, 64, 128), grouping=Grouping.GROUP_IDS, groups=6)
+    text = program_text(problem, Schedule(family=Family.TILES, block_m=block_m))
+    inputs = random_inputs(parse_module(text), None, 0, DEVICE)
+    inputs["index"] = torch.tensor([3] * 10 + [5] * 54 + [3] * 64, dtype=torch.int32, device=DEVICE)
+    memory, out = poisoned((128, 64), torch.bfloat16, apart=True)
+    before = memory.clone()
+    gemmir.compile(text)(*inputs.values(), out=out)
+    changed = (memory != before).nonzero().flatten() - GUARD
+    assert 0 <= changed.min()
+    assert changed.max() < 10 * (64 + 8) * 2

@@ -5,6 +5,7 @@ from __future__ import annotations
 from tests.sabotage.fault import Fault
 from tests.sabotage.forms import FORMS
 from tests.sabotage.frame import FRAME
+from tests.sabotage.group_clusters import CLUSTERS
 from tests.sabotage.groups import GROUPS
 from tests.sabotage.math_chunked import CHUNKED
 from tests.sabotage.math_role import MATH
@@ -14,7 +15,7 @@ from tests.sabotage.split_k import SPLIT_K
 
 FAULTS: tuple[Fault, ...] = (
     *(*PRODUCER.faults, *MATH.faults, *CHUNKED.faults, *FRAME.faults, *SLICES.faults, *SPLIT_K.faults, *GROUPS.faults),
-    *FORMS.faults,
+    *(*CLUSTERS.faults, *FORMS.faults),
 )
 
 FOR_THE_SIMULATOR: tuple[Fault, ...] = tuple(fault for fault in FAULTS if fault.caught_by == "simulator")

@@ -306,7 +306,7 @@ def initialised_after_the_meeting(ir: Ir) -> None:
     move_after(one(ir.frame, hopper.InitBarriersOp), one(ir.frame, hopper.CtaSyncOp))
 
 
-@fault("fp8-2x1", "bf16-2x1", rule="R7")
+@fault("fp8-2x1", "bf16-2x1", "bf16-k-offs-2x1", rule="R7")
 def cluster_does_not_meet_at_the_beginning(ir: Ir) -> None:
     """A peer is signalled that may not have begun."""
     erase(one(ir.frame, hopper.ClusterSyncOp))
@@ -318,13 +318,13 @@ def cta_meets_instead_of_the_cluster(ir: Ir) -> None:
     Rewriter.replace_op(one(ir.frame, hopper.ClusterSyncOp), hopper.CtaSyncOp.build(), [])
 
 
-@fault("fp8-2x1", "fp8-1x2", "bf16-2x1", rule="R8")
+@fault("fp8-2x1", "fp8-1x2", "bf16-2x1", "fp8-offs-2x1", "bf16-counts-1x2", "bf16-k-offs-2x1", rule="R8")
 def cluster_does_not_meet_at_the_end(ir: Ir) -> None:
     """A CTA may have ended when a peer releases a slot to it."""
     erase(all_of(ir.frame, hopper.ClusterSyncOp)[-1])
 
 
-@fault("fp8-2x1", "fp8-1x2", "bf16-2x1", rule="R8")
+@fault("fp8-2x1", "fp8-1x2", "bf16-2x1", "fp8-offs-2x1", rule="R8")
 def last_meeting_releases_nothing(ir: Ir) -> None:
     """A signal may still be on its way to a CTA that has ended."""
     del all_of(ir.frame, hopper.ClusterSyncOp)[-1].properties["release"]

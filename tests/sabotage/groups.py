@@ -16,7 +16,7 @@ fault = GROUPS.add
 # Which rows may be written
 
 
-@fault("fp8-offs", caught_by="simulator")
+@fault("fp8-offs", "fp8-offs-2x1", caught_by="simulator")
 def whole_boxes_stored(ir: Ir) -> None:
     """Rows that lie in a tile and belong to another group are stored with it."""
     for op in all_of(ir.store, hopper.StoreRowsOp):
@@ -81,7 +81,7 @@ def tiles_found_by_one_lane(ir: Ir) -> None:
 # Whose operands
 
 
-@fault("fp8-offs", caught_by="verifier")
+@fault("fp8-offs", "fp8-offs-2x1", caught_by="verifier")
 def operand_of_another_group(ir: Ir) -> None:
     """B is loaded from the matrix that the column of a tile numbers."""
     load = next(op for op in all_of(ir.producer, hopper.TmaLoadOp) if op.group is not None)
@@ -96,7 +96,7 @@ def scales_of_the_first_group(ir: Ir) -> None:
     pointer.result.replace_all_uses_with(pointer.pointer)
 
 
-@fault("bf16-k-offs", caught_by="simulator")
+@fault("bf16-k-offs", "bf16-k-offs-2x1", caught_by="simulator")
 def blocks_of_the_first_group(ir: Ir) -> None:
     """Every group is summed over the k-blocks of the first one."""
     block = one(ir.producer, hopper.GroupBlockOp)
@@ -106,7 +106,7 @@ def blocks_of_the_first_group(ir: Ir) -> None:
 # How many tiles, and k-blocks
 
 
-@fault("bf16-k-offs", rule="R0")
+@fault("bf16-k-offs", "bf16-k-offs-2x1", rule="R0")
 def group_one_block_short(ir: Ir) -> None:
     """The producer leaves out the last k-block of every group."""
     put(loop(ir.producer), "less", 1)

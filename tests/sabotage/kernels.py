@@ -67,6 +67,17 @@ func.func @k(%x: {x}, %w: {w}, %index: tensor<3xi32>, %c: {d}) -> {d} {{
 }}"""
 
 
+def _bf16_counts(schedule: str) -> str:
+    depth = 64 * K_BLOCKS
+    x, w, d = f"tensor<3x?x{depth}xbf16>", f"tensor<3x{depth}x256xbf16>", "tensor<3x?x256xbf16>"
+    return f"""
+func.func @k(%x: {x}, %w: {w}, %index: tensor<3xi32>) -> {d} {{
+  %y = gemm.grouped_matmul %x, %w groups (%index by counts)
+    schedule <{schedule}> : ({x}, {w}, tensor<3xi32>) -> {d}
+  func.return %y : {d}
+}}"""
+
+
 def _bf16_k_offs(schedule: str) -> str:
     depth = 64 * 2 * K_BLOCKS
     x, w, d = f"tensor<?x{depth}xbf16>", f"tensor<{depth}x256xbf16>", "tensor<3x?x256xbf16>"
@@ -139,13 +150,18 @@ TEXTS: dict[str, str] = {
     ),
     "bf16-offs-c": _bf16_offs_c("block = 128x128x64, warpgroups = 2 along m, chunk = 1, cluster = 1x1, stages = 3"),
     "bf16-k-offs": _bf16_k_offs("block = 128x128x64, warpgroups = 2 along n, chunk = 1, cluster = 1x1, stages = 3"),
+    "fp8-offs-2x1": _fp8_offs(
+        "block = 64x128x128, warpgroups = 1 along m, turns = false, chunk = 1, cluster = 2x1, slices = 1, stages = 3"
+    ),
+    "bf16-counts-1x2": _bf16_counts("block = 64x96x64, warpgroups = 1 along m, chunk = 1, cluster = 1x2, stages = 3"),
+    "bf16-k-offs-2x1": _bf16_k_offs("block = 64x128x64, warpgroups = 1 along m, chunk = 1, cluster = 2x1, stages = 3"),
     "bf16-split": _bf16("block = 128x128x64, warpgroups = 2 along n, chunk = 1, cluster = 1x1, stages = 5", 2),
 }
 """
 Promoted with and without turns, and in chunks with k-blocks left over; in place; one and two warpgroups; every
 cluster; tiles that leave whole and wave by wave, in 16 bits and in f32, alone and added to a C; operands that are not
 k-major; weight scales k-block by k-block, one a column, and in batches that begin inside a tile; K in two parts, whose
-sums are swapped in one slot and in two; groups of rows, and of K.
+sums are swapped in one slot and in two; groups of rows, and of K, alone and in clusters.
 """
 
 

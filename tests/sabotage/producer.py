@@ -242,13 +242,13 @@ def producer_fences_for_its_peer(ir: Ir) -> None:
     after(one(ir.producer, hopper.AcquireOp), hopper.FenceProxyAsyncOp.build())
 
 
-@fault("fp8-2x1", "bf16-2x1", rule="R0")
+@fault("fp8-2x1", "bf16-2x1", "fp8-offs-2x1", "bf16-k-offs-2x1", rule="R0")
 def multicast_missing(ir: Ir) -> None:
     """B's halves are not sent to the peer."""
     del all_of(ir.producer, hopper.TmaLoadOp)[1].properties["multicast"]
 
 
-@fault("bf16-1x2", rule="R0")
+@fault("bf16-1x2", "bf16-counts-1x2", rule="R0")
 def multicast_of_a_missing(ir: Ir) -> None:
     """A's halves are not sent to the peer."""
     del one(ir.producer, hopper.TmaLoadOp).properties["multicast"]

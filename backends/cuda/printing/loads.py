@@ -6,7 +6,6 @@ from gemmir.backends.cuda.printing.base import Printing, plus
 from gemmir.dialects import hopper
 from gemmir.dialects.hopper.base import number
 from gemmir.dialects.hopper.types import AxisName, EvictName
-from gemmir.errors import UnsupportedError
 
 EVICT = {EvictName.FIRST: "EVICT_FIRST", EvictName.LAST: "EVICT_LAST"}
 
@@ -35,8 +34,6 @@ class PrintsLoads(Printing):
             return self.call(f"tma_load_of_group{hint}", slot, map_, column, row, self.out[op.group], full)
         if op.multicast is None:
             return self.call(f"tma_load{hint}", self.slot(op.ring, op.cursor, inside), map_, column, row, full)
-        if op.group is not None:
-            raise UnsupportedError("GMR-U001", "a multicast of one group's operand")
         cluster_m, cluster_n = self.cluster
         if op.multicast.data is AxisName.M:
             part, ctas = f"rank / {cluster_n}", sum(1 << (i * cluster_n) for i in range(cluster_m))
@@ -53,7 +50,9 @@ class PrintsLoads(Printing):
             row = f"{row} + {part} * {rows}"
         else:
             column = f"{column} + {part} * {boxes * box.dims[1]}"
-        self.call("tma_load_multicast", destination, map_, column, row, full, mask)
+        if op.group is None:
+            return self.call("tma_load_multicast", destination, map_, column, row, full, mask)
+        self.call("tma_load_multicast_of_group", destination, map_, column, row, self.out[op.group], full, mask)
 
     def tma_prefetch(self, op: hopper.TmaPrefetchOp) -> None:
         row, column = scaled(self.out[op.row], number(op.row_step)), scaled(self.out[op.column], number(op.column_step))

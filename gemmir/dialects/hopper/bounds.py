@@ -27,6 +27,7 @@ from gemmir.dialects.hopper.control import (
     WarpgroupsOp,
     WarpOp,
     enclosing,
+    tile_arguments,
 )
 from gemmir.dialects.hopper.loads import (
     CopyScalesOp,
@@ -74,7 +75,7 @@ def check_kernel_bounds(kernel: KernelOp) -> None:
     for parameter, bind in zip(kernel.body.block.args, kernel.binds, strict=True):
         _check_bind(kernel, parameter, bind)
     for op in kernel.body.walk():
-        if isinstance(op, CopyScalesOp | CountTilesOp | StoreRowsOp | TmaLoadOp | TmaStoreOp):
+        if isinstance(op, CopyScalesOp | CountTilesOp | KBlocksOp | StoreRowsOp | TmaLoadOp | TmaStoreOp):
             _KERNEL_CHECKS[type(op)](kernel, op)
         elif isinstance(op, FetchScalesOp):
             _fits("lanes that read a scale", number(op.steps), WARP_LANES)
@@ -362,8 +363,21 @@ def _next_scales(op: NextScalesOp) -> None:
         raise VerifyException("hopper.next_scales takes all lanes of a warp: each gets its scale from another one")
 
 
+def _k_blocks(kernel: KernelOp, op: KBlocksOp) -> None:
+    """A number that is not the same for all roles, and all CTAs of a cluster, would hang them."""
+    if op.count is None:
+        return
+    tiles = enclosing(op, TilesOp)
+    names = tile_arguments(kernel.grouping, tiles is not None and tiles.count is not None)
+    own = dict(zip(names, [] if tiles is None else tiles.body.block.args, strict=False))
+    if op.count is not own.get("blocks"):
+        raise VerifyException(f"{op.name} over a number that is not that of the tile's k-blocks")
+
+
 def _tma_load(kernel: KernelOp, op: TmaLoadOp) -> None:
     _check_map(kernel, op, op.group)
+    if op.multicast is not None:
+        _check_shared(op)
     ring, box = op.ring.owner, op.map.type
     assert isinstance(box, TensorMapType)
     if op.panel is not None:
@@ -374,6 +388,14 @@ def _tma_load(kernel: KernelOp, op: TmaLoadOp) -> None:
         places += [number(ring.offset), ring.result.type.slot_bytes]
     if any(place % TMA_SHARED_ALIGNMENT for place in places):
         raise VerifyException(f"boxes of {box} do not land at multiples of {TMA_SHARED_ALIGNMENT} bytes")
+
+
+def _check_shared(op: TmaLoadOp) -> None:
+    """CTAs of a cluster share an operand if their tiles are of the same group, with the same k-blocks."""
+    tiles = enclosing(op, TilesOp)
+    counted = None if tiles is None or tiles.count is None else tiles.count.owner
+    if isinstance(counted, CountTilesOp) and counted.per_cluster is None:
+        raise VerifyException(f"{op.name} multicast to CTAs whose tiles may be of different groups: count per_cluster")
 
 
 def _stage_fragment(op: StageFragmentOp) -> None:
@@ -431,6 +453,7 @@ _CHECKS: dict[type[Operation], Callable[[Any], None]] = {
 _KERNEL_CHECKS: dict[type[Operation], Callable[[KernelOp, Any], None]] = {
     CopyScalesOp: _copy_scales,
     CountTilesOp: _count_tiles,
+    KBlocksOp: _k_blocks,
     StoreRowsOp: _store_rows,
     TmaLoadOp: _tma_load,
     TmaStoreOp: lambda kernel, op: (_tma_store(op), _check_map(kernel, op, op.group))[0],

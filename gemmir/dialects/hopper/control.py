@@ -155,20 +155,28 @@ class SetMaxRegistersOp(HopperOperation):
 @irdl_op_definition
 class CountTilesOp(HopperOperation):
     """
-    Count the tiles of all groups, from the index operand on the device (`batch` has none).
+    Count the tiles of all groups, from the index operand on the device (`batch` has none), and deal them out to CTAs.
 
-    A CTA without a tile ends here. What every warp counts is the same.
+    A CTA without a tile ends here. What every warp counts is the same. `per_cluster`: tiles are counted and dealt out
+    by the cluster, as many neighbours of one group at a time as it has CTAs; some may lie behind the group's rows. A
+    list then depends on the cluster's number and the index operand, and on nothing else: the CTAs of a cluster have
+    tiles of the same groups with the same k-blocks, equally many, and end here together or not at all.
     """
 
     name = "hopper.count_tiles"
     index = opt_operand_def(PointerType)
+    per_cluster = opt_prop_def(UnitAttr)
     result = result_def(IndexType)
-    assembly_format = "($index^ `:` type($index))? attr-dict"
+    assembly_format = "(`per_cluster` $per_cluster^)? ($index^ `:` type($index))? attr-dict"
 
     def verify_(self) -> None:
         kernel = self.parent_op()
         if not isinstance(kernel, KernelOp) or kernel.grouping is None:
             raise VerifyException("hopper.count_tiles stands at the top of a kernel with a grouping")
+        if any(isinstance(op, CountTilesOp) and op is not self for op in kernel.body.block.ops):
+            raise VerifyException("the roles of a kernel go through one list of tiles: they are counted once")
+        if self.per_cluster is not None and kernel.cluster.m.data * kernel.cluster.n.data == 1:
+            raise VerifyException("tiles are dealt out per cluster where its CTAs have tiles of their own")
         if (self.index is None) != (kernel.grouping.meaning is Grouping.BATCH):
             raise VerifyException(f"grouping {kernel.grouping.data}: an index operand is for all but batch")
 
@@ -181,9 +189,9 @@ class TilesOp(HopperOperation):
     Tiles are visited in groups of `group` cluster rows (or columns, along_n); consecutive clusters take
     consecutive tiles. In a kernel with a grouping they are `count` tiles, those of one segment of rows after another
     (see `gemmir.segments`), and there are three more arguments: the group, and which rows of the tile, from `begin` up
-    to `end`, are the group's: it starts at a multiple of 8 rows. Where K is divided (`k_offs`) those are the group's
-    first k-block and how many it has: where it has none, one that lies outside. All lanes of a warp find a tile
-    together.
+    to `end`, are the group's: it starts at a multiple of 8 rows, and one of a cluster's tiles may have none, where
+    `end` is not above `begin`. Where K is divided (`k_offs`) those are the group's first k-block and how many it has:
+    where it has none, one that lies outside. All lanes of a warp find a tile together.
     """
 
     name = "hopper.tiles"

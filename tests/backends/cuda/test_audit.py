@@ -160,6 +160,30 @@ def test_a_source_whose_exchange_was_changed(change: str):
         audit_source(kernel, source.replace(old, new, 1))
 
 
+CHANGES_OF_CLUSTERS = {
+    "tiles dealt out to CTAs": (", false, 2, 1> all_tiles(groups);", ", false> all_tiles(groups);"),
+    "tiles dealt out to another cluster": (", false, 2, 1> all_tiles(groups);", ", false, 1, 2> all_tiles(groups);"),
+    "no end without a tile": ("    if (all_tiles.none()) return;\n", ""),
+    "B for this CTA alone": (
+        "cp.async.bulk.tensor.3d.shared::cluster.global.mbarrier::complete_tx::bytes.multicast",
+        "x",
+    ),
+    "B for nobody but the first": (", full + at.stage * 8, 3);", ", full + at.stage * 8, 1);"),
+    "the same part of B twice": ("ring_b + at.stage * 16384 + rank * 8192", "ring_b + at.stage * 16384"),
+    "no last meeting": ("    cluster_sync_release();\n", ""),
+    "a slot that the peer is not given": ("if (lane < 2) mbarrier_arrive_peer", "if (lane < 1) mbarrier_arrive_peer"),
+}
+
+
+@pytest.mark.parametrize("change", CHANGES_OF_CLUSTERS)
+def test_a_source_whose_cluster_of_groups_was_changed(change: str):
+    kernel, source = kernel_in(module_of("fp8-offs-2x1")), source_of("fp8-offs-2x1")
+    old, new = CHANGES_OF_CLUSTERS[change]
+    assert old in source
+    with pytest.raises(SyncError, match="GMR-Y001: @k: the IR asks for"):
+        audit_source(kernel, source.replace(old, new, 1))
+
+
 def test_turns_are_compared():
     kernel, source = kernel_in(module_of("fp8-turns")), source_of("fp8-turns")
     for old, new in (

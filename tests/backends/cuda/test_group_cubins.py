@@ -2,7 +2,10 @@
 
 from __future__ import annotations
 
+import re
+from collections.abc import Iterator
 from dataclasses import replace
+from itertools import product
 
 import pytest
 
@@ -10,10 +13,12 @@ from gemmir.backends.cuda.audit import audit_sass
 from gemmir.backends.cuda.compiler_log import check_log
 from gemmir.backends.cuda.nvrtc import compile_cubin
 from gemmir.backends.cuda.sass import disassemble
+from gemmir.bench.grouped import GROUPED_SETS, GroupedCase
+from gemmir.compiler import lower
 from gemmir.dtypes import F32
 from gemmir.legality import is_legal
 from gemmir.problem import GemmProblem, Grouping
-from gemmir.schedule import Schedule, Split
+from gemmir.schedule import Family, Schedule, Split
 from gemmir.testing.groups import GROUPINGS
 from gemmir.testing.strategies import columns_problem, fp8_problem, half_problem
 from tests.backends.cuda.oldest_nvrtc import compile_by_oldest, needs_oldest_nvrtc
@@ -44,22 +49,50 @@ CASES = {
     for name, tile in TILES.items()
     if is_legal(problem, tile)
 }
+CLUSTERED = {
+    f"{name}-{cluster_m}x{cluster_n}": (problem, clustered)
+    for name, (problem, tile) in CASES.items()
+    for cluster_m, cluster_n in ((2, 1), (1, 2))
+    for clustered in (replace(tile, family=Family.TILES, cluster_m=cluster_m, cluster_n=cluster_n),)
+    if is_legal(problem, clustered)
+}
+ALL = CASES | CLUSTERED
 
 
 def test_most_tiles_serve_every_grouping() -> None:
     assert len(CASES) == 31
+    assert len(CLUSTERED) == 59
     assert {name.rsplit("-", 1)[0] for name in CASES if name.endswith("wide")} == {n.rsplit("-", 1)[0] for n in CASES}
 
 
-@pytest.mark.parametrize("case", CASES)
+@pytest.mark.parametrize("case", ALL)
 def test_kernels_of_groups(case: str) -> None:
-    kernel = lowered(*CASES[case])
+    kernel = lowered(*ALL[case])
     compiled = compile_cubin(kernel.source)
     assert check_log(compiled.log).spill_stores == 0
     audit_sass(kernel.kernel, disassemble(compiled.cubin))
 
 
+def default_tiles() -> Iterator[str]:
+    """In clusters, sources of the kernels that are chosen for what `gemmir bench --set grouped` measures."""
+    for each in GROUPED_SETS.values():
+        for dtype, shape, (m, n) in product(each.dtypes, each.shapes, ((2, 1), (1, 2))):
+            fixed = Schedule(family=Family.TILES, cluster_m=m, cluster_n=n)
+            yield lower(GroupedCase(dtype, each.grouping.value, *shape).program(fixed)).source
+
+
+def test_default_tiles_in_clusters() -> None:
+    names = re.compile(r"^(gemm_\w+)\($", re.MULTILINE)
+    sources = {
+        (names.findall(source)[0], "KOffs<" in source, "Counts<" in source): source for source in default_tiles()
+    }
+    assert len(sources) >= 16
+    for source in sources.values():
+        resources = check_log(compile_cubin(source).log)
+        assert resources.spill_stores == resources.spill_loads == resources.stack_bytes == 0
+
+
 @needs_oldest_nvrtc
 def test_kernels_of_groups_by_the_oldest_nvrtc() -> None:
-    compiled = compile_by_oldest(lowered(*case).source for case in CASES.values())
-    assert [check_log(one.log).spill_stores for one in compiled.values()] == [0] * len(CASES)
+    compiled = compile_by_oldest(lowered(*case).source for case in ALL.values())
+    assert [check_log(one.log).spill_stores for one in compiled.values()] == [0] * len(ALL)

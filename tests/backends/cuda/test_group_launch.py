@@ -19,6 +19,7 @@ from gemmir.errors import InputError
 from gemmir.groups import Extent, spans
 from gemmir.manifest import Manifest
 from gemmir.problem import Grouping
+from gemmir.schedule import Family, Schedule
 from gemmir.segments import TILE_ALIGNMENT
 from gemmir.testing.groups import any_indices, indices
 from gemmir.testing.strategies import fp8_problem, half_problem, program_text
@@ -179,6 +180,21 @@ def test_the_grid_has_room_for_all_tiles(
     assert tiles <= most
     assert grid_size(manifest, m, 1000) == most * cluster
     assert grid_size(manifest, m, 3) == min(3, most) * cluster
+
+
+@pytest.mark.parametrize("grouping", ROW_FORMS)
+@pytest.mark.parametrize("cluster", [(2, 1), (1, 2)], ids=["2x1", "1x2"])
+def test_a_grid_of_clusters_is_whole_clusters(grouping: Grouping, cluster: tuple[int, int]):
+    fixed = Schedule(family=Family.TILES, block_m=64, block_n=128, cluster_m=cluster[0], cluster_n=cluster[1])
+    problem = replace(half_problem(None, 3 * 128, K), grouping=grouping, groups=GROUPS)
+    manifest = lower(program_text(problem, fixed)).manifest
+    assert manifest is not None
+    assert manifest.cluster_ctas == 2
+    for m in (1, 65, 129, 1000):
+        most = manifest.most_cluster_tiles(m)
+        assert most % (3 if cluster == (2, 1) else 2) == 0, "columns of cluster tiles"
+        for resident in (1, 66):
+            assert grid_size(manifest, m, resident) == 2 * min(resident, most)
 
 
 def test_most_tiles():

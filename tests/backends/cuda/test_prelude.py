@@ -73,6 +73,7 @@ def test_every_section_is_used_by_some_kernel() -> None:
             lower(program_text(replace(half_problem(100, 64, 64), grouping=g, groups=3), BALANCED)).source
             for g in FORMS
         ),
+        lower(program_text(groups_of(Grouping.OFFS), Schedule(cluster_m=2, cluster_n=1))).source,
     ]
     unused = [s.name for s in sections().values() if not any(s.text in source for source in sources)]
     assert unused == []
