@@ -66,7 +66,6 @@ ORDERED = 6
 NEAR_BEST = 1.1
 """Tiles that take this many times as long as the best are not even runners-up."""
 
-
 GROUPS_GAIN = 0.02
 """
 Share of the time by which a cluster must be ahead before groups get one unasked: measured, multicast gains them 1% at

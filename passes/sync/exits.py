@@ -10,9 +10,9 @@ def check_exits(kernel: hopper.KernelOp) -> None:
     """
     The last meeting of a cluster is a release: a relaxed one does not wait for arrivals that were sent before it.
 
-    No CTA of it ends early, for want of a tile, while its peers have one and wait for it: they have the same list, or
-    equally long ones. What the index operand holds is not known; a list that is dealt out `per_cluster` depends on
-    nothing else but the number of the cluster.
+    No CTA of it ends early, for want of a tile, while its peers have one and wait for it. What the index operand holds
+    is not known, but a list that is dealt out `per_cluster` depends on nothing else but the cluster's number: it is the
+    same for all of them.
     """
     if kernel.cluster_ctas == 1:
         return

@@ -17,6 +17,7 @@ from gemmir.ir_text import parse_module
 from gemmir.passes.block_search import GROUPS_GAIN, Candidate, _ranked, search
 from gemmir.passes.cost_model import Cost, predict
 from gemmir.passes.sync.check import check_kernel
+from gemmir.passes.sync.execute import Machine
 from gemmir.passes.sync.extract import program
 from gemmir.passes.sync.traces import Trips
 from gemmir.problem import GemmProblem, Grouping
@@ -24,6 +25,7 @@ from gemmir.schedule import Family, Schedule, Split
 from gemmir.testing.groups import GROUPINGS
 from gemmir.testing.strategies import columns_problem, fp8_problem, half_problem, legal_schedules, program_text
 from tests.passes.run_passes import run
+from tests.sabotage.kernels import kernel_in, module_of
 
 NAME = "gemm-select-blocks"
 CLUSTERS = ((2, 1), (1, 2))
@@ -146,3 +148,15 @@ def test_any_list_is_safe_and_the_same_for_both_ctas(grouping: Grouping, cluster
     for trips in LISTS:
         first, second = made.roles(trips)
         assert [len(role.trace.events) for role in first] == [len(role.trace.events) for role in second]
+
+
+@pytest.mark.parametrize("name", ["fp8-offs-2x1", "bf16-counts-1x2", "bf16-k-offs-2x1"])
+@pytest.mark.parametrize(("first", "second"), [((2, 1), (2,)), ((3,), ()), ((1, 4), (1, 5)), ((7, 2), (2, 7, 1))])
+def test_lists_that_differ_hang_somebody(name: str, first: Trips, second: Trips):
+    """Why a list that depends on the rank is refused: with fewer tiles, or other k-blocks, a peer waits for ever."""
+    made = program(kernel_in(module_of(name)))
+    machine = Machine([made.roles(first)[0], made.roles(second)[1]], len(made.memory.names))
+    assert not machine.run() or machine.faults
+    same = Machine([made.roles(first)[0], made.roles(first)[1]], len(made.memory.names))
+    assert same.run()
+    assert not same.faults

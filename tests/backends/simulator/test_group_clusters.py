@@ -17,6 +17,7 @@ from gemmir.backends.reference import exact_inputs, random_inputs, run
 from gemmir.backends.simulator import simulate
 from gemmir.compiler import lower
 from gemmir.dialects import hopper
+from gemmir.errors import SyncError
 from gemmir.groups import K_ALIGNMENT_BYTES
 from gemmir.ir_text import parse_module
 from gemmir.problem import GROUP_ALIGNMENT, GemmProblem, Grouping
@@ -162,3 +163,17 @@ def test_a_cluster_shares_what_one_group_multiplies():
         ]
         (counted,) = (op for op in kernel.walk() if isinstance(op, hopper.CountTilesOp))
         assert counted.per_cluster is not None
+
+
+@pytest.mark.parametrize("lengths", ["one row", "tiles in odd numbers"])
+def test_a_list_for_each_cta_hangs_its_peer(lengths: str):
+    """Groups with an odd number of tiles, dealt out tile by tile: one CTA waits for what the other never sends."""
+    case = case_of(Grouping.OFFS, False, LENGTHS[lengths])
+    kernel = kernel_of(replace(case.problem, m=None), (2, 1)).clone()
+    (counted,) = (op for op in kernel.walk() if isinstance(op, hopper.CountTilesOp))
+    del counted.properties["per_cluster"]
+    inputs = exact_inputs(parse_module(program_text(case.problem)), None, 0)
+    inputs["index"] = torch.tensor(case.index, dtype=torch.int32)
+    with pytest.raises(SyncError) as caught:
+        simulate(kernel, list(inputs.values()), case.m)
+    assert caught.value.code == "GMR-Y001"
