@@ -35,6 +35,14 @@ _known: dict[object, Compute] = {}
 
 
 @dataclass(frozen=True, slots=True)
+class Parts:
+    """In how many parts K is to be summed, or None; whether that may not depend on M."""
+
+    wanted: int | None = None
+    batch_invariant: bool = True
+
+
+@dataclass(frozen=True, slots=True)
 class Call:
     """All that a kernel depends on. `tensors`: name, shape with None where M stands, and dtype of each argument."""
 
@@ -46,7 +54,7 @@ class Call:
     expected_m: int | None
     few_rows: bool = False
     """M is one for which `gemmir.decode.decode_split_k` is meant."""
-    batch_invariant: bool = True
+    parts: Parts = Parts()
 
 
 def matmul(
@@ -59,6 +67,7 @@ def matmul(
     out: torch.Tensor | None = None,
     out_dtype: torch.dtype | None = None,
     expected_m: int | None = None,
+    split_k: int | None = None,
     batch_invariant: bool = True,
     overlap: bool = False,
 ) -> torch.Tensor:
@@ -73,9 +82,10 @@ def matmul(
     operands, else the operands' type. `expected_m`: the M that the schedule is chosen for; any M is computed. Without
     it there is a kernel each for M up to 16, 32, 64 and 128, and one for more.
 
-    With few rows K may be summed in parts (`gemmir.decode_split_k`), which decides the bits of a result. By default
-    in as many as N and K ask for: a row has the same bits in every batch of up to 128 rows, and so it has in every
-    larger one. `batch_invariant=False`: in as many as are fastest for this M, or for `expected_m`.
+    K may be summed in `split_k` parts, which decides the bits of a result. By default, with few rows, in as many as N
+    and K ask for (`gemmir.decode_split_k`): a row has the same bits in every batch of up to 128 rows, and so it has in
+    every larger one. `batch_invariant=False`: in as many as are fastest for this M, or for `expected_m`. `split_k=1`:
+    the same bits for every M, those of `grouped_matmul`.
 
     `overlap`: the kernel may start while the one before it on the stream ends, where it waits for that by itself: those
     for few rows do. No result depends on it.
@@ -84,7 +94,8 @@ def matmul(
     GPU that it runs on.
     """
     given = {"a": a, "b": b, "scale_a": scale_a, "scale_b": scale_b, "c": c}
-    return _call(Grouping.NONE, given, out, out_dtype, expected_m, batch_invariant=batch_invariant, overlap=overlap)
+    parts = Parts(split_k, batch_invariant)
+    return _call(Grouping.NONE, given, out, out_dtype, expected_m, parts=parts, overlap=overlap)
 
 
 def grouped_matmul(
@@ -158,19 +169,19 @@ def _call(
     expected_m: int | None,
     *,
     validate: bool = False,
-    batch_invariant: bool = True,
+    parts: Parts = Parts(),
     overlap: bool = False,
 ) -> torch.Tensor:
     tensors = {name: tensor for name, tensor in given.items() if tensor is not None}
     try:
         facts = tuple([(t.shape, t.stride(), t.dtype, t.device) for t in tensors.values()])
         result = out_dtype if out is None else (out_dtype, out.dtype)
-        key = (grouping, tuple(tensors), facts, result, expected_m, batch_invariant)
+        key = (grouping, tuple(tensors), facts, result, expected_m, parts)
         compute = _known.get(key)
     except (AttributeError, TypeError):  # something is no tensor, or hides its strides: found below
         key, compute = None, None
     if compute is None:
-        compute = _resolve(grouping, tensors, out, out_dtype, expected_m, batch_invariant)
+        compute = _resolve(grouping, tensors, out, out_dtype, expected_m, parts)
         if len(_known) >= MAX_SHAPES:
             _known.clear()
         _known[key] = compute
@@ -185,7 +196,7 @@ def _resolve(
     out: torch.Tensor | None,
     out_dtype: torch.dtype | None,
     expected_m: int | None,
-    batch_invariant: bool,
+    parts: Parts,
 ) -> Compute:
     """What computes a call with such tensors: its kernel, or the reference."""
     for name, tensor in (tensors if out is None else tensors | {"out": out}).items():
@@ -198,7 +209,7 @@ def _resolve(
         _result_type(grouping, tensors["a"], out, out_dtype),
         _expected(grouping, tensors["a"], expected_m),
         grouping is Grouping.NONE and tensors["a"].dim() == 2 and tensors["a"].shape[0] <= FEW_ROWS[-1],
-        batch_invariant,
+        parts,
     )
     device = tensors["a"].device.type
     if device == "cuda":
@@ -296,7 +307,7 @@ def _program(call: Call) -> Program:
         b_major=call.majors[1],
     )
     a, b = inputs["a"], inputs["b"]
-    if (parts := _split_k(call)) > 1:
+    if (parts := _split_k(call)) != 1:
         options["split_k"] = parts
     if call.grouping is Grouping.NONE:
         product = program.matmul(a, b, **options)
@@ -310,7 +321,9 @@ def _program(call: Call) -> Program:
 
 
 def _split_k(call: Call) -> int:
-    """Parts of K of a product of few rows: 1 for all others, and where no kernel splits K."""
+    """Parts of K: as asked for; else of a product of few rows, and 1 for all others and where no kernel splits K."""
+    if call.parts.wanted is not None:
+        return call.parts.wanted
     shapes = {name: shape for name, shape, _ in call.tensors}
     plain = call.majors == ("k", "k") and "c" not in shapes and getattr(call.result, "itemsize", 0) == 2
     by_column = call.recipe is not None and call.recipe != ("block_wise_1x128", "block_wise_128x128")
@@ -319,7 +332,7 @@ def _split_k(call: Call) -> int:
     depth, columns = shapes["b"]
     dtype = next(dtype for name, _, dtype in call.tensors if name == "b")
     assert depth is not None and columns is not None
-    return decode_split_k(columns, depth, dtype) if call.batch_invariant else _fastest_split_k(call)
+    return decode_split_k(columns, depth, dtype) if call.parts.batch_invariant else _fastest_split_k(call)
 
 
 def _fastest_split_k(call: Call) -> int:

@@ -316,6 +316,13 @@ def test_by_default_the_parts_of_k_follow_n_and_k_only(n: int, k: int, compiled:
     assert parts_of(compiled, 8, n, k, expected_m=4096) == decode_split_k(n, k, "bf16")
 
 
+def test_parts_that_are_asked_for_are_taken(compiled: list[Kernel]):
+    for m in (1, 64, 128, 129):
+        assert [parts_of(compiled, m, 2112, 7168, split_k=parts) for parts in (1, 2, 3)] == [1, 2, 3], m
+    with pytest.raises(InputError, match="GMR-I009: split_k = 0"):
+        ops.matmul(on_gpu(8, 128), on_gpu(128, 64, strides=(1, 128)), split_k=0)
+
+
 @pytest.mark.parametrize(("n", "k"), [(3072, 4096), (4096, 7168)])
 def test_parts_that_may_follow_m_are_the_fastest(n: int, k: int, compiled: list[Kernel]):
     found = {m: parts_of(compiled, m, n, k, batch_invariant=False) for m in (1, 16, 64, 128)}
