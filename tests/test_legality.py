@@ -334,7 +334,7 @@ def test_legal_schedules_keep_the_budgets_of_an_sm(data: st.DataObject):
     operands = (s.block_m + s.block_n) * 128 * s.num_stages
     assert operands + s.block_m * s.block_n * 2 // s.store_slices < shared_layout(problem, s).total_bytes <= 232_448
     assert s.block_m // s.cluster_n <= 256
-    assert s.block_n // s.cluster_m <= 256
+    assert s.block_n // s.cluster_m <= 256 or problem.b_major != "k", "else B comes in panels"
 
 
 @pytest.mark.parametrize("whole", [True, False])

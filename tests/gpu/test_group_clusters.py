@@ -21,8 +21,9 @@ import gemmir
 from gemmir.backends.reference.data import random_inputs
 from gemmir.backends.reference.groups import result_shape, written
 from gemmir.dtypes import F32
+from gemmir.errors import ScheduleError
 from gemmir.ir_text import parse_module
-from gemmir.legality import is_legal
+from gemmir.passes.block_search import search
 from gemmir.problem import GemmProblem, Grouping
 from gemmir.schedule import Family, Schedule
 from gemmir.testing.groups import GROUPINGS, any_indices, extent_of, grouped_problems, indices
@@ -39,6 +40,7 @@ KERNELS, CALLS = 12, 5
 SEEDS = int(os.environ.get("GEMMIR_CHAOS_SEEDS", "100"))
 """Of random delays, for each kernel."""
 BLOCKS = st.sampled_from((None, 64, 128, 192))
+MAJORS = st.sampled_from((("k", "k"), ("k", "k"), ("m", "k"), ("k", "n"), ("m", "n")))
 
 Calls = list[tuple[int, list[int]]]
 
@@ -55,17 +57,31 @@ def run_by(
     return lambda problem, inputs, out: kernel(*inputs.values(), out=out)
 
 
+def has_a_tile(problem: GemmProblem, fixed: Schedule) -> bool:
+    try:
+        search(problem, fixed)
+    except ScheduleError:
+        return False
+    return True
+
+
 @st.composite
 def cases(draw: st.DrawFn, grouping: Grouping, cluster: tuple[int, int]) -> tuple[GemmProblem, Schedule, Calls, bool]:
     """A problem, what is fixed of its schedule, M and groups of each call, whether rows of the result lie apart."""
     problem = draw(grouped_problems(grouping, most_groups=HUNDREDS))
     problem = replace(problem, has_c=draw(st.booleans()), d=draw(st.sampled_from((problem.d, F32))))
-    fixed = Schedule(family=Family.TILES, block_m=draw(BLOCKS), cluster_m=cluster[0], cluster_n=cluster[1])
-    if not is_legal(problem, fixed):
-        fixed = replace(fixed, block_m=64)
+    if not problem.promoted:
+        a_major, b_major = draw(MAJORS)
+        problem = replace(problem, a_major=a_major, b_major=b_major)
+    step = 1 if problem.a_major == "k" else 8
+    problem = replace(problem, m=-(-(problem.m or 1) // step) * step)
+    open_block = Schedule(family=Family.TILES, cluster_m=cluster[0], cluster_n=cluster[1])
+    fixed = replace(open_block, block_m=draw(BLOCKS))
+    fixed = fixed if has_a_tile(problem, fixed) else open_block
     calls: Calls = []
     for _ in range(CALLS):
         m = draw(st.sampled_from((1, 64, 65, 129, 400)) | st.integers(1, 400))
+        m = -(-m // step) * step
         extent, index = extent_of(replace(problem, m=m)), []
         if grouping is not Grouping.BATCH:
             index = draw((any_indices if draw(st.integers(0, 3)) == 0 else indices)(grouping, extent))
