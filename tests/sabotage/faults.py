@@ -12,10 +12,11 @@ from tests.sabotage.math_role import MATH
 from tests.sabotage.producer import PRODUCER
 from tests.sabotage.slices import SLICES
 from tests.sabotage.split_k import SPLIT_K
+from tests.sabotage.stream import STREAM
 
 FAULTS: tuple[Fault, ...] = (
     *(*PRODUCER.faults, *MATH.faults, *CHUNKED.faults, *FRAME.faults, *SLICES.faults, *SPLIT_K.faults, *GROUPS.faults),
-    *(*CLUSTERS.faults, *FORMS.faults),
+    *(*CLUSTERS.faults, *FORMS.faults, *STREAM.faults),
 )
 
 FOR_THE_SIMULATOR: tuple[Fault, ...] = tuple(fault for fault in FAULTS if fault.caught_by == "simulator")

@@ -95,13 +95,18 @@ NOT_NEEDED = {
     "bf16-mn": ["hopper.wgmma_fence in hopper.k_blocks"],
     "bf16-c": ["hopper.wgmma_fence in hopper.k_blocks", *FIRST_STORES],
     "f32-c": ["hopper.wgmma_fence in hopper.k_blocks", *FIRST_STORES],
+    "fp8-stream": ["hopper.wgmma_fence in hopper.k_blocks"],
+    "fp8-stream-3": ["hopper.wgmma_fence in hopper.k_blocks", "hopper.advance in hopper.in_part"],
+    "bf16-stream": ["hopper.wgmma_fence in hopper.k_blocks"],
+    "bf16-stream-2": ["hopper.wgmma_fence in hopper.k_blocks", "hopper.advance in hopper.in_part"],
 }
 """
 What could go: meeting, and fence in a cluster, after the very first scales, and after those of the next tile's first
 k-block, since
 the ones in the k-block after come before the slot is released; the fence between the first two waves of a chunk, since
-the one before serves both partial sums; the fence between WGMMAs that add to the same registers; and, where C follows
-after the last warpgroup's stores, the wait for those of the first one.
+the one before serves both partial sums; the fence between WGMMAs that add to the same registers; where C follows
+after the last warpgroup's stores, the wait for those of the first one; and the count of what one CTA has granted to
+those that it gathers sums from, by which it waits for nothing.
 """
 
 

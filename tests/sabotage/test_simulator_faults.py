@@ -30,6 +30,7 @@ UNSEEN = {
     "sums-awaited-in-the-own-cta",
     "sums-read-and-not-fenced",  # with K of these kernels no exchange takes the slots of the one before
     "initialised-twice",  # before anybody uses them
+    "lanes-do-not-meet-after-gathered-sums",  # lanes of a warp go together
     "last-meeting-releases-nothing",  # needs a signal that is later than the end
     "producer-lanes-left-alone",  # lanes of a warp go together
     "shared-memory-too-small",  # by bytes that nothing uses
@@ -72,6 +73,7 @@ FOUND_AS = {
     "slices-stored-to-the-same-rows": "is stored twice",
     "whole-boxes-stored": "is stored twice",
     "both-store-the-same-half": "is stored twice",
+    "waves-transposed-to-the-same-columns": "sends garbage",
 }
 """How the others show: before there is a result."""
 
