@@ -16,7 +16,7 @@ from gemmir.schedule import Family, Schedule, Split
 from gemmir.stream_legality import MAX_BLOCK_M, MAX_WARPGROUPS
 from gemmir.target import SM_90A, Target
 
-ALIKE, ALIKE_IN_PARTS = 0.04, 0.01
+ALIKE, ALIKE_IN_PARTS = 0.04, 0.005
 """
 Up to this share of the best time, the tile with fewest rows of tiles is taken: weights then pass once. As fast or
 faster where it was measured, and faster by more where kernels overlap, when CTAs that share weights are out of step.
