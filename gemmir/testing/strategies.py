@@ -25,6 +25,8 @@ from gemmir.matmul_rules import DIMS, operand_scale_shape
 from gemmir.numerics import NumericsSpec
 from gemmir.problem import SCALE_BLOCK, GemmProblem, Grouping, Recipe
 from gemmir.schedule import Family, RasterAxis, Schedule, Split
+from gemmir.stream_legality import MAX_BLOCK_M, MAX_PARTS, MAX_WARPGROUPS
+from gemmir.target import SM_90A
 from gemmir.tile import tile_geometry, widest_scale_batch
 
 RESULTS = (BF16, F16, F32)
@@ -275,10 +277,58 @@ def _tensor(shape: tuple[int | None, ...], dtype: DType) -> str:
 
 
 @st.composite
-def programs(draw: st.DrawFn) -> str:
-    """IR text of a small product, with a complete legal schedule for it."""
+def tile_programs(draw: st.DrawFn) -> str:
+    """IR text of a small product, with a complete legal schedule of the `tiles` family."""
     problem = draw(small_problems())
     return program_text(problem, draw(legal_schedules(problem)))
+
+
+@st.composite
+def stream_problems(draw: st.DrawFn, most_m: int = 200, most_n: int = 200, most_k_blocks: int = 7) -> GemmProblem:
+    """Small problems in the form that the `stream` family computes, with K in one to three parts."""
+    problem = draw(small_problems(most_m, most_n, most_k_blocks))
+    possible = [p for p in range(1, MAX_PARTS + 1) if (p - 1) * -(-problem.k_blocks // p) < problem.k_blocks]
+    split = split_in_two(problem)
+    return replace(split, numerics=replace(problem.numerics, split_k=draw(st.sampled_from(possible))))
+
+
+@st.composite
+def stream_schedules(draw: st.DrawFn, problem: GemmProblem) -> Schedule:
+    """Complete legal schedules of the `stream` family."""
+    groups = draw(st.integers(1, MAX_WARPGROUPS))
+    one_wave = problem.promoted or problem.numerics.split_k > 1
+    waves = 1 if one_wave else draw(st.integers(1, SM_90A.max_tma_box // (SM_90A.wgmma_m * groups)))
+    tile = Schedule(
+        family=Family.STREAM,
+        block_n=SM_90A.wgmma_m * groups * waves,
+        block_k=problem.block_k,
+        math_warpgroups=groups,
+        split=Split.ALONG_N,
+        promote_chunk=draw(st.sampled_from(PROMOTE_CHUNKS)) if problem.promoted else 1,
+    )
+    rows = range(SM_90A.wgmma_n_step, MAX_BLOCK_M + 1, SM_90A.wgmma_n_step)
+    placed = draw(st.sampled_from([s for m in rows if is_legal(problem, s := replace(tile, block_m=m))]))
+    fitting = [n for n in range(MIN_STAGES, MAX_STAGES + 1) if is_legal(problem, replace(placed, num_stages=n))]
+    drawn = replace(
+        placed,
+        raster_axis=draw(st.sampled_from(RasterAxis)),
+        raster_group=draw(st.sampled_from((1, 2, 8))),
+        balanced=draw(st.booleans()),
+        num_stages=draw(st.sampled_from(fitting)),
+    )
+    return completed(problem, drawn)
+
+
+@st.composite
+def stream_programs(draw: st.DrawFn) -> str:
+    """IR text of a small product, with a complete legal schedule of the `stream` family."""
+    problem = draw(stream_problems())
+    return program_text(problem, draw(stream_schedules(problem)))
+
+
+def programs() -> st.SearchStrategy[str]:
+    """IR text of a small product, with a complete legal schedule for it, of any family."""
+    return st.one_of(tile_programs(), tile_programs(), stream_programs())
 
 
 @st.composite

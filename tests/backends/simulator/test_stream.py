@@ -2,8 +2,15 @@
 
 import numpy as np
 import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
 
+from gemmir.backends.cuda.target import the_kernel
+from gemmir.compiler import lower, module_of
+from gemmir.dialects.gemm import problem_of, the_matmul
+from gemmir.passes.sync.check import check_kernel
 from gemmir.testing import check_bits, check_exact, simulated
+from gemmir.testing.strategies import stream_programs
 from tests.backends.simulator.kernels import Example, program
 
 FIXED = "family = stream, turns = false, cluster = 1x1, raster = along_m, group = 1, balanced = false"
@@ -76,3 +83,13 @@ def test_bits_are_those_of_the_tiles_family() -> None:
     streamed = Example.of(program("f8E4M3FN", 136, 400, f"{FIXED}, {FP8_SCHEDULES[2]}"), 21)
     tiled = Example.of(program("f8E4M3FN", 136, 400, "block = 64x64x128, warpgroups = 1, stages = 2"), 21)
     np.testing.assert_array_equal(streamed.run(), tiled.run())
+
+
+@given(text=stream_programs(), seed=st.integers(0, 1 << 16))
+@settings(max_examples=40, deadline=None)
+def test_drawn_kernels_have_the_bits_of_the_model(text: str, seed: int) -> None:
+    """Any rows, tails and parts of K; rings longer and shorter than a tile; one cluster for all tiles, too."""
+    m = problem_of(the_matmul(module_of(text))).m
+    assert m is not None
+    check_bits(simulated(text, seed=seed, clusters=1 if seed % 2 else None), text, m)
+    check_kernel(the_kernel(lower(text, until="hopper").module), split_warps=True)
