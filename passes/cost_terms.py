@@ -2,19 +2,35 @@
 
 from __future__ import annotations
 
+from contextlib import suppress
+
 from gemmir.decisions import Terms
-from gemmir.passes.block_search import search
+from gemmir.errors import ScheduleError
+from gemmir.passes.block_search import Candidate
 from gemmir.passes.cost_model import Cost, predict
+from gemmir.passes.stream_search import search_family
 from gemmir.problem import GemmProblem
-from gemmir.schedule import Schedule
+from gemmir.schedule import Family, Schedule
 
 
 def compared(problem: GemmProblem, schedule: Schedule) -> tuple[Terms, ...]:
-    """The terms of a complete schedule, then of the best of all that have another tile, if there is one."""
-    block = schedule.block_m, schedule.block_n
-    other = next((c for c in search(problem, Schedule()).candidates if c.block != block), None)
+    """
+    The terms of a complete schedule, then of the best of all that have another tile, if there is one.
+
+    Of its own family, or of another one where it has no other tile.
+    """
+    families = (schedule.family, *(family for family in Family if family is not schedule.family))
+    others = (c for family in families if family is not None for c in _candidates(problem, family))
+    other = next((c for c in others if c.block != (schedule.block_m, schedule.block_n)), None)
     mine = _terms(schedule, predict(problem, schedule))
     return (mine,) if other is None else (mine, _terms(other.schedule, other.cost))
+
+
+def _candidates(problem: GemmProblem, family: Family) -> list[Candidate]:
+    """What a search of a family finds, the best first; nothing where it has no tile for the problem."""
+    with suppress(ScheduleError):
+        return list(search_family(problem, Schedule(family=family)).candidates)
+    return []
 
 
 def _terms(schedule: Schedule, cost: Cost) -> Terms:

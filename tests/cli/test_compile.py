@@ -2,6 +2,7 @@
 
 import io
 import json
+import re
 import subprocess
 import sys
 from pathlib import Path
@@ -176,6 +177,23 @@ def test_explain_shows_the_terms_of_the_cost_model(capsys: pytest.CaptureFixture
         parts = number["launch and first reads, us"]
         assert rounds + parts <= number["in all, us"] + 0.2 <= rounds + parts + number["DRAM, us"]
     assert lines[-1].startswith("limited by")
+
+
+def test_explain_compares_the_families(capsys: pytest.CaptureFixture[str]):
+    """For few rows and for many: each at what it would cost, then the terms of the one that is chosen."""
+    for m, chosen, other, tile in (("16", "stream", "tiles", "16x64x128"), ("4096", "tiles", "", "128x256x128")):
+        assert main(["explain", LAYER, "--m", m]) == 0
+        out = capsys.readouterr().out
+        assert f"family = {chosen}  (gemm-select-family)" in out
+        if other:
+            found = re.search(r"([0-9.]+) us\s+predicted for its\s+best tile\s+next best: tiles at ([0-9.]+) us", out)
+            assert found is not None
+            assert float(found[1]) < float(found[2])
+        header = next(line for line in out.splitlines() if line.startswith("predicted"))
+        assert header.split()[1] == tile
+        (total,) = [line for line in out.splitlines() if line.startswith("in all, us")]
+        best, next_best = map(float, total.split()[3:])
+        assert best <= next_best
 
 
 def test_explain_leaves_out_what_the_program_fixes(tmp_path: Path, capsys: pytest.CaptureFixture[str]):
