@@ -20,11 +20,14 @@ class Sending(Arriving):
 
 
 def _peer(agent: Agent) -> Cta:
-    return agent.cluster.ctas[agent.cta.rank ^ 1]
+    return _of_part(agent, agent.cta.rank ^ 1)
 
 
 def _of_part(agent: Agent, part: int) -> Cta:
-    return agent.cluster.ctas[part]
+    ctas = agent.cluster.ctas
+    if part >= len(ctas):
+        raise fault(f"{agent.name}: a signal to CTA {part} of {len(ctas)}", "peers that exist")
+    return ctas[part]
 
 
 def part_block(agent: Agent, op: hopper.PartBlockOp) -> None:

@@ -14,7 +14,9 @@ from math import lcm
 from xdsl.ir import Block, Operation
 
 from gemmir.dialects import hopper
+from gemmir.dialects.hopper.barriers import OnBarrier
 from gemmir.dialects.hopper.base import number
+from gemmir.dialects.hopper.control import enclosing
 from gemmir.passes.sync.events import OUTSIDE, Role, Trace, trip
 from gemmir.passes.sync.memory_map import MemoryMap
 from gemmir.passes.sync.report import refuse
@@ -46,13 +48,15 @@ class Program:
     k_blocks: int
     chunk: int
     """Numbers of k-blocks that differ by this have the same remainder in every loop."""
+    tile_slots: int
     memory: MemoryMap
     ctas: list[list[_Thread]] = field(default_factory=list[list[_Thread]])
 
     @property
     def traces(self) -> tuple[Trips, ...]:
         """The runs that stand for all."""
-        return default_traces(self.stages, self.k_blocks, self.chunk, exchanges=self.kernel.parts > 1)
+        exchanges = self.kernel.parts > 1
+        return default_traces(self.stages, self.k_blocks, self.chunk, exchanges, self.tile_slots)
 
     def roles(self, trips: Trips) -> list[list[Role]]:
         """By CTA: the roles and what they do in a run with so many k-blocks in each tile."""
@@ -73,12 +77,21 @@ def program(kernel: hopper.KernelOp, split_warps: bool = False) -> Program:
     stages = max((ring.stages for ring in rings), default=1)
     loops = [op for op in kernel.walk() if isinstance(op, hopper.KBlocksOp)]
     k_blocks = max((op.end(ANY_K_BLOCKS) for op in loops), default=1)
-    made = Program(kernel, stages, k_blocks, lcm(*(op.blocks for op in loops)), memory)
+    made = Program(kernel, stages, k_blocks, lcm(*(op.blocks for op in loops)), _tile_slots(kernel), memory)
     for rank in range(ranks):
         same = made.ctas[0] if made.ctas else []
         made.ctas.append(_threads(kernel, storage, memory, rank, split_warps, same))
+    storage.check_accesses(memory.spans)
     memory.cut()
     return made
+
+
+def _tile_slots(kernel: hopper.KernelOp) -> int:
+    """The most slots of a ring in which whole tiles, not k-blocks, take turns."""
+    ops = [op for op in kernel.walk() if isinstance(op, OnBarrier)]
+    of_k_blocks = {op.barriers for op in ops if enclosing(op, hopper.KBlocksOp) is not None}
+    types = [op.barriers.type for op in ops if op.barriers not in of_k_blocks]
+    return max((type_.dims[0] for type_ in types if isinstance(type_, hopper.BarriersType)), default=1)
 
 
 def _threads(

@@ -52,6 +52,17 @@ class MemoryMap:
         return tuple(dict.fromkeys(part for span in spans for part in self.parts_of[span]))
 
 
+def joined(spans: Iterable[Span]) -> list[Span]:
+    """The bytes of all `spans`, as spans that do not overlap."""
+    found: list[Span] = []
+    for low, high in sorted(spans):
+        if found and low < found[-1][1]:
+            found[-1] = found[-1][0], max(high, found[-1][1])
+        else:
+            found.append((low, high))
+    return found
+
+
 def overlapping(named: Sequence[tuple[Span, str]]) -> tuple[tuple[Span, str], tuple[Span, str]] | None:
     """Two of these spans that overlap, or None."""
     ordered = sorted(named)

@@ -265,13 +265,19 @@ class StepMaker:
     def grant(self, op: hopper.GrantOp) -> Steps:
         self.by_rank = True
         receiver = peer_of(self.rank) if op.part is None else number(op.part)
-        return self.arrive(op, (receiver,), of_peer=True)
+        return self.arrive(op, (self.existing(receiver, op),), of_peer=True)
+
+    def existing(self, rank: int, op: Operation) -> int:
+        """The number of a CTA that the cluster has."""
+        if rank >= self.storage.kernel.cluster_ctas:
+            refuse("R8", f"{op.name} to a CTA that the cluster does not have", "signal to CTAs that exist", op)
+        return rank
 
     def send_sums(self, op: hopper.SendSumsOp) -> Steps:
         self.by_rank = True
         first = op.to_first is not None
         full, nbytes = self.storage.barrier(op.full), sums_bytes(op, self.warps)
-        ranks = (0 if first else peer_of(self.rank),)
+        ranks = (0 if first else self.existing(peer_of(self.rank), op),)
 
         def build(stage: int, parity: int) -> Event:
             slot = slot_of_part(self.rank) if first else stage

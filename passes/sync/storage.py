@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterable
 from dataclasses import dataclass
 from typing import Any
 
@@ -11,7 +12,7 @@ from gemmir.dialects import hopper
 from gemmir.dialects.hopper.base import number
 from gemmir.layouts import StoreChunk, store_chunks
 from gemmir.passes.sync.events import Span
-from gemmir.passes.sync.memory_map import overlapping
+from gemmir.passes.sync.memory_map import joined, overlapping
 from gemmir.passes.sync.report import refuse
 from gemmir.target import BARRIER_BYTES
 
@@ -113,13 +114,20 @@ class Storage:
     def barrier(self, value: SSAValue) -> Barriers:
         return _known(self.barriers, value, "array of barriers")
 
+    def check_accesses(self, spans: Iterable[Span]) -> None:
+        """The same of what ops touch: a cursor of more stages than its ring leads out of it."""
+        self._check_places([(span, "what is accessed") for span in joined(spans)])
+
     def _check_layout(self) -> None:
+        self._check_places(self._buffers_as_one())
+
+    def _check_places(self, places: list[tuple[Span, str]]) -> None:
         """Nothing reaches past the end of shared memory, and barriers share their bytes with nothing."""
         named: list[tuple[Span, str]] = []
         for value in self.barriers:
             for address in self.barriers[value].addresses():
                 named.append(((address, address + BARRIER_BYTES), f"barrier {value.name_hint or 'array'}"))
-        if (pair := overlapping(named + self._buffers_as_one())) is not None:
+        if (pair := overlapping(named + places)) is not None:
             (one, one_name), (other, other_name) = pair
             refuse(
                 "R7",
@@ -127,7 +135,7 @@ class Storage:
                 "barriers share their bytes with nothing",
                 self.kernel,
             )
-        end = max((span[1] for span, _ in named + self._buffers()), default=0)
+        end = max((span[1] for span, _ in named + places), default=0)
         if end > number(self.kernel.shared):
             refuse(
                 "R7",

@@ -175,6 +175,9 @@ def test_a_kernel_that_went_through_text(name: str):
 def test_default_traces():
     assert default_traces(3, 7) == ((1,), (2, 1), (4, 2), (7, 1, 3))
     assert default_traces(2, 1) == ((1,), (1, 1, 1), (1,) * 8)
+    assert default_traces(3, 7, tile_slots=2) == (*default_traces(3, 7), (1,) * 8)
+    assert default_traces(3, 8, 2, True, 4) == (*default_traces(3, 8, 2, True), (2,) * 14)
+    assert default_traces(2, 1, tile_slots=4) == default_traces(4, 1)
 
 
 @pytest.mark.parametrize(

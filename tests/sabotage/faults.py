@@ -5,18 +5,20 @@ from __future__ import annotations
 from tests.sabotage.fault import Fault
 from tests.sabotage.forms import FORMS
 from tests.sabotage.frame import FRAME
+from tests.sabotage.gather import GATHER
 from tests.sabotage.group_clusters import CLUSTERS
 from tests.sabotage.groups import GROUPS
 from tests.sabotage.math_chunked import CHUNKED
 from tests.sabotage.math_role import MATH
 from tests.sabotage.producer import PRODUCER
+from tests.sabotage.scales import SCALES
 from tests.sabotage.slices import SLICES
 from tests.sabotage.split_k import SPLIT_K
 from tests.sabotage.stream import STREAM
 
 FAULTS: tuple[Fault, ...] = (
     *(*PRODUCER.faults, *MATH.faults, *CHUNKED.faults, *FRAME.faults, *SLICES.faults, *SPLIT_K.faults, *GROUPS.faults),
-    *(*CLUSTERS.faults, *FORMS.faults, *STREAM.faults),
+    *(*CLUSTERS.faults, *FORMS.faults, *STREAM.faults, *SCALES.faults, *GATHER.faults),
 )
 
 FOR_THE_SIMULATOR: tuple[Fault, ...] = tuple(fault for fault in FAULTS if fault.caught_by == "simulator")

@@ -159,14 +159,15 @@ TEXTS: dict[str, str] = {
     "fp8-stream": _fp8("family = stream, block = 16x64x128, warpgroups = 1 along n, chunk = 2, stages = 4"),
     "fp8-stream-3": _fp8("family = stream, block = 24x128x128, warpgroups = 2 along n, chunk = 2, stages = 3", 3),
     "bf16-stream": _bf16("family = stream, block = 32x128x64, warpgroups = 1 along n, chunk = 1, stages = 3"),
+    "bf16-counts-stream": _bf16_counts("family = stream, block = 16x64x64, warpgroups = 1 along n, stages = 3"),
     "bf16-stream-2": _bf16("family = stream, block = 16x128x64, warpgroups = 2 along n, chunk = 1, stages = 4", 2),
 }
 """
 Promoted with and without turns, and in chunks with k-blocks left over; in place; one and two warpgroups; every
 cluster; tiles that leave whole and wave by wave, in 16 bits and in f32, alone and added to a C; operands that are not
 k-major; weight scales k-block by k-block, one a column, and in batches that begin inside a tile; K in two parts, whose
-sums are swapped in one slot and in two; groups of rows, and of K, alone and in clusters; few rows, alone and with K in
-parts that one CTA gathers.
+sums are swapped in one slot and in two; groups of rows, and of K, alone and in clusters; few rows, alone, of groups,
+and with K in parts that one CTA gathers.
 """
 
 

@@ -9,6 +9,7 @@ from gemmir.dialects import hopper
 from tests.sabotage.fault import Collection
 from tests.sabotage.kernels import (
     Ir,
+    OpT,
     after,
     again,
     all_of,
@@ -33,7 +34,7 @@ def part(where: Block, others: bool) -> Block:
     return found.body.block
 
 
-def behind(op: Operation, kind: type[Operation]) -> Operation:
+def behind(op: Operation, kind: type[OpT]) -> OpT:
     """The next op of a kind in the same block."""
     found = op.next_op
     while not isinstance(found, kind):

@@ -19,6 +19,7 @@ from tests.sabotage.fault import Fault
 from tests.sabotage.faults import FAULTS, FOR_THE_SIMULATOR, table
 from tests.sabotage.kernels import TEXTS, Ir, after, all_of, erase, kernel_in, module_of
 from tests.sabotage.producer import share_row_scales
+from tests.sabotage.scales import deepened
 
 PROOF = Path(__file__).parents[2] / "docs" / "proof.md"
 
@@ -98,6 +99,7 @@ NOT_NEEDED = {
     "fp8-stream": ["hopper.wgmma_fence in hopper.k_blocks"],
     "fp8-stream-3": ["hopper.wgmma_fence in hopper.k_blocks", "hopper.advance in hopper.in_part"],
     "bf16-stream": ["hopper.wgmma_fence in hopper.k_blocks"],
+    "bf16-counts-stream": ["hopper.wgmma_fence in hopper.k_blocks"],
     "bf16-stream-2": ["hopper.wgmma_fence in hopper.k_blocks", "hopper.advance in hopper.in_part"],
 }
 """
@@ -169,6 +171,18 @@ def test_a_peer_may_load_what_every_reader_fences() -> None:
     """What `producer_fences_for_its_peer` breaks: with the fences of the math warps there is no fault."""
     ir = Ir(kernel_in(module_of("fp8-1x2")))
     share_row_scales(ir)
+    check_kernel(ir.kernel)
+    check_kernel(ir.kernel, split_warps=True)
+
+
+@pytest.mark.parametrize("name", ["fp8-stream", "fp8-stream-3"])
+@pytest.mark.parametrize("slots", [2, 3, 4, 5])
+def test_tiles_may_take_turns_in_more_slots(name: str, slots: int) -> None:
+    """What the faults of deep slots break: as such they are right."""
+    ir = Ir(kernel_in(module_of(name)))
+    deepened(ir, slots)
+    ir.kernel.verify()
+    assert program(ir.kernel).tile_slots == slots
     check_kernel(ir.kernel)
     check_kernel(ir.kernel, split_warps=True)
 
