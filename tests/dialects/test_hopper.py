@@ -252,8 +252,8 @@ OF_A_SPLIT = {
     ),
     "waves that are not swapped": (r"rows 64 \+ 0 columns", "rows 32 + 0 columns", "two waves are swapped"),
     "a slot of two barriers": (
-        r"(full.*)barriers<4x1>",
-        r"\1barriers<4x2>",
+        r"barriers<4x1>",
+        "barriers<4x2>",
         "the slots of a ring have one barrier each",
     ),
 }

@@ -29,6 +29,7 @@ from gemmir.dialects.hopper.control import (
     enclosing,
     tile_arguments,
 )
+from gemmir.dialects.hopper.grid import TmaPrefetchOp
 from gemmir.dialects.hopper.loads import (
     CopyScalesOp,
     FetchScalesOp,
@@ -75,7 +76,9 @@ def check_kernel_bounds(kernel: KernelOp) -> None:
     for parameter, bind in zip(kernel.body.block.args, kernel.binds, strict=True):
         _check_bind(kernel, parameter, bind)
     for op in kernel.body.walk():
-        if isinstance(op, CopyScalesOp | CountTilesOp | KBlocksOp | StoreRowsOp | TmaLoadOp | TmaStoreOp):
+        if isinstance(
+            op, CopyScalesOp | CountTilesOp | KBlocksOp | StoreRowsOp | TmaLoadOp | TmaPrefetchOp | TmaStoreOp
+        ):
             _KERNEL_CHECKS[type(op)](kernel, op)
         elif isinstance(op, FetchScalesOp):
             _fits("lanes that read a scale", number(op.steps), WARP_LANES)
@@ -271,7 +274,9 @@ def _check_group(kernel: KernelOp, group: SSAValue, tensor: int) -> None:
     _fits("groups", number(kernel.groups), groups)
 
 
-def _check_map(kernel: KernelOp, op: TmaLoadOp | TmaFillOp | TmaStoreOp | StoreRowsOp, group: SSAValue | None) -> int:
+def _check_map(
+    kernel: KernelOp, op: TmaLoadOp | TmaFillOp | TmaPrefetchOp | TmaStoreOp | StoreRowsOp, group: SSAValue | None
+) -> int:
     """Tensor maps are parameters; those over a tensor of rank 3 take a group. Returns the tensor."""
     if not isinstance(op.map, BlockArgument):
         raise VerifyException("tensor maps are parameters of the kernel")
@@ -456,5 +461,6 @@ _KERNEL_CHECKS: dict[type[Operation], Callable[[KernelOp, Any], None]] = {
     KBlocksOp: _k_blocks,
     StoreRowsOp: _store_rows,
     TmaLoadOp: _tma_load,
+    TmaPrefetchOp: lambda kernel, op: (_check_map(kernel, op, None), None)[1],
     TmaStoreOp: lambda kernel, op: (_tma_store(op), _check_map(kernel, op, op.group))[0],
 }

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from dataclasses import dataclass
 from typing import ClassVar
 
 from xdsl.dialects.builtin import (
@@ -222,6 +223,7 @@ class BindAttr(ParametrizedAttribute):
             printer.print_string(" ".join([self.kind.data, *map(str, numbers)]))
 
 
+@dataclass(frozen=True, init=False)  # else xDSL compares its types by their names alone
 class _ShapedStorage(ParametrizedAttribute, TypeAttribute):
     """Shared behaviour of types printed as `<4x128x64xbf16, b128>`."""
 
@@ -312,6 +314,7 @@ class PointerType(ParametrizedAttribute, TypeAttribute):
     element: Element | I32
 
 
+@dataclass(frozen=True, init=False)
 class _Extents(ParametrizedAttribute, TypeAttribute):
     """Shared behaviour of types printed as `<2x1>`."""
 
