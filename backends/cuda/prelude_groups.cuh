@@ -78,12 +78,17 @@ template <class Groups> DEVICE int tall(const Groups& groups, const Segment& s) 
     return s.rows <= 0 ? 0 : s.rows + s.first % 8;
 }
 
-//@ ended_segment: Segment
+//@ load_index: types
+// An element of the index operand. Not by a load that need not be coherent (__ldg): a kernel that overlaps with the one before
+// starts while that may still write it, and the compiler moves such loads up past the wait.
+DEVICE int load_index(const int* p) { return *p; }
+
+//@ ended_segment: Segment load_index
 // For each lane the group of number `first` + lane, of `count` that lie one after another; ends[g] is where group g ends. It
 // begins where those before it end. One that ends before that, or past `limit`, has -1: nothing belongs to two groups,
 // whatever `ends` holds.
 DEVICE Segment ended_segment(const int* ends, int count, int limit, int first, int& taken) {
-    const int lane = threadIdx.x % 32, group = first + lane, end = group < count ? __ldg(ends + group) : 0;
+    const int lane = threadIdx.x % 32, group = first + lane, end = group < count ? load_index(ends + group) : 0;
     int most = max(taken, end);
 #pragma unroll
     for (int d = 1; d < 32; d *= 2) {
@@ -126,7 +131,7 @@ template <int GROUPS, int K, int BLOCK_K> struct KOffs {
     DEVICE int blocks(const Segment& s) const { return max(1, s.rows / BLOCK_K); }
 };
 
-//@ GroupIds: Segment
+//@ GroupIds: Segment load_index
 // ids[row] is the row's group. Groups begin at multiples of 128 rows: a block of so many belongs to one, and what does not
 // carry its number in there is padding.
 template <int GROUPS> struct GroupIds {
@@ -136,16 +141,16 @@ template <int GROUPS> struct GroupIds {
     int m;
     DEVICE int segments() const { return (m + 127) / 128; }
     DEVICE Segment segment(int first, int& taken) const {
-        const int row = (first + threadIdx.x % 32) * 128, group = row < m ? __ldg(ids + row) : -1;
+        const int row = (first + threadIdx.x % 32) * 128, group = row < m ? load_index(ids + row) : -1;
         return {row, 0 <= group && group < GROUPS ? min(128, m - row) : 0};
     }
-    DEVICE int group(int segment) const { return __ldg(ids + segment * 128); }
+    DEVICE int group(int segment) const { return load_index(ids + segment * 128); }
     // Up to where, of the rows m0 to m0 + end, they carry the group's number, and all rows before them in their block do.
     DEVICE int own_end(int m0, int end, int group) const {
 #pragma unroll 1
         for (int done = -(m0 % 128); done < end; done += 32) {
             const int row = done + threadIdx.x % 32;
-            const bool own = row < end && __ldg(ids + m0 + row) == group;
+            const bool own = row < end && load_index(ids + m0 + row) == group;
             const u32 others = ~__ballot_sync(0xffffffffu, own);
             if (others != 0) return done + __ffs(others) - 1;
         }
@@ -153,7 +158,7 @@ template <int GROUPS> struct GroupIds {
     }
 };
 
-//@ Counts: Segment
+//@ Counts: Segment load_index
 // Each group has a matrix of m rows, of which counts[g] count. A count that cannot be counts none.
 template <int GROUPS> struct Counts {
     static constexpr int MOST = GROUPS;
@@ -162,7 +167,7 @@ template <int GROUPS> struct Counts {
     int m;
     DEVICE int segments() const { return GROUPS; }
     DEVICE Segment segment(int first, int& taken) const {
-        const int group = first + threadIdx.x % 32, count = group < GROUPS ? __ldg(counts + group) : 0;
+        const int group = first + threadIdx.x % 32, count = group < GROUPS ? load_index(counts + group) : 0;
         return {0, 0 <= count && count <= m ? count : 0};
     }
     DEVICE int group(int segment) const { return segment; }

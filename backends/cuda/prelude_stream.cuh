@@ -24,7 +24,7 @@ template <u64 HINT> DEVICE void tma_load_hinted(u32 dst, const TensorMap& map, i
 
 //@ copy_scales: store_shared_f32
 // A warp copies the weight scales of ROWS k-blocks from `first` on, and of COLUMNS times STEP columns from `column` on, many
-// loads in flight; zeros from `blocks` k-blocks and `columns` columns on.
+// loads in flight; zeros from `blocks` k-blocks and `columns` columns on. Coherent loads: the kernel before may have written them.
 template <int ROWS, int COLUMNS, int STEP>
 DEVICE void copy_scales(u32 slot, const float* scales, int first, int blocks, int column, int columns, i64 stride_k, i64 stride_n) {
     constexpr int COUNT = ROWS * COLUMNS, LOADS = COUNT < 128 ? (COUNT + 31) / 32 : 4;
@@ -34,7 +34,7 @@ DEVICE void copy_scales(u32 slot, const float* scales, int first, int blocks, in
 #pragma unroll
         for (int i = 0; i < LOADS; ++i) {
             const int at = start + 32 * i, k = first + at / COLUMNS, n = column + at % COLUMNS * STEP;
-            value[i] = at < COUNT && k < blocks && n < columns ? __ldg(scales + k * stride_k + n / 128 * stride_n) : 0.f;
+            value[i] = at < COUNT && k < blocks && n < columns ? scales[k * stride_k + n / 128 * stride_n] : 0.f;
         }
 #pragma unroll
         for (int i = 0; i < LOADS; ++i) {

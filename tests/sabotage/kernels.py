@@ -159,7 +159,7 @@ TEXTS: dict[str, str] = {
     "fp8-stream": _fp8("family = stream, block = 16x64x128, warpgroups = 1 along n, chunk = 2, stages = 4"),
     "fp8-stream-3": _fp8("family = stream, block = 24x128x128, warpgroups = 2 along n, chunk = 2, stages = 3", 3),
     "bf16-stream": _bf16("family = stream, block = 32x128x64, warpgroups = 1 along n, chunk = 1, stages = 3"),
-    "bf16-counts-stream": _bf16_counts("family = stream, block = 16x64x64, warpgroups = 1 along n, stages = 3"),
+    "bf16-counts-stream": _bf16_counts("family = stream, block = 16x128x64, warpgroups = 2 along n, stages = 3"),
     "bf16-stream-2": _bf16("family = stream, block = 16x128x64, warpgroups = 2 along n, chunk = 1, stages = 4", 2),
 }
 """

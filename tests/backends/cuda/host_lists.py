@@ -33,7 +33,7 @@ struct Place { unsigned x; };
 static Place threadIdx, blockIdx, gridDim;
 static const int *first_read, *last_read;
 [[noreturn]] static void fail(const char* what) { std::fprintf(stderr, "%s\n", what); std::exit(3); }
-static int __ldg(const int* p) {
+static int load_index(const int* p) {
     if (p < first_read || p >= last_read) fail("a read outside the index operand");
     return *p;
 }
@@ -144,13 +144,18 @@ if (after.done() != tiles.last()) fail("last() does not say which tile is the la
 }}"""
 
 
+_LOAD_INDEX = "DEVICE int load_index(const int* p) { return *p; }\n"
+"""In its place the host has one that ends the program where it reads outside."""
+
+
 class HostLists:
     """The lists of kernels, given by their sources and the prelude that they share; `folder` is for what is built."""
 
     def __init__(self, sources: Sequence[str], prelude: str, folder: Path):
         kernels = "".join(_kernel(source, number) for number, source in enumerate(sources))
         names = ", ".join(f"kernel_{number}" for number in range(len(sources)))
-        text = _HOST + prelude + kernels + _MAIN.replace("KERNELS", names)
+        assert _LOAD_INDEX in prelude
+        text = _HOST + prelude.replace(_LOAD_INDEX, "") + kernels + _MAIN.replace("KERNELS", names)
         self.program = folder / "lists"
         folder.joinpath("lists.cpp").write_text(text)
         assert COMPILER is not None
