@@ -64,7 +64,8 @@ def _shapes(problem: GemmProblem, fixed: Schedule, target: Target) -> Iterator[S
     step, wave = target.wgmma_n_step, target.wgmma_m
     covering = -(-problem.group_rows // step) * step
     rows = range(step, min(max(covering, step), MAX_BLOCK_M) + 1, step)
-    most = max(wave, min(target.max_tma_box, -(-problem.n // wave) * wave))
+    waves = max(-(-problem.n // wave), fixed.math_warpgroups or 1)  # each warpgroup has one, needed or not
+    most = min(target.max_tma_box, waves * wave)
     open_choices = fixed.filled(
         block_k=problem.block_k,
         split=Split.ALONG_N,

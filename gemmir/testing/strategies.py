@@ -25,7 +25,7 @@ from gemmir.matmul_rules import DIMS, operand_scale_shape
 from gemmir.numerics import NumericsSpec
 from gemmir.problem import SCALE_BLOCK, GemmProblem, Grouping, Recipe
 from gemmir.schedule import Family, RasterAxis, Schedule, Split
-from gemmir.stream_legality import MAX_BLOCK_M, MAX_PARTS, MAX_WARPGROUPS
+from gemmir.stream_legality import MAX_BLOCK_M, MAX_PARTS, MAX_WARPGROUPS, form
 from gemmir.target import SM_90A
 from gemmir.tile import tile_geometry, widest_scale_batch
 
@@ -283,13 +283,23 @@ def tile_programs(draw: st.DrawFn) -> str:
     return program_text(problem, draw(legal_schedules(problem)))
 
 
+MOST_BLOCKS = {1: 6, 2: 4, 3: 3}
+"""k-blocks of a part of K that are drawn, by the number of parts: as many as make rings go round."""
+
+
 @st.composite
-def stream_problems(draw: st.DrawFn, most_m: int = 200, most_n: int = 200, most_k_blocks: int = 7) -> GemmProblem:
-    """Small problems in the form that the `stream` family computes, with K in one to three parts."""
-    problem = draw(small_problems(most_m, most_n, most_k_blocks))
-    possible = [p for p in range(1, MAX_PARTS + 1) if (p - 1) * -(-problem.k_blocks // p) < problem.k_blocks]
-    split = split_in_two(problem)
-    return replace(split, numerics=replace(problem.numerics, split_k=draw(st.sampled_from(possible))))
+def stream_problems(draw: st.DrawFn, most_m: int = 200, most_n: int = 200, most_parts: int = MAX_PARTS) -> GemmProblem:
+    """Small problems in the form that the `stream` family computes, with K, which may be 0, in one to three parts."""
+    problem = split_in_two(draw(small_problems(most_m, most_n, 1)))
+    parts = draw(st.integers(1, most_parts))
+    blocks = draw(st.integers(0 if parts == 1 else 1, MOST_BLOCKS[parts]))
+    # So many that each part has them, but the last one, which has at least one.
+    fewest = max((blocks - 1) * parts, (parts - 1) * blocks) + 1
+    total = draw(st.integers(min(fewest, blocks * parts), blocks * parts))
+    step = 16 // problem.a.bytes
+    tail = draw(st.sampled_from((0, 1)) | st.integers(0, problem.block_k // step - 1)) if total else 0
+    numerics = replace(problem.numerics, split_k=parts)
+    return replace(problem, k=total * problem.block_k - tail * step, numerics=numerics)
 
 
 @st.composite
@@ -309,12 +319,16 @@ def stream_schedules(draw: st.DrawFn, problem: GemmProblem) -> Schedule:
     rows = range(SM_90A.wgmma_n_step, MAX_BLOCK_M + 1, SM_90A.wgmma_n_step)
     placed = draw(st.sampled_from([s for m in rows if is_legal(problem, s := replace(tile, block_m=m))]))
     fitting = [n for n in range(MIN_STAGES, MAX_STAGES + 1) if is_legal(problem, replace(placed, num_stages=n))]
+    # Rings that a tile's k-blocks go round, with one left over, or just fill, or do not.
+    blocks = problem.part_k_blocks
+    rings = ([n for n in fitting if n < blocks - 1], [blocks - 1], [blocks], [n for n in fitting if n > blocks])
+    stages = st.one_of([st.sampled_from(ring) for ring in rings if set(ring) & set(fitting)])
     drawn = replace(
         placed,
         raster_axis=draw(st.sampled_from(RasterAxis)),
         raster_group=draw(st.sampled_from((1, 2, 8))),
         balanced=draw(st.booleans()),
-        num_stages=draw(st.sampled_from(fitting)),
+        num_stages=draw(stages),
     )
     return completed(problem, drawn)
 
@@ -326,6 +340,13 @@ def stream_programs(draw: st.DrawFn) -> str:
     return program_text(problem, draw(stream_schedules(problem)))
 
 
+def any_schedules(problem: GemmProblem) -> st.SearchStrategy[Schedule]:
+    """Complete legal schedules of every family that computes a problem whose K is whole."""
+    if form(problem, Schedule(family=Family.STREAM), SM_90A) is not None:
+        return legal_schedules(problem)
+    return st.one_of(legal_schedules(problem), stream_schedules(problem))
+
+
 def programs() -> st.SearchStrategy[str]:
     """IR text of a small product, with a complete legal schedule for it, of any family."""
     return st.one_of(tile_programs(), tile_programs(), stream_programs())
@@ -333,8 +354,13 @@ def programs() -> st.SearchStrategy[str]:
 
 @st.composite
 def partial_schedules(draw: st.DrawFn, problem: GemmProblem) -> Schedule:
-    """Legal schedules of which any choices are left open: there is at least one way to complete them."""
-    legal = draw(legal_schedules(problem))
+    """
+    Legal schedules of which any choices are left open: there is at least one way to complete them.
+
+    While the family is open, the rules are those of `tiles`: what is one of `stream` says so.
+    """
+    legal = draw(any_schedules(problem))
     names = [field.name for field in fields(legal)]
     kept = draw(st.sets(st.sampled_from(names)))
+    kept |= {"family"} if legal.family is Family.STREAM else set()
     return Schedule(**{name: getattr(legal, name) for name in names if name in kept})

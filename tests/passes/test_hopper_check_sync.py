@@ -11,6 +11,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from gemmir.compiler import lower
 from gemmir.dialects import hopper
 from gemmir.dialects.gemm import set_schedule, the_matmul
 from gemmir.errors import SyncError
@@ -23,6 +24,7 @@ from gemmir.passes.sync.memory_map import MemoryMap, overlapping
 from gemmir.passes.sync.traces import default_traces
 from gemmir.pipeline import parse_pipeline, run_passes
 from gemmir.schedule import Schedule, Split
+from gemmir.testing.strategies import program_text, stream_schedules
 from tests.kernels import FP8_SCHEDULE
 from tests.sabotage.kernels import TEXTS, Ir, erase, kernel_in, module_of, one
 from tests.schedules import completed, fp8_problem, half_problem, legal_schedules
@@ -61,6 +63,16 @@ def kernel_for(fp8: bool, k_blocks: int, schedule: Schedule) -> hopper.KernelOp:
 def test_no_false_alarm(data: st.DataObject, fp8: bool, k_blocks: int):
     problem = fp8_problem(None, 4096, 128 * k_blocks) if fp8 else half_problem(None, 4096, 64 * k_blocks)
     check_kernel(kernel_for(fp8, k_blocks, data.draw(legal_schedules(problem))))
+
+
+@settings(derandomize=True)
+@given(st.data(), st.booleans(), st.sampled_from((1, 2, 3, 7, 40)), st.sampled_from((1, 2, 3)))
+def test_no_false_alarm_for_few_rows(data: st.DataObject, fp8: bool, k_blocks: int, parts: int):
+    depth = parts * k_blocks * (128 if fp8 else 64)
+    whole = fp8_problem(None, 4096, depth) if fp8 else half_problem(None, 4096, depth)
+    problem = replace(whole, expected_m=16, numerics=replace(whole.numerics, split_k=parts))
+    text = program_text(problem, data.draw(stream_schedules(problem)))
+    check_kernel(kernel_in(lower(text, m=16, until="hopper").module))
 
 
 CHUNKED = replace(
