@@ -78,6 +78,14 @@ def granted_behind_the_last_tile(ir: Ir) -> None:
     after(one(ir.producer, hopper.TilesOp), once_more)
 
 
+@fault("fp8-stream-3", "bf16-stream-2", rule="R8")
+def granted_to_who_has_left(ir: Ir) -> None:
+    """Once its slot is free, a part is told to send again after its last tile: it may have left."""
+    grant, acquire = grants(ir)[0], one(ir.producer, hopper.AcquireOp, on=ir.storage("unsummed"))
+    ops = [acquire.clone(), hopper.SyncWarpOp.build(), grant.clone()]
+    after(one(ir.producer, hopper.TilesOp), hopper.InPartOp.build(regions=[Region(Block(ops))]))
+
+
 @fault("fp8-stream-3", "bf16-stream-2", rule="R3")
 def producer_stays_at_a_slot_of_sums(ir: Ir) -> None:
     """The producer announces the sums of every part in one slot."""

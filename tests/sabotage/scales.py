@@ -94,6 +94,12 @@ def scales_counted_with_operands(ir: Ir) -> None:
 
 
 @fault("fp8-stream", "fp8-stream-3", rule="R0")
+def scales_announced_too_late(ir: Ir) -> None:
+    """The scales warp announces a tile's scales in the slot that it goes on to."""
+    move_after(one(ir.scales, hopper.ExpectOp), one(ir.scales, hopper.AdvanceOp))
+
+
+@fault("fp8-stream", "fp8-stream-3", rule="R0")
 def row_scales_not_loaded(ir: Ir) -> None:
     """The rows' scales are expected, and never loaded."""
     erase(one(ir.scales, hopper.TmaLoadOp))

@@ -41,6 +41,7 @@ UNSEEN = {
     "next-slot-of-scales-given-back",  # the scales warp would have to be a whole tile ahead
     "producer-lanes-left-alone",  # lanes of a warp go together
     "promoted-by-the-slot-of-the-k-block",  # what is read there is no part of that memory
+    "scales-announced-too-late",  # of an even number of tiles each is announced with another one
     "shared-memory-too-small",  # by bytes that nothing uses
 }
 """Faults that the simulator does not see: what they break is not simulated, or breaks only by rare chance."""

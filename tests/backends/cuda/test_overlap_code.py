@@ -8,14 +8,17 @@ from functools import cache
 
 import pytest
 
+from gemmir.backends.cuda.describe import describe
 from gemmir.backends.cuda.nvrtc import compile_cubin
 from gemmir.backends.cuda.sass import disassemble
 from gemmir.compiler import lower
+from gemmir.dialects import hopper
+from gemmir.passes.sync.check import check_kernel
 from gemmir.problem import GemmProblem, Grouping
 from gemmir.schedule import Family, Schedule
 from gemmir.testing.strategies import fp8_problem, half_problem, program_text
 from tests.backends.cuda.oldest_nvrtc import OLDEST, compile_by_oldest
-from tests.sabotage.kernels import TEXTS
+from tests.sabotage.kernels import TEXTS, Ir, change, erase, kernel_in, module_of, one
 
 GROUPS = 7
 PROBLEMS = {"fp8": fp8_problem(None, 512, 1024), "bf16": half_problem(None, 512, 1024)}
@@ -59,3 +62,22 @@ def test_nothing_is_read_before_the_wait(name: str, nvrtc: str) -> None:
     # Loads that need not be coherent are for what nobody writes while the kernel runs: it may have started before.
     assert [op for op in found if op.startswith("LDG") and "CONSTANT" in op] == []
     assert any(op.startswith("UTMALDG") for op in found)
+
+
+def test_a_kernel_without_the_wait_is_not_launched_before_others_end() -> None:
+    """Whatever the caller asks for: the manifest says so."""
+    kernel = kernel_in(module_of("bf16-stream"))
+    assert describe(kernel, "k", "sm_90a", "").waits
+    erase(next(op for op in kernel.body.block.ops if isinstance(op, hopper.WaitForGridOp)))
+    kernel.verify()
+    assert not describe(kernel, "k", "sm_90a", "").waits
+
+
+def test_any_operand_may_be_asked_of_l2() -> None:
+    """A request to L2 before the wait moves no data that the kernel before could still change."""
+    ir = Ir(kernel_in(module_of("bf16-stream")))
+    prefetch = one(ir.frame, hopper.TmaPrefetchOp)
+    for map_ in (one(ir.producer, hopper.TmaLoadOp).map, one(ir.store, hopper.TmaStoreOp).map):
+        change(prefetch, prefetch.map, map_)
+        ir.kernel.verify()
+        check_kernel(ir.kernel)
