@@ -42,15 +42,20 @@ racecheck reports their stores, since it does not carry `__syncwarp` over to the
 """
 
 
-def main() -> None:
-    case, blocks = KERNELS[sys.argv[1]]
+def kernel_text(name: str) -> str:
+    """The IR of one of `KERNELS`, without setmaxnreg."""
+    case, blocks = KERNELS[name]
     pipeline = (
-        f"gemm-select-family,gemm-select-blocks{{{blocks}}},gemm-rasterize,gemm-balance,gemm-plan-pipeline{{stages=3}},"
-        "gemm-lower-to-hopper"
+        f"gemm-select-family{{family=tiles}},gemm-select-blocks{{{blocks}}},gemm-rasterize,gemm-balance,"
+        "gemm-plan-pipeline{stages=3},gemm-lower-to-hopper"
     )
     text = lower(case.text, pipeline=pipeline, until="hopper").ir["hopper"]
-    text = "\n".join(line for line in text.splitlines() if "hopper.setmaxnreg" not in line)
-    kernel = gemmir.compile(text, cache=False)
+    return "\n".join(line for line in text.splitlines() if "hopper.setmaxnreg" not in line)
+
+
+def main() -> None:
+    case, _ = KERNELS[sys.argv[1]]
+    kernel = gemmir.compile(kernel_text(sys.argv[1]), cache=False)
     module = parse_module(case.text)
     inputs = exact_inputs(module, case.m, 1, "cuda")
     expected = run(module, list(inputs.values()))

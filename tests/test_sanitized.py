@@ -1,0 +1,15 @@
+"""The kernels that compute-sanitizer runs on a GPU exist, and are what their names say."""
+
+from __future__ import annotations
+
+import pytest
+
+from tests.gpu.sanitized import KERNELS, kernel_text
+
+
+@pytest.mark.parametrize("name", KERNELS)
+def test_each_is_lowered_as_it_is_named(name: str) -> None:
+    text = kernel_text(name)
+    assert text.count("hopper.kernel ") == 1
+    assert ("hopper.cluster_rank" in text or "multicast" in text) == name.endswith("cluster")
+    assert "hopper.setmaxnreg" not in text
