@@ -11,5 +11,6 @@ from tests.gpu.sanitized import KERNELS, kernel_text
 def test_each_is_lowered_as_it_is_named(name: str) -> None:
     text = kernel_text(name)
     assert text.count("hopper.kernel ") == 1
-    assert ("hopper.cluster_rank" in text or "multicast" in text) == name.endswith("cluster")
+    assert ("multicast" in text) == name.endswith("cluster")
+    assert ("cluster <1x1>" not in text) == name.endswith("cluster")
     assert "hopper.setmaxnreg" not in text

@@ -54,8 +54,9 @@ def kernel_text(name: str) -> str:
 
 
 def main() -> None:
-    case, _ = KERNELS[sys.argv[1]]
-    kernel = gemmir.compile(kernel_text(sys.argv[1]), cache=False)
+    name = sys.argv[1]
+    case, _ = KERNELS[name]
+    kernel = gemmir.compile(kernel_text(name), cache=False)
     module = parse_module(case.text)
     inputs = exact_inputs(module, case.m, 1, "cuda")
     expected = run(module, list(inputs.values()))
