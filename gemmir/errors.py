@@ -167,3 +167,11 @@ class DeviceError(GemmirError):
 
 class DeviceLostError(DeviceError):
     """A sticky CUDA error: this process cannot use the device any more (`GMR-D004`)."""
+
+
+class CaptureError(DeviceError):
+    """A kernel would have to be loaded while a CUDA graph is being captured (`GMR-D005`)."""
+
+
+class ForkError(DeviceError):
+    """This process was forked off one that had used CUDA (`GMR-D006`)."""

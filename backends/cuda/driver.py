@@ -15,7 +15,7 @@ from dataclasses import dataclass
 from functools import cache
 from typing import Any
 
-from gemmir.errors import DeviceError, DeviceLostError
+from gemmir.errors import DeviceError, DeviceLostError, ForkError
 from gemmir.target import SM_90A, Target
 
 _SONAME = "libcuda.so.1"
@@ -64,7 +64,7 @@ def driver_problem() -> str | None:
 
 
 def _forked() -> None:
-    _fate.refusal = DeviceError(
+    _fate.refusal = ForkError(
         "GMR-D006",
         "CUDA was in use when this process was forked",
         rule="a forked process cannot use its parent's CUDA",

@@ -25,7 +25,7 @@ from gemmir.backends.cuda.arguments import (
 )
 from gemmir.backends.cuda.tensor_map import TensorMapFields, encode, tensor_map_fields
 from gemmir.dtypes import DTYPES
-from gemmir.errors import DeviceError, InputError, UnsupportedError
+from gemmir.errors import CaptureError, DeviceError, InputError, UnsupportedError
 from gemmir.manifest import (
     Manifest,
     OverlapsParam,
@@ -149,7 +149,7 @@ class Launcher:
         Load the kernel into `device` (None: torch's current one) now, not in the first call.
 
         Needed before a first call inside CUDA graph capture, where nothing can be loaded. `DeviceError` if there is no
-        driver (GMR-D001), another GPU (GMR-D002), or a capture is going on (GMR-D005).
+        driver (GMR-D001) or another GPU (GMR-D002), `CaptureError` if a capture is going on (GMR-D005).
         """
         driver.refuse_if_unusable()
         driver.bindings()
@@ -191,7 +191,7 @@ class Launcher:
         context = driver.primary_context(device)
         with driver.in_context(context):
             if driver.is_capturing(_stream(device)):
-                raise DeviceError(
+                raise CaptureError(
                     "GMR-D005",
                     "the kernel is called for the first time while a CUDA graph is being captured",
                     rule="kernels cannot be loaded during capture",

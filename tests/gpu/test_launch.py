@@ -15,7 +15,7 @@ import torch
 
 import gemmir
 from gemmir.backends.reference.data import random_inputs
-from gemmir.errors import DeviceError, InputError
+from gemmir.errors import CaptureError, InputError
 from gemmir.ir_text import parse_module
 from tests.gpu.problems import fp8_text
 
@@ -240,7 +240,7 @@ def test_a_first_call_during_capture_is_refused_and_spoils_nothing() -> None:
     value = torch.ones(4, device="cuda")
     graph = torch.cuda.CUDAGraph()
     with torch.cuda.graph(graph):
-        with pytest.raises(DeviceError) as error:
+        with pytest.raises(CaptureError) as error:
             cold(*given)
         doubled = value * 2
     assert error.value.code == "GMR-D005"

@@ -9,7 +9,7 @@ from pathlib import Path
 import pytest
 
 from gemmir.backends.cuda import driver
-from gemmir.errors import DeviceError, DeviceLostError
+from gemmir.errors import DeviceError, DeviceLostError, ForkError
 from tests.backends.cuda.cuda_doubles import OK, RecordingDriver, Status
 
 ROOT = Path(__file__).resolve().parents[3]
@@ -165,7 +165,7 @@ def test_after_a_fork(monkeypatch: pytest.MonkeyPatch):
     (hook,) = hooks
     assert callable(hook)
     hook()
-    with pytest.raises(DeviceError, match=r"GMR-D006.*forked"):
+    with pytest.raises(ForkError, match=r"GMR-D006.*forked"):
         driver.refuse_if_unusable()
 
 

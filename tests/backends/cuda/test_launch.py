@@ -14,7 +14,7 @@ from gemmir.backends.cuda import driver, launch
 from gemmir.backends.cuda.launch import Launcher, grid_size
 from gemmir.bench.cases import Case
 from gemmir.compiler import lower
-from gemmir.errors import DeviceError, DeviceLostError, InputError, UnsupportedError
+from gemmir.errors import CaptureError, DeviceError, DeviceLostError, InputError, UnsupportedError
 from gemmir.kernel import CompiledKernel
 from gemmir.manifest import Manifest
 from tests.backends.cuda.cuda_doubles import (
@@ -298,7 +298,7 @@ def test_a_parameter_of_another_version(gpu: RecordingDriver):
 def test_a_first_call_during_capture(gpu: RecordingDriver):
     call = launcher()
     gpu.capturing = True
-    with pytest.raises(DeviceError, match=r"GMR-D005(.|\n)*prepare\(\)"):
+    with pytest.raises(CaptureError, match=r"GMR-D005(.|\n)*prepare\(\)"):
         call(tensors(8))
     assert "cuModuleLoadData" not in gpu.calls
     gpu.capturing = False
