@@ -24,6 +24,7 @@ if TYPE_CHECKING:
     from gemmir.decode import decode_split_k
     from gemmir.kernel import CompiledKernel
     from gemmir.ops import batched_matmul, grouped_matmul, matmul
+    from gemmir.preparing import prepare
     from gemmir.program import Program
     from gemmir.scales import align_scales
 
@@ -39,6 +40,7 @@ __all__ = [
     "errors",
     "grouped_matmul",
     "matmul",
+    "prepare",
 ]
 
 _HOMES = {
@@ -50,6 +52,7 @@ _HOMES = {
     "decode_split_k": "gemmir.decode",
     "grouped_matmul": "gemmir.ops",
     "matmul": "gemmir.ops",
+    "prepare": "gemmir.preparing",
 }
 
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import threading
+from collections.abc import Sequence
 from dataclasses import dataclass, field
 from functools import cached_property
 from pathlib import Path
@@ -15,6 +16,8 @@ if TYPE_CHECKING:
     import torch
 
     from gemmir.backends.cuda.launch import Launcher
+    from gemmir.calls import Ready
+    from gemmir.guards import Facts
 
 
 @dataclass
@@ -68,9 +71,9 @@ class CompiledKernel:
         """Choose the delays of later calls of a kernel that was compiled with `chaos=True`; 0 <= seed < 2^32."""
         self.launcher().seed.value = seed
 
-    def prepare(self) -> None:
-        """Load the kernel on the current device, so that later calls only launch (needed before graph capture)."""
-        self.launcher().prepare()
+    def prepare(self, device: torch.device | str | int | None = None) -> None:
+        """Load the kernel into a device (torch's current one), so that calls only launch; needed before capture."""
+        self.launcher().prepare(device)
 
     def __call__(self, *tensors: torch.Tensor, out: torch.Tensor | None = None, overlap: bool = False) -> torch.Tensor:
         """
@@ -82,3 +85,11 @@ class CompiledKernel:
         Raises `InputError` before anything is launched if a tensor does not fit, `DeviceError` without a Hopper GPU.
         """
         return self.launcher()(tensors, out, overlap)
+
+    def ready(self, tensors: Sequence[torch.Tensor], given: bool, overlap: bool, facts: Facts | None) -> Ready:
+        """
+        A call, checked and packed, that only has to be made; errors as for a call.
+
+        `tensors` are those of a call, with `out` last if it is `given`; `facts` what `gemmir.guards.facts_of` says.
+        """
+        return self.launcher().ready(tensors, given, overlap, facts)

@@ -7,18 +7,22 @@ kernel: later calls, with any M, only look it up. On the CPU the reference backe
 
 from __future__ import annotations
 
-from collections.abc import Callable
+import threading
+from collections.abc import Sequence
 from dataclasses import dataclass, replace
-from functools import lru_cache
-from typing import TYPE_CHECKING, Any, TypeAlias
+from functools import lru_cache, partial
+from typing import TYPE_CHECKING, Any, Protocol, cast
 
+from gemmir.calls import Calls, Options, Ready, remember
 from gemmir.decode import DECODE_ROWS, decode_split_k
 from gemmir.errors import InputError
+from gemmir.guards import Facts, Guard, guard
 from gemmir.matmul_rules import blocks
 from gemmir.problem import Grouping
 
 if TYPE_CHECKING:
     import torch
+    from xdsl.dialects.builtin import ModuleOp
 
     from gemmir.kernel import CompiledKernel
     from gemmir.program import Program
@@ -29,7 +33,14 @@ MAX_SHAPES = 4096
 """Shapes and strides of calls, M included, whose kernel is found at once."""
 
 Shape = tuple[int | None, ...]
-Compute: TypeAlias = "Callable[..., torch.Tensor]"
+
+
+class Compute(Protocol):
+    """What computes calls: a kernel, or the reference."""
+
+    def ready(self, tensors: Sequence[torch.Tensor], given: bool, overlap: bool, facts: Facts | None) -> Ready: ...
+
+
 _known: dict[object, Compute] = {}
 """What computes calls whose tensors have the shapes, strides, types and devices of the key."""
 
@@ -93,9 +104,10 @@ def matmul(
     Raises `InputError` if a tensor does not fit, `UnsupportedError` if there is no such kernel, `DeviceError` without a
     GPU that it runs on.
     """
-    given = {"a": a, "b": b, "scale_a": scale_a, "scale_b": scale_b, "c": c}
-    parts = Parts(split_k, batch_invariant)
-    return _call(Grouping.NONE, given, out, out_dtype, expected_m, parts=parts, overlap=overlap)
+    # `_optional`, spelled out: this is the call that is made most.
+    tensors = [a, b, *[t for t in (scale_a, scale_b, c, out) if t is not None]]
+    missing = scale_a is None, scale_b is None, c is None, out is None
+    return _MATMUL(tensors, (*missing, overlap, out_dtype, expected_m, split_k, batch_invariant))
 
 
 def grouped_matmul(
@@ -139,10 +151,15 @@ def grouped_matmul(
         rule = "one of offs, group_ids and counts says what belongs to which group"
         raise InputError("GMR-I005", f"grouped_matmul with {what}", rule=rule, fix="pass offs")
     grouping, index = found[0]
-    given = {"a": a, "b": b, grouping.value: index, "scale_a": scale_a, "scale_b": scale_b, "c": c}
     if grouping is Grouping.OFFS and _rank(a, "a") == _rank(b, "b") == 2:
         grouping = Grouping.K_OFFS
-    return _call(grouping, given, out, out_dtype, expected_m, validate=validate)
+    others, missing = _optional(scale_a, scale_b, c, out)
+    calls, tensors, options = _CALLS[grouping], [a, b, index, *others], (*missing, False, out_dtype, expected_m)
+    if not validate:
+        return calls(tensors, options)
+    ready = calls.resolved(tensors, options)
+    _validate(grouping, a, b, index)
+    return ready.run(tensors)
 
 
 def batched_matmul(
@@ -157,67 +174,92 @@ def batched_matmul(
     expected_m: int | None = None,
 ) -> torch.Tensor:
     """G products: `a` (G, M, K), `b` (G, K, N), result (G, M, N). The rest as for `grouped_matmul`."""
-    given = {"a": a, "b": b, "scale_a": scale_a, "scale_b": scale_b, "c": c}
-    return _call(Grouping.BATCH, given, out, out_dtype, expected_m)
+    others, missing = _optional(scale_a, scale_b, c, out)
+    return _CALLS[Grouping.BATCH]([a, b, *others], (*missing, False, out_dtype, expected_m))
 
 
-def _call(
-    grouping: Grouping,
-    given: dict[str, torch.Tensor | None],
-    out: torch.Tensor | None,
-    out_dtype: torch.dtype | None,
-    expected_m: int | None,
-    *,
-    validate: bool = False,
-    parts: Parts = Parts(),
-    overlap: bool = False,
-) -> torch.Tensor:
-    tensors = {name: tensor for name, tensor in given.items() if tensor is not None}
-    try:
-        facts = tuple([(t.shape, t.stride(), t.dtype, t.device) for t in tensors.values()])
-        result = out_dtype if out is None else (out_dtype, out.dtype)
-        key = (grouping, tuple(tensors), facts, result, expected_m, parts)
-        compute = _known.get(key)
-    except (AttributeError, TypeError):  # something is no tensor, or hides its strides: found below
-        key, compute = None, None
+def _optional(*tensors: torch.Tensor | None) -> tuple[list[torch.Tensor], tuple[bool, ...]]:
+    """Those tensors that are there, and of each whether it is missing."""
+    return [tensor for tensor in tensors if tensor is not None], tuple([tensor is None for tensor in tensors])
+
+
+@dataclass(frozen=True, slots=True)
+class Asked:
+    """The options of a call; the first four say which tensors are missing."""
+
+    no_scale_a: bool
+    no_scale_b: bool
+    no_c: bool
+    no_out: bool
+    overlap: bool
+    out_dtype: torch.dtype | None
+    expected_m: int | None
+    split_k: int | None = None
+    batch_invariant: bool = True
+
+    def names(self, grouping: Grouping) -> list[str]:
+        """Of the tensors that are there, in their order."""
+        index = [INDICES[grouping]] if grouping in INDICES else []
+        missing = {"scale_a": self.no_scale_a, "scale_b": self.no_scale_b, "c": self.no_c, "out": self.no_out}
+        return ["a", "b", *index, *[name for name, is_missing in missing.items() if not is_missing]]
+
+
+INDICES = {
+    Grouping.OFFS: "offs",
+    Grouping.K_OFFS: "offs",
+    Grouping.GROUP_IDS: "group_ids",
+    Grouping.COUNTS: "counts",
+}
+"""What says what belongs to which group."""
+
+
+def _ready(grouping: Grouping, tensors: Sequence[torch.Tensor], options: Options, facts: Facts | None) -> Ready:
+    """A call that only has to be made: of its kernel, or of the reference."""
+    asked = Asked(*options)  # pyright: ignore[reportArgumentType]
+    key = (grouping, options, facts)
+    compute = None if facts is None else _known.get(key)
     if compute is None:
-        compute = _resolve(grouping, tensors, out, out_dtype, expected_m, parts)
-        if len(_known) >= MAX_SHAPES:
-            _known.clear()
-        _known[key] = compute
-    if validate:
-        _validate(grouping, tensors)
-    return compute(*tensors.values(), out=out, overlap=overlap)
+        named = dict(zip(asked.names(grouping), tensors, strict=True))
+        compute = _resolve(grouping, named, asked)
+        with _lock:
+            remember(_known, key, compute, MAX_SHAPES)
+    return compute.ready(tensors, not asked.no_out, asked.overlap, facts)
 
 
-def _resolve(
-    grouping: Grouping,
-    tensors: dict[str, torch.Tensor],
-    out: torch.Tensor | None,
-    out_dtype: torch.dtype | None,
-    expected_m: int | None,
-    parts: Parts,
-) -> Compute:
+def forget() -> None:
+    """Check and resolve every call again; kernels stay."""
+    for calls in _CALLS.values():
+        calls.forget()
+    _known.clear()
+
+
+def _resolve(grouping: Grouping, named: dict[str, torch.Tensor], asked: Asked) -> Compute:
     """What computes a call with such tensors: its kernel, or the reference."""
-    for name, tensor in (tensors if out is None else tensors | {"out": out}).items():
-        _rank(tensor, name)
-    call = Call(
-        grouping,
-        tuple((name, _open_shape(grouping, name, tensor), tensor.dtype) for name, tensor in tensors.items()),
-        _recipe(tensors),
-        (_major(tensors["a"], -1, "m"), _major(tensors["b"], -2, "n")),
-        _result_type(grouping, tensors["a"], out, out_dtype),
-        _expected(grouping, tensors["a"], expected_m),
-        grouping is Grouping.NONE and tensors["a"].dim() == 2 and tensors["a"].shape[0] <= FEW_ROWS[-1],
-        parts,
-    )
-    device = tensors["a"].device.type
+    call = call_of(grouping, named, asked)
+    device = named["a"].device.type
     if device == "cuda":
-        return _kernel(call)
+        return kernel_of(call)
     if device == "cpu":
         return _reference(call)
     rule = "products are computed on CUDA devices, or by the reference on the CPU"
     raise InputError("GMR-I004", f"a: is on {device}", rule=rule, fix="pass tensors on a GPU")
+
+
+def call_of(grouping: Grouping, named: dict[str, torch.Tensor], asked: Asked) -> Call:
+    """All that the kernel for a call with these tensors depends on; `InputError` (GMR-I005) if something is none."""
+    for name, tensor in named.items():
+        _rank(tensor, name)
+    tensors = {name: tensor for name, tensor in named.items() if name != "out"}
+    return Call(
+        grouping,
+        tuple((name, _open_shape(grouping, name, tensor), tensor.dtype) for name, tensor in tensors.items()),
+        _recipe(tensors),
+        (_major(tensors["a"], -1, "m"), _major(tensors["b"], -2, "n")),
+        _result_type(grouping, tensors["a"], named.get("out"), asked.out_dtype),
+        _expected(grouping, tensors["a"], asked.expected_m),
+        grouping is Grouping.NONE and tensors["a"].dim() == 2 and tensors["a"].shape[0] <= FEW_ROWS[-1],
+        Parts(asked.split_k, asked.batch_invariant),
+    )
 
 
 FEW_ROWS = (16, 32, 64, DECODE_ROWS)
@@ -342,7 +384,8 @@ def _fastest_split_k(call: Call) -> int:
 
 
 @lru_cache(MAX_KERNELS)
-def _kernel(call: Call) -> CompiledKernel:
+def kernel_of(call: Call) -> CompiledKernel:
+    """The kernel for a call, compiled if this process has none."""
     from gemmir.compiler import compile
 
     return compile(_program(call))
@@ -350,30 +393,53 @@ def _kernel(call: Call) -> CompiledKernel:
 
 @lru_cache(MAX_KERNELS)
 def _reference(call: Call) -> Compute:
+    return Reference(call)
+
+
+class Reference:
     """The reference backend on the program of a call."""
-    from gemmir.backends.cuda.arguments import refuse_gradient
-    from gemmir.backends.reference import run
 
-    module = _program(call).module
+    def __init__(self, call: Call):
+        self._names = [name for name, *_ in call.tensors]
+        self._module = _program(call).module
 
-    def compute(*tensors: torch.Tensor, out: torch.Tensor | None = None, overlap: bool = False) -> torch.Tensor:
-        import torch
+    def ready(self, tensors: Sequence[torch.Tensor], given: bool, overlap: bool, facts: Facts | None) -> Ready:
+        """As `gemmir.kernel.CompiledKernel.ready`."""
+        from gemmir.backends.cuda.arguments import refuse_gradient
 
-        tracked = [name for (name, *_), tensor in zip(call.tensors, tensors, strict=True) if tensor.requires_grad]
-        if tracked and torch.is_grad_enabled():
-            raise refuse_gradient(tracked[0])
-        result = run(module, tensors, out=out)
-        assert isinstance(result, torch.Tensor)
-        return result
+        if tracked := [name for name, tensor in zip(self._names, tensors, strict=False) if tensor.requires_grad]:
+            import torch
 
-    return compute
+            if torch.is_grad_enabled():
+                raise refuse_gradient(tracked[0])
+        return ReferenceCall(self._module, given, guard(tensors, facts or ()))
 
 
-def _validate(grouping: Grouping, tensors: dict[str, torch.Tensor]) -> None:
+@dataclass(frozen=True, slots=True, eq=False)
+class ReferenceCall:
+    """A call that the reference computes; `given`: its last tensor is the output."""
+
+    module: ModuleOp
+    given: bool
+    accepts: Guard
+
+    def run(self, tensors: Sequence[torch.Tensor]) -> torch.Tensor:
+        from gemmir.backends.reference import run
+
+        out = tensors[-1] if self.given else None
+        result = run(self.module, tensors[:-1] if self.given else tensors, out=out)
+        return cast("torch.Tensor", result)
+
+
+def _validate(grouping: Grouping, a: torch.Tensor, b: torch.Tensor, index: torch.Tensor) -> None:
     """`InputError` (GMR-I009) for the first invalid entry of the index; waits for the device."""
     from gemmir.backends.reference.groups import Operands, groups_of
 
-    index = next(tensors[name] for name in ("offs", "group_ids", "counts") if name in tensors)
-    if grouping is Grouping.GROUP_IDS and index.shape[0] != tensors["a"].shape[0]:
+    if grouping is Grouping.GROUP_IDS and index.shape[0] != a.shape[0]:
         return  # M disagrees: refused by what computes
-    groups_of(grouping, Operands(tensors["a"], tensors["b"], index=index), validate=True)
+    groups_of(grouping, Operands(a, b, index=index), validate=True)
+
+
+_lock = threading.Lock()
+_CALLS = {grouping: Calls(partial(_ready, grouping)) for grouping in Grouping}
+_MATMUL = _CALLS[Grouping.NONE]

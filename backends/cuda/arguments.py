@@ -51,10 +51,15 @@ class TensorInfo:
     @property
     def span(self) -> tuple[int, int]:
         """First byte, and the one after the last, that the tensor's elements can lie in."""
+        return (self.address, self.address + self.reach)
+
+    @property
+    def reach(self) -> int:
+        """Bytes from the first element's start to the last one's end; 0 if there are no elements."""
         if 0 in self.shape:
-            return (self.address, self.address)
+            return 0
         last = sum((extent - 1) * stride for extent, stride in zip(self.shape, self.strides, strict=True))
-        return (self.address, self.address + (last + 1) * self.item_bytes)
+        return (last + 1) * self.item_bytes
 
 
 @dataclass(frozen=True, slots=True)
@@ -198,6 +203,19 @@ def uses(manifest: Manifest) -> dict[int, Use]:
         )
         for number in numbers
     }
+
+
+def alignments(manifest: Manifest, infos: Sequence[TensorInfo]) -> tuple[int, ...]:
+    """What the address of each tensor must be a multiple of, in bytes; the output is last."""
+    table = uses(manifest)
+    numbers = [*range(len(infos) - 1), OUTPUT]
+    return tuple(_alignment(info, table[number]) for number, info in zip(numbers, infos, strict=True))
+
+
+def _alignment(info: TensorInfo, use: Use) -> int:
+    if prod(info.shape) == 0 or not (use.tma or use.pointer):
+        return 1
+    return SM_90A.tma_alignment if use.tma else info.item_bytes
 
 
 def _check_dtype(spec: TensorSpec, info: TensorInfo) -> None:

@@ -36,13 +36,13 @@ class DeviceInfo:
     shared_bytes: int
 
 
-class _Fate:
+class Fate:
     """Why CUDA cannot be used in this process any more, if so."""
 
     refusal: DeviceError | None = None
 
 
-_fate = _Fate()
+fate = Fate()
 
 
 def driver_available() -> bool:
@@ -64,7 +64,7 @@ def driver_problem() -> str | None:
 
 
 def _forked() -> None:
-    _fate.refusal = ForkError(
+    fate.refusal = ForkError(
         "GMR-D006",
         "CUDA was in use when this process was forked",
         rule="a forked process cannot use its parent's CUDA",
@@ -74,8 +74,8 @@ def _forked() -> None:
 
 def refuse_if_unusable() -> None:
     """Raise if this process has lost the device, or was forked off one that used it."""
-    if _fate.refusal is not None:
-        raise _fate.refusal.with_traceback(None)
+    if fate.refusal is not None:
+        raise fate.refusal.with_traceback(None)
 
 
 @cache
@@ -112,13 +112,13 @@ def checked(result: tuple[Any, ...], call: str) -> Any:
 def _error(status: int, name: str, call: str) -> DeviceError:
     if status not in STICKY:
         return DeviceError("GMR-D003", f"{call} failed: {name} ({status})")
-    _fate.refusal = DeviceLostError(
+    fate.refusal = DeviceLostError(
         "GMR-D004",
         f"{call} failed: {name} ({status})",
         rule="after a fault in any kernel of this process, the device refuses all further work of it",
         fix="restart the process; find the faulty kernel with compute-sanitizer",
     )
-    return _fate.refusal
+    return fate.refusal
 
 
 @cache
@@ -244,20 +244,3 @@ def resident_clusters(handle: Any, threads: int, shared_bytes: int, cluster: int
         f"no cluster of {cluster} CTAs with {shared_bytes} bytes of shared memory fits this device",
         fix="use cluster = 1x1",
     )
-
-
-def launch_overlapping(function: Any, shape: tuple[int, int, int], stream: int, arguments: int) -> None:
-    """
-    Launch a kernel that may start while the one before it on the stream ends, and waits for that one by itself.
-
-    `shape`: CTAs, threads of each and bytes of shared memory.
-    """
-    cuda = bindings()
-    config, attribute = cuda.CUlaunchConfig(), cuda.CUlaunchAttribute()
-    config.gridDimX, config.blockDimX, config.sharedMemBytes = shape
-    config.gridDimY = config.gridDimZ = config.blockDimY = config.blockDimZ = 1
-    config.hStream = stream
-    attribute.id = cuda.CUlaunchAttributeID.CU_LAUNCH_ATTRIBUTE_PROGRAMMATIC_STREAM_SERIALIZATION
-    attribute.value.programmaticStreamSerializationAllowed = 1
-    config.attrs, config.numAttrs = [attribute], 1
-    checked(cuda.cuLaunchKernelEx(config, function, arguments, 0), "cuLaunchKernelEx")

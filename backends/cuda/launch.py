@@ -1,8 +1,8 @@
 """
 Launching a kernel on torch's current stream.
 
-The first call with a kind of tensors checks them, encodes tensor maps and packs parameters; a later call with the
-same tensors finds all that by their addresses and only launches.
+The first call with tensors of some kind checks them, loads the kernel and encodes tensor maps; what comes of that is a
+plan (see `gemmir.backends.cuda.plan`), and later calls only launch.
 """
 
 from __future__ import annotations
@@ -10,32 +10,23 @@ from __future__ import annotations
 import ctypes
 import threading
 from collections.abc import Sequence
-from dataclasses import dataclass, field
-from functools import cache
-from typing import TYPE_CHECKING, Any
+from math import prod
+from typing import TYPE_CHECKING
 
-from gemmir.backends.cuda import driver
+from gemmir.backends.cuda import driver, from_torch
 from gemmir.backends.cuda.arguments import (
-    OUTPUT,
     TensorInfo,
     check_arguments,
     check_output,
     describe,
     refuse_gradient,
 )
-from gemmir.backends.cuda.tensor_map import TensorMapFields, encode, tensor_map_fields
+from gemmir.backends.cuda.plan import Kernel, Plan, SumsOfNothing, values_of
+from gemmir.calls import Calls, Options, Ready, remember
 from gemmir.dtypes import DTYPES
-from gemmir.errors import CaptureError, DeviceError, InputError, UnsupportedError
-from gemmir.manifest import (
-    Manifest,
-    OverlapsParam,
-    Param,
-    PointerParam,
-    RowsParam,
-    SeedParam,
-    StrideParam,
-    TensorMapParam,
-)
+from gemmir.errors import CaptureError, DeviceError, InputError
+from gemmir.guards import Facts, guard
+from gemmir.manifest import Manifest, TensorMapParam
 from gemmir.problem import Grouping
 from gemmir.target import balanced_clusters, find_target
 
@@ -43,46 +34,7 @@ if TYPE_CHECKING:
     import torch
 
 MAX_PLANS = 256
-"""Plans and tensor maps that a kernel remembers; the oldest goes first."""
-
-MAX_OUTPUTS = 16
-"""Output addresses that a plan remembers."""
-
-
-@dataclass(frozen=True, slots=True)
-class Kernel:
-    """A kernel in a device's context. `clusters`: how many run there at once."""
-
-    function: Any
-    module: Any
-    context: int
-    clusters: int
-
-
-@dataclass(frozen=True, slots=True)
-class Packed:
-    """A kernel's parameters: `address` of the array of their addresses. `keep` owns the memory."""
-
-    address: int
-    keep: tuple[object, ...]
-
-
-@dataclass(frozen=True, slots=True)
-class Plan:
-    """
-    What is known of a call once its inputs are: M, the kernel and the grid (CTAs).
-
-    `kernel` is None where there is nothing to compute. `outputs` holds packed parameters by output, `overlapping` those
-    of launches that overlap with the kernel before.
-    """
-
-    m: int
-    inputs: tuple[TensorInfo, ...]
-    device: torch.device
-    kernel: Kernel | None
-    grid: int
-    outputs: dict[object, Packed] = field(default_factory=dict[object, Packed])
-    overlapping: dict[object, Packed] = field(default_factory=dict[object, Packed])
+"""Plans that a kernel remembers; the oldest goes first."""
 
 
 def grid_size(manifest: Manifest, m: int, resident_clusters: int) -> int:
@@ -116,7 +68,7 @@ class Launcher:
         self._lock = threading.Lock()
         self._kernels: dict[int, Kernel] = {}
         self._plans: dict[object, Plan] = {}
-        self._maps: dict[TensorMapFields, Any] = {}
+        self._calls = Calls(self._resolve)
 
     def __call__(
         self, tensors: Sequence[torch.Tensor], out: torch.Tensor | None = None, overlap: bool = False
@@ -129,20 +81,39 @@ class Launcher:
         Asynchronous, on torch's current stream of the tensors' device. `InputError` if the tensors do not fit (see
         `check_arguments` and `check_output`), `DeviceError` if they cannot be computed on.
         """
-        driver.refuse_if_unusable()
-        plan = self._plan(tensors)
-        if plan.kernel is None:
-            return self._sums_of_nothing(plan, tensors, out)
-        overlap = overlap and self.manifest.waits
-        known = plan.overlapping if overlap else plan.outputs
         if out is None:
-            out = self._empty(plan)
-            packed = known.get(out.data_ptr()) or self._pack_output(plan, out, out.data_ptr(), overlap)
-        else:
-            key = _key((out,), ("out",))
-            packed = known.get(key) or self._pack_output(plan, out, key, overlap)
-        self._launch(plan.kernel, plan.grid, packed, _stream(plan.device.index), overlap)
-        return out
+            return self._calls(tensors, (False, overlap))
+        return self._calls([*tensors, out], (True, overlap))
+
+    def _resolve(self, tensors: Sequence[torch.Tensor], options: Options, facts: Facts | None) -> Ready:
+        given, overlap = options
+        return self.ready(tensors, bool(given), bool(overlap), facts)
+
+    def ready(self, tensors: Sequence[torch.Tensor], given: bool, overlap: bool, facts: Facts | None) -> Ready:
+        """
+        What makes this call, checked and packed; errors as for a call.
+
+        `given`: the last tensor is the output. `facts` are those of `tensors`, or None if they have none.
+        """
+        driver.refuse_if_unusable()
+        overlap = overlap and self.manifest.waits
+        key = (facts, given, overlap)
+        plan = None if facts is None else self._plans.get(key)
+        if plan is not None and plan.fits_at(addresses := [tensor.data_ptr() for tensor in tensors]):
+            return plan.ready(addresses, given)
+        m, infos = self._checked(tensors, given)
+        assert facts is not None, "what can be described has facts"
+        accepts = guard(tensors, facts)
+        if 0 in (m, self.manifest.n, self.manifest.k):
+            return SumsOfNothing(accepts, self._addend(), None if given else infos[-1], tensors[0].device)
+        if plan is None:
+            kernel = self._kernel(infos[0].device_index)
+            grid = grid_size(self.manifest, m, kernel.clusters)
+            values = values_of(self.manifest, infos, m, overlap, self.seed)
+            plan = Plan(self.manifest, kernel, grid, infos, tensors[0].device, overlap, accepts, values)
+            with self._lock:
+                remember(self._plans, key, plan, MAX_PLANS)
+        return plan.ready([info.address for info in infos][: len(tensors)], given)
 
     def prepare(self, device: torch.device | str | int | None = None) -> None:
         """
@@ -153,22 +124,21 @@ class Launcher:
         """
         driver.refuse_if_unusable()
         driver.bindings()
-        self._kernel(_device_index(device))
+        self._kernel(from_torch.device_index(device))
 
-    def _plan(self, tensors: Sequence[torch.Tensor]) -> Plan:
-        key = _key(tensors, self._names)
-        if (plan := self._plans.get(key)) is not None:
-            return plan
-        infos = _describe_all(tensors, self._names)
+    def _checked(self, tensors: Sequence[torch.Tensor], given: bool) -> tuple[int, tuple[TensorInfo, ...]]:
+        """M, and the tensors that were passed with the output last; what is wrong with them is raised."""
+        infos = _describe_all(tensors[:-1] if given else tensors, self._names)
         m = _check(self.manifest, infos)
-        kernel, grid = None, 0
-        if m > 0 and self.manifest.n > 0 and self.manifest.k > 0:
-            kernel = self._kernel(infos[0].device_index)
-            grid = grid_size(self.manifest, m, kernel.clusters)
-        plan = Plan(m, infos, tensors[0].device, kernel, grid)
-        with self._lock:
-            _remember(self._plans, key, plan, MAX_PLANS)
-        return plan
+        if not given:
+            return m, (*infos, _new_output(self.manifest, m, infos[0]))
+        out = _describe(tensors[-1], "out")
+        check_output(self.manifest, out, m, infos)
+        return m, (*infos, out)
+
+    def _addend(self) -> int | None:
+        params = (p for p in self.manifest.params if isinstance(p, TensorMapParam) and p.addend)
+        return next((p.tensor for p in params), None)
 
     def _kernel(self, device: int) -> Kernel:
         """The kernel in device number `device`, loaded if this is the first time."""
@@ -190,7 +160,7 @@ class Launcher:
             )
         context = driver.primary_context(device)
         with driver.in_context(context):
-            if driver.is_capturing(_stream(device)):
+            if driver.is_capturing(from_torch.raw_stream()(device)):
                 raise CaptureError(
                     "GMR-D005",
                     "the kernel is called for the first time while a CUDA graph is being captured",
@@ -203,101 +173,14 @@ class Launcher:
             clusters = driver.resident_clusters(function, *shape, info.sms)
         return Kernel(function, module, context, clusters)
 
-    def _empty(self, plan: Plan) -> torch.Tensor:
-        """New memory for the result. Rows that belong to no group keep what it held."""
-        spec = self.manifest.output
-        shape = [plan.m if extent is None else extent for extent in spec.shape]
-        return _torch().empty(shape, dtype=_dtype(spec.dtype), device=plan.device)
 
-    def _sums_of_nothing(self, plan: Plan, tensors: Sequence[torch.Tensor], out: torch.Tensor | None) -> torch.Tensor:
-        """The result where there are no products to add up, or no elements at all: zeros, or C."""
-        if out is None:
-            out = self._empty(plan)
-        else:
-            check_output(self.manifest, _describe(out, "out"), plan.m, plan.inputs)
-        params = (p for p in self.manifest.params if isinstance(p, TensorMapParam) and p.addend)
-        addend = next((tensors[p.tensor] for p in params), None)
-        return out.zero_() if addend is None else out.copy_(addend.float() + 0.0)
-
-    def _pack_output(self, plan: Plan, out: torch.Tensor, key: object, overlap: bool) -> Packed:
-        info = _describe(out, "out")
-        check_output(self.manifest, info, plan.m, plan.inputs)
-        assert plan.kernel is not None
-        # A tensor map is encoded in a context, and a thread that has made no CUDA call yet has none.
-        with driver.in_context(plan.kernel.context):
-            packed = self._pack(plan, info, overlap)
-        with self._lock:
-            _remember(plan.overlapping if overlap else plan.outputs, key, packed, MAX_OUTPUTS)
-        return packed
-
-    def _pack(self, plan: Plan, out: TensorInfo, overlap: bool) -> Packed:
-        """Every parameter in memory of its own, and the array of their addresses that the driver takes."""
-        values: list[Any] = []
-        addresses: list[int] = []
-        for param in self.manifest.params:
-            if isinstance(param, TensorMapParam):
-                values.append(self._map(param, _tensor_of(param, plan, out)))
-                addresses.append(int(values[-1].getPtr()))
-                continue
-            values.append(self.seed if isinstance(param, SeedParam) else _scalar(param, plan, out, overlap))
-            addresses.append(ctypes.addressof(values[-1]))
-        array = (ctypes.c_void_p * len(addresses))(*addresses)
-        return Packed(ctypes.addressof(array), (array, *values))
-
-    def _map(self, param: TensorMapParam, info: TensorInfo) -> Any:
-        spec = self.manifest.output if param.tensor == OUTPUT else self.manifest.inputs[param.tensor]
-        fields = tensor_map_fields(info.address, spec, param, info.shape, info.strides)
-        if (packed := self._maps.get(fields)) is None:
-            packed = encode(fields)
-            with self._lock:
-                _remember(self._maps, fields, packed, MAX_PLANS)
-        return packed
-
-    def _launch(self, kernel: Kernel, grid: int, packed: Packed, stream: int, overlap: bool) -> None:
-        # A thread that has made no CUDA call yet has no context, and the tensors may be on another device.
-        if driver.current_context() != kernel.context:
-            with driver.in_context(kernel.context):
-                self._launch_here(kernel, grid, packed, stream, overlap)
-            return
-        self._launch_here(kernel, grid, packed, stream, overlap)
-
-    def _launch_here(self, kernel: Kernel, grid: int, packed: Packed, stream: int, overlap: bool) -> None:
-        threads, shared = self.manifest.threads, self.manifest.shared_bytes
-        if overlap:
-            return driver.launch_overlapping(kernel.function, (grid, threads, shared), stream, packed.address)
-        launched = driver.bindings().cuLaunchKernel(
-            kernel.function, grid, 1, 1, threads, 1, 1, shared, stream, packed.address, 0
-        )
-        driver.checked(launched, "cuLaunchKernel")
-
-
-def _tensor_of(param: TensorMapParam | PointerParam | StrideParam, plan: Plan, out: TensorInfo) -> TensorInfo:
-    return out if param.tensor == OUTPUT else plan.inputs[param.tensor]
-
-
-def _scalar(param: Param, plan: Plan, out: TensorInfo, overlap: bool) -> Any:
-    """A parameter other than a tensor map, as the C type that the kernel declares."""
-    if isinstance(param, PointerParam):
-        return ctypes.c_uint64(_tensor_of(param, plan, out).address)
-    if isinstance(param, StrideParam):
-        return ctypes.c_int64(_tensor_of(param, plan, out).strides[param.dimension])
-    if isinstance(param, RowsParam):
-        return ctypes.c_int32(plan.m)
-    if isinstance(param, OverlapsParam):
-        return ctypes.c_int32(overlap)
-    raise UnsupportedError("GMR-U001", f"a kernel parameter of kind {param.kind!r}", rule="the launcher must know it")
-
-
-def _key(tensors: Sequence[torch.Tensor], names: Sequence[str]) -> tuple[object, ...]:
-    """Everything about tensors that a plan depends on; `InputError` if they are none."""
-    tracked = _torch().is_grad_enabled()
-    try:
-        return tuple(
-            [(t.data_ptr(), t.shape, t.stride(), t.dtype, t.device, tracked and t.requires_grad) for t in tensors]
-        )
-    except (AttributeError, TypeError, RuntimeError):
-        _describe_all(tensors, names)
-        raise
+def _new_output(manifest: Manifest, m: int, beside: TensorInfo) -> TensorInfo:
+    """An output that is not there yet: dense, row by row, on the device of the inputs."""
+    spec = manifest.output
+    shape = tuple(m if extent is None else extent for extent in spec.shape)
+    strides = tuple(prod(shape[axis + 1 :]) for axis in range(len(shape)))
+    where = beside.device_type, beside.device_index
+    return TensorInfo("out", spec.dtype, shape, strides, *where, address=0, item_bytes=DTYPES[spec.dtype].bytes)
 
 
 def _describe_all(tensors: Sequence[torch.Tensor], names: Sequence[str]) -> tuple[TensorInfo, ...]:
@@ -315,55 +198,9 @@ def _check(manifest: Manifest, infos: Sequence[TensorInfo]) -> int:
 
 
 def _describe(tensor: torch.Tensor, name: str) -> TensorInfo:
-    info = describe(tensor, name)
-    if tensor.requires_grad and _torch().is_grad_enabled():
-        raise refuse_gradient(name)
-    return info
-
-
-def _remember(table: dict[Any, Any], key: object, value: object, limit: int) -> None:
-    """Add to a table of bounded size; a lookup needs no lock."""
-    while len(table) >= limit:
-        del table[next(iter(table))]
-    table[key] = value
-
-
-@cache
-def _torch() -> Any:
     import torch
 
-    return torch
-
-
-@cache
-def _dtype(name: str) -> Any:
-    return getattr(_torch(), DTYPES[name].torch_name)
-
-
-@cache
-def _raw_stream() -> Any:
-    """Torch's getter of a device's current stream as an integer, without building a Stream object around it."""
-    torch = _torch()
-    if (getter := getattr(torch._C, "_cuda_getCurrentRawStream", None)) is not None:
-        return getter
-    return lambda device: torch.cuda.current_stream(device).cuda_stream  # pyright: ignore[reportUnknownLambdaType]
-
-
-def _stream(device: int) -> int:
-    return _raw_stream()(device)
-
-
-def _device_index(device: torch.device | str | int | None) -> int:
-    """Number of a CUDA device that torch can use; None is its current one."""
-    torch = _torch()
-    if not torch.cuda.is_available():
-        raise DeviceError("GMR-D001", f"torch {torch.__version__} cannot use CUDA", fix="install torch with CUDA")
-    torch.cuda.init()
-    if device is None:
-        return torch.cuda.current_device()
-    if isinstance(device, int):
-        return device
-    wanted = torch.device(device)
-    if wanted.type != "cuda":
-        raise InputError("GMR-I004", f"device {wanted}", rule="kernels run on CUDA devices", fix="use 'cuda'")
-    return torch.cuda.current_device() if wanted.index is None else wanted.index
+    info = describe(tensor, name)
+    if tensor.requires_grad and torch.is_grad_enabled():
+        raise refuse_gradient(name)
+    return info

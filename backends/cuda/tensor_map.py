@@ -17,6 +17,10 @@ from gemmir.layouts import Swizzle
 from gemmir.manifest import TensorMapParam, TensorSpec
 from gemmir.target import SM_90A
 
+MAP_BYTES = 128
+MAP_ALIGNMENT = 64
+"""Of a packed tensor map, as the driver wants it."""
+
 
 @dataclass(frozen=True, slots=True)
 class TensorMapFields:
@@ -97,3 +101,9 @@ def encode(fields: TensorMapFields) -> Any:
         cuda.CUtensorMapFloatOOBfill.CU_TENSOR_MAP_FLOAT_OOB_FILL_NONE,
     )
     return checked(map_of, "cuTensorMapEncodeTiled")
+
+
+def replace_address(packed: int, address: int) -> None:
+    """Have the packed tensor map at address `packed` describe the same tensor at `address`."""
+    cuda = bindings()
+    checked(cuda.cuTensorMapReplaceAddress(cuda.CUtensorMap(_ptr=packed), address), "cuTensorMapReplaceAddress")

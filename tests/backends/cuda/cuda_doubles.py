@@ -14,7 +14,7 @@ import pytest
 import torch
 from cuda.bindings import driver as real
 
-from gemmir.backends.cuda import driver, launch, tensor_map
+from gemmir.backends.cuda import driver, from_torch, tensor_map
 from gemmir.manifest import Manifest, PointerParam, RowsParam, StrideParam, TensorMapParam, TensorSpec
 
 MANIFEST = Manifest(
@@ -64,6 +64,8 @@ class Status:
 
 
 OK = Status("CUDA_SUCCESS", 0)
+NO_CONTEXT = Status("CUDA_ERROR_INVALID_CONTEXT", 201)
+OTHER_CONTEXT = Status("CUDA_ERROR_INVALID_HANDLE", 400)
 
 
 @dataclass
@@ -96,6 +98,8 @@ class RecordingDriver:
     launches: list[Launch] = field(default_factory=list)
     contexts: list[int] = field(default_factory=list)
     maps: list[tuple[Any, ...]] = field(default_factory=list)
+    moved: list[int] = field(default_factory=list)
+    """Addresses that tensor maps were given after they were encoded."""
     manifest: Manifest = MANIFEST
     """Of the kernel that is launched."""
 
@@ -168,11 +172,9 @@ class RecordingDriver:
         self.maps.append(arguments)
         return self._done("cuTensorMapEncodeTiled", real.CUtensorMap())
 
-    def cuLaunchKernel(self, function: str, *rest: int) -> tuple[object, ...]:
-        grid, grid_y, grid_z, threads, threads_y, threads_z, shared, stream, parameters, extra = rest
-        assert (grid_y, grid_z, threads_y, threads_z, extra) == (1, 1, 1, 1, 0)
-        shape = grid, threads, shared, stream
-        return self._launched("cuLaunchKernel", Launch(function, *shape, self.context, self._scalars(parameters)))
+    def cuTensorMapReplaceAddress(self, packed: Any, address: int) -> tuple[object, ...]:
+        self.moved.append(address)
+        return self._done("cuTensorMapReplaceAddress")
 
     def cuLaunchKernelEx(self, config: Any, function: str, parameters: int, extra: int) -> tuple[object, ...]:
         assert (config.gridDimY, config.gridDimZ, config.blockDimY, config.blockDimZ, extra) == (1, 1, 1, 1, 0)
@@ -180,6 +182,9 @@ class RecordingDriver:
         serialization = real.CUlaunchAttributeID.CU_LAUNCH_ATTRIBUTE_PROGRAMMATIC_STREAM_SERIALIZATION
         allowed = [a.value.programmaticStreamSerializationAllowed for a in config.attrs if a.id == serialization]
         shape = config.gridDimX, config.blockDimX, config.sharedMemBytes, int(config.hStream)
+        if not function.endswith(f"{self.context:#x}"):
+            self.calls.append("cuLaunchKernelEx")
+            return (OTHER_CONTEXT if self.context else NO_CONTEXT,)
         launch = Launch(function, *shape, self.context, self._scalars(parameters), allowed == [1])
         return self._launched("cuLaunchKernelEx", launch)
 
@@ -258,8 +263,8 @@ def recorded(monkeypatch: pytest.MonkeyPatch, stream: int) -> Iterator[Recording
     recording = RecordingDriver(context=0x1000)
     monkeypatch.setattr(driver, "bindings", lambda: recording)
     monkeypatch.setattr(tensor_map, "bindings", lambda: recording)
-    monkeypatch.setattr(driver._fate, "refusal", None)
-    monkeypatch.setattr(launch, "_raw_stream", lambda: lambda device: stream + device)
+    monkeypatch.setattr(driver.fate, "refusal", None)
+    monkeypatch.setattr(from_torch, "raw_stream", lambda: lambda device: stream + device)
     for cached in (driver.device_info, driver.primary_context):
         cached.cache_clear()
     yield recording

@@ -19,7 +19,7 @@ ROOT = Path(__file__).resolve().parents[3]
 def fresh_process(monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
     """Forget what was asked of the driver, before and after."""
     forget()
-    monkeypatch.setattr(driver._fate, "refusal", None)
+    monkeypatch.setattr(driver.fate, "refusal", None)
     yield
     forget()
 

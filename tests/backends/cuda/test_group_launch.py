@@ -11,7 +11,7 @@ import torch
 from hypothesis import given
 from hypothesis import strategies as st
 
-from gemmir.backends.cuda import launch, tensor_map
+from gemmir.backends.cuda import tensor_map
 from gemmir.backends.cuda.arguments import TensorInfo, check_arguments, check_output, describe, uses
 from gemmir.backends.cuda.launch import Launcher, grid_size
 from gemmir.compiler import lower
@@ -224,7 +224,7 @@ def test_the_parameters_of_a_launch(gpu: RecordingDriver, grouping: Grouping):
     assert gpu.launches[0].grid == manifest.most_cluster_tiles(100) * manifest.cluster_m * manifest.cluster_n
     gpu.calls.clear()
     call(arguments, out=out)
-    assert gpu.calls == ["cuCtxGetCurrent", "cuLaunchKernel"]
+    assert gpu.calls == ["cuLaunchKernelEx"]
 
 
 def encoded(recording: RecordingDriver) -> list[tuple[int, int, list[int], list[int], list[int], int]]:
@@ -288,22 +288,14 @@ def test_a_new_result_has_a_matrix_for_each_group(gpu: RecordingDriver, monkeypa
     manifest = gpu.manifest = manifest_of(Grouping.BATCH)
     asked: list[Any] = []
 
-    class Torch:
-        @staticmethod
-        def is_grad_enabled() -> bool:
-            return False
+    def empty(shape: tuple[int, ...], strides: tuple[int, ...], dtype: Any, device: Any) -> DeviceTensor:
+        asked.append((shape, strides, dtype, str(device)))
+        return DeviceTensor(shape, dtype, 1 << 45, strides)
 
-        @staticmethod
-        def empty(shape: list[int], dtype: Any, device: Any) -> DeviceTensor:
-            asked.append((tuple(shape), dtype, str(device)))
-            return DeviceTensor(tuple(shape), dtype, 1 << 45)
-
-    monkeypatch.setattr(launch, "_torch", lambda: Torch)
-    launch._dtype.cache_clear()
-    monkeypatch.setattr(launch, "_dtype", lambda name: torch.bfloat16)
+    monkeypatch.setattr(torch, "empty_strided", empty)
     call: Any = Launcher(manifest, b"cubin")
     call(tensors(manifest, 7))
-    assert asked == [((GROUPS, 7, N), torch.bfloat16, "cuda:0")]
+    assert asked == [((GROUPS, 7, N), (7 * N, N, 1), torch.bfloat16, "cuda:0")]
 
 
 def test_a_manifest_survives_as_json():

@@ -1,5 +1,6 @@
 """Launching, as far as it can be seen without a GPU: what is asked of the driver, how often, and what is refused."""
 
+import itertools
 import threading
 from collections.abc import Iterator
 from dataclasses import replace
@@ -10,7 +11,8 @@ import torch
 from hypothesis import given
 from hypothesis import strategies as st
 
-from gemmir.backends.cuda import driver, launch
+from gemmir import calls
+from gemmir.backends.cuda import driver, launch, plan
 from gemmir.backends.cuda.launch import Launcher, grid_size
 from gemmir.bench.cases import Case
 from gemmir.compiler import lower
@@ -37,10 +39,10 @@ RESULT = 1 << 45
 def gpu(monkeypatch: pytest.MonkeyPatch) -> Iterator[RecordingDriver]:
     """A machine of two GPUs on which `torch.empty` hands out the same addresses again and again."""
 
-    def empty(self: Launcher, plan: Any) -> DeviceTensor:
-        return DeviceTensor((plan.m, self.manifest.n), BF16, RESULT, device=str(plan.device))
+    def empty(shape: tuple[int, ...], strides: tuple[int, ...], dtype: torch.dtype, device: Any) -> DeviceTensor:
+        return DeviceTensor(shape, dtype, RESULT, strides, str(device))
 
-    monkeypatch.setattr(Launcher, "_empty", empty)
+    monkeypatch.setattr(torch, "empty_strided", empty)
     with recorded(monkeypatch, STREAM) as recording:
         yield recording
 
@@ -115,17 +117,18 @@ def test_a_second_call_only_launches(gpu: RecordingDriver):
     call(arguments)
     gpu.calls.clear()
     call(arguments)
-    assert gpu.calls == ["cuCtxGetCurrent", "cuLaunchKernel"]
+    assert gpu.calls == ["cuLaunchKernelEx"]
     assert gpu.launches[0] == gpu.launches[1]
 
 
-def test_new_activations_reuse_the_map_of_the_weight(gpu: RecordingDriver):
+def test_for_tensors_elsewhere_no_map_is_encoded_again(gpu: RecordingDriver):
     call, arguments = launcher(), tensors(100)
     call(arguments)
     gpu.maps.clear()
     moved = [DeviceTensor((100, 2048), torch.float8_e4m3fn, 1 << 42), *arguments[1:]]
     call(moved)
-    assert [m[2] for m in gpu.maps] == [1 << 42]
+    assert gpu.maps == []
+    assert gpu.moved == [1 << 42, arguments[1].data_ptr(), arguments[2].data_ptr(), RESULT]
 
 
 def test_another_m_uses_the_same_kernel(gpu: RecordingDriver):
@@ -143,7 +146,7 @@ def test_an_output_of_the_callers(gpu: RecordingDriver):
     assert (gpu.maps[-1][2], [int(v) for v in gpu.maps[-1][4]]) == (1 << 46, [14400])
     gpu.calls.clear()
     call(arguments, out=out)
-    assert gpu.calls == ["cuCtxGetCurrent", "cuLaunchKernel"]
+    assert gpu.calls == ["cuLaunchKernelEx"]
 
 
 def test_outputs_of_the_callers_are_checked_every_time(gpu: RecordingDriver):
@@ -166,21 +169,46 @@ def test_outputs_of_the_callers_are_checked_every_time(gpu: RecordingDriver):
     assert len(gpu.launches) == 1
 
 
-def test_more_outputs_than_are_remembered(gpu: RecordingDriver):
+def test_more_calls_than_are_remembered(gpu: RecordingDriver, monkeypatch: pytest.MonkeyPatch):
+    monkeypatch.setattr(calls, "MAX_CALLS", 20)
     call, arguments = launcher(), tensors(8)
-    outs = [DeviceTensor((8, 7168), BF16, (1 << 46) + i * MIB) for i in range(2 * launch.MAX_OUTPUTS)]
+    outs = [DeviceTensor((8, 7168), BF16, (1 << 46) + i * MIB) for i in range(50)]
     for out in outs * 2:
         call(arguments, out=out)
-    assert len(gpu.launches) == 4 * launch.MAX_OUTPUTS
-    (plan,) = call._plans.values()
-    assert len(plan.outputs) == launch.MAX_OUTPUTS
+    assert [int(address) for address in gpu.moved[3::4]] == [out.data_ptr() for out in (outs * 2)[1:]]
+    assert (len(gpu.launches), len(call._calls), len(call._plans)) == (100, 20, 1)
 
 
-def test_more_inputs_than_are_remembered(gpu: RecordingDriver):
+def test_more_new_outputs_than_are_remembered(gpu: RecordingDriver, monkeypatch: pytest.MonkeyPatch):
+    addresses = itertools.count(1 << 46, MIB)
+    monkeypatch.setattr(
+        torch, "empty_strided", lambda shape, strides, **_: DeviceTensor(shape, BF16, next(addresses), strides)
+    )
+    call, arguments = launcher(), tensors(8)
+    for _ in range(3 * plan.MAX_OUTPUTS):
+        call(arguments)
+    (ready,) = call._calls._ready.values()
+    assert len(ready.blocks) == plan.MAX_OUTPUTS
+    assert len(gpu.launches) == 3 * plan.MAX_OUTPUTS
+
+
+def test_more_kinds_of_calls_than_are_remembered(gpu: RecordingDriver):
     call = launcher()
-    for i in range(launch.MAX_PLANS + 50):
-        call([DeviceTensor((8, 2048), torch.float8_e4m3fn, (1 << 46) + i * MIB), *tensors(8)[1:]])
-    assert (len(call._plans), len(call._maps)) == (launch.MAX_PLANS, launch.MAX_PLANS)
+    for m in range(1, launch.MAX_PLANS + 50):
+        call(tensors(m))
+    assert len(call._plans) == launch.MAX_PLANS
+
+
+def test_streams_are_remembered_up_to_a_limit(gpu: RecordingDriver):
+    call, arguments = launcher(), tensors(8)
+    call(arguments)
+    (made,) = call._plans.values()
+    streams = [*range(1, 2 * plan.MAX_STREAMS)]
+    for stream in streams:
+        made.stream_of = lambda device, stream=stream: stream
+        call(arguments)
+    assert [run.stream for run in gpu.launches] == [STREAM, *streams]
+    assert [*made.configs] == streams[-plan.MAX_STREAMS :]
 
 
 # ------------------------------------------------------------ nothing to compute
@@ -310,8 +338,8 @@ def test_a_first_call_during_capture(gpu: RecordingDriver):
 
 def test_a_lost_device_is_said_once_and_then_refused(gpu: RecordingDriver):
     call = launcher()
-    gpu.fail["cuLaunchKernel"] = Status("CUDA_ERROR_ILLEGAL_ADDRESS", 700)
-    with pytest.raises(DeviceLostError, match=r"GMR-D004: cuLaunchKernel failed: CUDA_ERROR_ILLEGAL_ADDRESS \(700\)"):
+    gpu.fail["cuLaunchKernelEx"] = Status("CUDA_ERROR_ILLEGAL_ADDRESS", 700)
+    with pytest.raises(DeviceLostError, match=r"GMR-D004: cuLaunchKernelEx failed: CUDA_ERROR_ILLEGAL_ADDRESS \(700\)"):
         call(tensors(8))
     asked = len(gpu.calls)
     with pytest.raises(DeviceLostError):
@@ -323,8 +351,8 @@ def test_a_lost_device_is_said_once_and_then_refused(gpu: RecordingDriver):
 
 def test_a_failed_launch_can_be_repeated(gpu: RecordingDriver):
     call = launcher()
-    gpu.fail["cuLaunchKernel"] = Status("CUDA_ERROR_LAUNCH_OUT_OF_RESOURCES", 701)
-    with pytest.raises(DeviceError, match="GMR-D003: cuLaunchKernel failed"):
+    gpu.fail["cuLaunchKernelEx"] = Status("CUDA_ERROR_LAUNCH_OUT_OF_RESOURCES", 701)
+    with pytest.raises(DeviceError, match="GMR-D003: cuLaunchKernelEx failed"):
         call(tensors(8))
     gpu.fail.clear()
     call(tensors(8))
@@ -346,13 +374,12 @@ def test_a_kernel_that_waits_by_itself_may_start_while_the_one_before_ends(gpu: 
     assert replace(overlapping, overlaps=False) == alone, "the same kernel, grid, stream and parameters"
     gpu.calls.clear()
     call(arguments, out, True)
-    assert gpu.calls == ["cuCtxGetCurrent", "cuLaunchKernelEx"]
+    assert gpu.calls == ["cuLaunchKernelEx"]
 
 
 def test_a_kernel_that_does_not_wait_is_launched_after_the_one_before(gpu: RecordingDriver):
     assert not MANIFEST.waits
     launcher(MANIFEST)(tensors(100), overlap=True)
-    assert "cuLaunchKernelEx" not in gpu.calls
     assert [run.overlaps for run in gpu.launches] == [False]
 
 

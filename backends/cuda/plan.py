@@ -1,0 +1,221 @@
+"""
+Plans: calls that were checked, and only have to be made.
+
+A `Plan` is a kernel with tensors of one kind: shapes, strides, types and a device. For each set of addresses that such
+tensors were seen at there is a block of packed parameters, and a `Ready` call (see `gemmir.calls`) that launches it.
+"""
+
+from __future__ import annotations
+
+import ctypes
+import threading
+from collections.abc import Sequence
+from dataclasses import dataclass, field
+from typing import TYPE_CHECKING, Any
+
+from gemmir.backends.cuda import driver, from_torch
+from gemmir.backends.cuda.arguments import TensorInfo, alignments
+from gemmir.backends.cuda.parameters import Block, Values, launch_config, number, slots_of
+from gemmir.backends.cuda.tensor_map import TensorMapFields, tensor_map_fields
+from gemmir.calls import Ready, remember
+from gemmir.guards import Guard
+from gemmir.manifest import Manifest, TensorMapParam
+
+if TYPE_CHECKING:
+    import torch
+
+MAX_OUTPUTS = 16
+"""Addresses of new outputs that a call remembers."""
+
+MAX_STREAMS = 64
+"""Streams that a plan remembers how to launch on."""
+
+OTHER_CONTEXT = frozenset({201, 400})
+"""What a launch answers that needs another context: invalid context, invalid handle. It has done nothing then."""
+
+
+@dataclass(frozen=True, slots=True)
+class Kernel:
+    """A kernel in a device's context. `clusters`: how many run there at once."""
+
+    function: Any
+    module: Any
+    context: int
+    clusters: int
+
+
+@dataclass(slots=True, eq=False)
+class Plan:
+    """
+    A kernel, and tensors of one kind that fit it.
+
+    `tensors` are the inputs and the output, where they were first seen (0 for an output that was new). `grid` is a
+    number of CTAs. `accepts` says whether the inputs, and the output where the caller gave it, are of this kind.
+    """
+
+    manifest: Manifest
+    kernel: Kernel
+    grid: int
+    tensors: tuple[TensorInfo, ...]
+    device: torch.device
+    overlap: bool
+    accepts: Guard
+    values: Values
+    first: Block | None = None
+    configs: dict[int, Any] = field(default_factory=dict[int, Any])
+    lock: threading.Lock = field(default_factory=threading.Lock)
+    places: tuple[tuple[int, int], ...] = ()
+    """Of each tensor: what its address is a multiple of, and how many bytes its elements span."""
+    call: Any = None
+    success: object = None
+    stream_of: Any = None
+
+    def __post_init__(self) -> None:
+        cuda = driver.bindings()
+        self.call, self.success = cuda.cuLaunchKernelEx, cuda.CUresult.CUDA_SUCCESS
+        self.stream_of = from_torch.raw_stream()
+        steps = alignments(self.manifest, self.tensors)
+        self.places = tuple(zip(steps, (info.reach for info in self.tensors), strict=True))
+
+    def fits_at(self, addresses: Sequence[int]) -> bool:
+        """
+        Whether tensors of this kind may lie at `addresses`, the output last if the caller gave it.
+
+        False where it has to be looked at more closely: the result may replace an operand C, which it then overlaps.
+        """
+        places = self.places
+        if any(at % step for at, (step, _) in zip(addresses, places, strict=False)):
+            return False
+        if len(addresses) < len(places):
+            return True
+        out, end = addresses[-1], addresses[-1] + places[-1][1]
+        return not any(out < at + reach and at < end for at, (_, reach) in zip(addresses[:-1], places, strict=False))
+
+    def ready(self, addresses: Sequence[int], given: bool) -> Ready:
+        """The call with tensors at `addresses`, the output last if it is `given`."""
+        if given:
+            return Launch(self, self.accepts, self.block(addresses))
+        return LaunchIntoNew(self, self.accepts, tuple(addresses))
+
+    def block(self, addresses: Sequence[int]) -> Block:
+        """The parameters for tensors at `addresses`, the output last."""
+        # A tensor map is encoded in a context, and a thread that has made no CUDA call yet has none.
+        with driver.in_context(self.kernel.context):
+            if (first := self.first) is not None:
+                return self.values.moved(first, addresses)
+            self.first = self.values.encoded(addresses)
+            return self.first
+
+    def empty(self) -> torch.Tensor:
+        """New memory for the result. Rows that belong to no group keep what it held."""
+        import torch
+
+        info = self.tensors[-1]
+        return torch.empty_strided(
+            info.shape, info.strides, dtype=from_torch.torch_dtype(info.dtype), device=self.device
+        )
+
+    def launch(self, parameters: int) -> None:
+        """Launch on torch's current stream, with the parameters at this address."""
+        if driver.fate.refusal is not None:
+            driver.refuse_if_unusable()
+        stream = self.stream_of(self.device.index)
+        config = self.configs.get(stream) or self._config(stream)
+        result = self.call(config, self.kernel.function, parameters, 0)
+        if result[0] is not self.success:
+            self._again(result, config, parameters)
+
+    def _config(self, stream: int) -> Any:
+        shape = self.grid, self.manifest.threads, self.manifest.shared_bytes
+        config = launch_config(shape, stream, self.overlap)
+        with self.lock:
+            remember(self.configs, stream, config, MAX_STREAMS)
+        return config
+
+    def _again(self, result: tuple[Any, ...], config: Any, parameters: int) -> None:
+        """
+        Launch in the kernel's context if that was all that was wrong, else raise.
+
+        A thread that has made no CUDA call yet has no context, and the tensors may be on another device. Both are rare:
+        so the current context is not asked for before each launch.
+        """
+        if int(result[0]) in OTHER_CONTEXT:
+            with driver.in_context(self.kernel.context):
+                result = self.call(config, self.kernel.function, parameters, 0)
+        driver.checked(result, "cuLaunchKernelEx")
+
+
+@dataclass(frozen=True, slots=True, eq=False)
+class Launch:
+    """A call with an output that the caller gives, as the last tensor."""
+
+    plan: Plan
+    accepts: Guard
+    parameters: Block
+
+    def run(self, tensors: Sequence[torch.Tensor]) -> torch.Tensor:
+        self.plan.launch(self.parameters.address)
+        return tensors[-1]
+
+
+@dataclass(frozen=True, slots=True, eq=False)
+class LaunchIntoNew:
+    """A call that returns a new tensor; `blocks` has the parameters for addresses that such had."""
+
+    plan: Plan
+    accepts: Guard
+    inputs: tuple[int, ...]
+    blocks: dict[int, Block] = field(default_factory=dict[int, Block])
+
+    def run(self, tensors: Sequence[torch.Tensor]) -> torch.Tensor:
+        out = self.plan.empty()
+        address = out.data_ptr()
+        parameters = self.blocks.get(address) or self._block(address)
+        self.plan.launch(parameters.address)
+        return out
+
+    def _block(self, address: int) -> Block:
+        block = self.plan.block((*self.inputs, address))
+        with self.plan.lock:
+            remember(self.blocks, address, block, MAX_OUTPUTS)
+        return block
+
+
+@dataclass(frozen=True, slots=True, eq=False)
+class SumsOfNothing:
+    """
+    A call where there are no products to add up, or no elements at all: the result is zeros, or C.
+
+    `addend` is C's number among the tensors; `new` describes the output unless the caller gives it.
+    """
+
+    accepts: Guard
+    addend: int | None
+    new: TensorInfo | None
+    device: torch.device
+
+    def run(self, tensors: Sequence[torch.Tensor]) -> torch.Tensor:
+        import torch
+
+        out = tensors[-1]
+        if (new := self.new) is not None:
+            dtype = from_torch.torch_dtype(new.dtype)
+            out = torch.empty_strided(new.shape, new.strides, dtype=dtype, device=self.device)
+        return out.zero_() if self.addend is None else out.copy_(tensors[self.addend].float() + 0.0)
+
+
+def values_of(
+    manifest: Manifest, tensors: Sequence[TensorInfo], m: int, overlap: bool, seed: ctypes.c_uint32
+) -> Values:
+    """The parameters of calls with such tensors, the output last; `UnsupportedError` (GMR-U001) for an unknown one."""
+    specs = (*manifest.inputs, manifest.output)
+    strides = [info.strides for info in tensors]
+    maps: dict[int, TensorMapFields] = {}
+    numbers: dict[int, int] = {}
+    for i, param in enumerate(manifest.params):
+        if isinstance(param, TensorMapParam):
+            info = tensors[param.tensor]
+            maps[i] = tensor_map_fields(info.address, specs[param.tensor], param, info.shape, info.strides)
+        elif (value := number(param, strides, m, overlap)) is not None:
+            numbers[i] = value
+    return Values(manifest.params, slots_of(manifest.params), maps, numbers, seed)

@@ -1,0 +1,165 @@
+"""Compiling and loading kernels before they are needed, so that no call has to wait for that."""
+
+from __future__ import annotations
+
+import itertools
+import sys
+import threading
+from collections.abc import Callable, Iterable
+from concurrent.futures import ThreadPoolExecutor
+from os import cpu_count
+from typing import TYPE_CHECKING, TypeAlias
+
+from gemmir.decode import DECODE_ROWS
+from gemmir.errors import InputError
+from gemmir.ops import FEW_ROWS, INDICES, Asked, Call, call_of, kernel_of
+from gemmir.problem import SCALE_BLOCK, Grouping
+
+if TYPE_CHECKING:
+    import torch
+
+    from gemmir.kernel import CompiledKernel
+
+Progress: TypeAlias = "Callable[[int, int, CompiledKernel], None]"
+"""Called with how many kernels are ready, of how many, and the one that just became so."""
+
+_BAR = 30
+"""Characters of a full one."""
+
+
+def prepare(
+    shapes: Iterable[tuple[int | None, int, int]],
+    dtype: torch.dtype,
+    *,
+    recipe: tuple[str, str] | None = None,
+    out_dtype: torch.dtype | None = None,
+    c_dtype: torch.dtype | None = None,
+    grouping: str = "none",
+    groups: int = 1,
+    expected_m: int | None = None,
+    split_k: int | None = None,
+    batch_invariant: bool = True,
+    device: torch.device | str | int | None = None,
+    load: bool = True,
+    threads: int | None = None,
+    progress: bool | Progress = False,
+) -> list[CompiledKernel]:
+    """
+    Compile the kernels of calls with these shapes, side by side, and load them into `device` (torch's current one).
+
+    `shapes` are (M, N, K) of `gemmir.matmul`, or of each group of `gemmir.grouped_matmul` (M: rows of all groups, or
+    with `grouping="counts"` the room of one) or `gemmir.batched_matmul`; M = None for every M. `dtype` is that of A and
+    B, which lie along K, as `x` and `w.t()` do. FP8 operands have scales by `recipe` (see `gemmir.problem.Recipe`), by
+    default 1x128 of A and 128x128 of B. `grouping` is a name of `gemmir.problem.Grouping`, with that many `groups`. The
+    rest is as in those calls, and must be: a kernel is found by what a call says.
+
+    `load=False` only compiles, which needs no GPU and leaves the kernels in the cache on disk. `threads`: how many
+    compile at once, by default one for each processor, up to 8. `progress`: a bar on stderr, or what to call.
+
+    Returns the kernels, each once, in the order of the shapes. Raises what the calls would; `DeviceError` before
+    anything is compiled if `load` finds no Hopper GPU.
+    """
+    index = _device(device) if load else None
+    form = _grouping(grouping)
+    asked = Asked(True, True, c_dtype is None, True, False, out_dtype, expected_m, split_k, batch_invariant)
+    calls: dict[Call, None] = {}
+    for m, n, k in shapes:
+        for rows in (m,) if m is not None else _every_m(form):
+            calls[call_of(form, _stand_ins(form, (rows, n, k), groups, dtype, recipe, c_dtype), asked)] = None
+    kernels = _make([*calls], index, threads or min(8, cpu_count() or 1), _bar if progress is True else progress)
+    return [*{id(kernel): kernel for kernel in kernels}.values()]
+
+
+def _device(device: torch.device | str | int | None) -> int:
+    """Number of a device that kernels can be loaded into."""
+    from gemmir.backends.cuda import driver, from_torch
+
+    driver.bindings()
+    driver.require_hopper(index := from_torch.device_index(device))
+    return index
+
+
+def _make(calls: list[Call], device: int | None, threads: int, report: Progress | bool) -> list[CompiledKernel]:
+    """The kernel of each call, compiled by that many threads, and loaded if there is a `device`."""
+    done = itertools.count(1)
+    lock = threading.Lock()
+
+    def make(call: Call) -> CompiledKernel:
+        kernel = kernel_of(call)
+        if device is not None:
+            kernel.prepare(device)
+        with lock:
+            if callable(report):
+                report(next(done), len(calls), kernel)
+        return kernel
+
+    with ThreadPoolExecutor(threads, "gemmir-prepare") as pool:
+        return [*pool.map(make, calls)]
+
+
+def _every_m(grouping: Grouping) -> tuple[int, ...]:
+    """An M of each kind that has a kernel of its own."""
+    return (*FEW_ROWS, DECODE_ROWS + 1) if grouping is Grouping.NONE else (1,)
+
+
+def _grouping(name: str) -> Grouping:
+    if name in {grouping.value for grouping in Grouping}:
+        return Grouping(name)
+    rule = "one of " + ", ".join(grouping.value for grouping in Grouping)
+    raise InputError("GMR-I009", f"grouping {name[:40]!r}", rule=rule, fix="use 'none'")
+
+
+def _stand_ins(
+    grouping: Grouping,
+    shape: tuple[int, int, int],
+    groups: int,
+    dtype: torch.dtype,
+    recipe: tuple[str, str] | None,
+    c_dtype: torch.dtype | None,
+) -> dict[str, torch.Tensor]:
+    """Tensors without data, as a call with this shape would have them."""
+    import torch
+
+    def empty(*extents: int, dtype: torch.dtype = torch.float32) -> torch.Tensor:
+        return torch.empty(extents, dtype=dtype, device="meta")
+
+    m, n, k = shape
+    of_a = (groups,) if grouping in (Grouping.BATCH, Grouping.COUNTS) else ()
+    of_b = () if grouping in (Grouping.NONE, Grouping.K_OFFS) else (groups,)
+    tensors = {"a": empty(*of_a, m, k, dtype=dtype), "b": empty(*of_b, n, k, dtype=dtype).mT}
+    if grouping in INDICES:
+        rows = m if grouping is Grouping.GROUP_IDS else groups
+        tensors[INDICES[grouping]] = empty(rows, dtype=torch.int32)
+    if dtype.itemsize == 1:
+        scale_a, scale_b = _scale_shapes(recipe or ("block_wise_1x128", "block_wise_128x128"), (m, n, k))
+        tensors["scale_a"] = empty(*(of_a if scale_a else ()), *scale_a)
+        tensors["scale_b"] = empty(*(of_b if scale_b else ()), *scale_b)
+    if c_dtype is not None:
+        tensors["c"] = empty(*((groups,) if grouping.stacked else ()), m, n, dtype=c_dtype)
+    return tensors
+
+
+def _scale_shapes(recipe: tuple[str, str], shape: tuple[int, int, int]) -> tuple[tuple[int, ...], tuple[int, ...]]:
+    """Of the scales of A (M, K) and of B (K, N)."""
+    m, n, k = shape
+    depth, columns = -(-k // SCALE_BLOCK), -(-n // SCALE_BLOCK)
+    of_a: dict[str, tuple[int, ...]] = {"tensor_wise": (), "row_wise": (m, 1), "block_wise_1x128": (m, depth)}
+    of_b: dict[str, tuple[int, ...]] = {
+        "tensor_wise": (),
+        "row_wise": (1, n),
+        "block_wise_1x128": (depth, n),
+        "block_wise_128x128": (depth, columns),
+    }
+    if recipe[0] in of_a and recipe[1] in of_b:
+        return of_a[recipe[0]], of_b[recipe[1]]
+    raise InputError("GMR-I009", f"recipe {recipe!r}"[:80], rule="two names of gemmir.problem.Recipe")
+
+
+def _bar(done: int, total: int, kernel: CompiledKernel) -> None:
+    """One line on stderr, written over itself on a terminal."""
+    full = _BAR * done // total
+    line = f"[{'#' * full}{'.' * (_BAR - full)}] {done}/{total} {kernel.manifest.entry}"
+    terminal = sys.stderr.isatty()
+    start, end = ("\r\x1b[K", "\n" if done == total else "") if terminal else ("", "\n")
+    sys.stderr.write(f"{start}{line}{end}")
+    sys.stderr.flush()
