@@ -45,7 +45,8 @@ class Calls:
         self._ready: dict[Options, Ready] = {}
         self._lock = threading.Lock()
 
-    def __call__(self, tensors: Sequence[torch.Tensor], options: Options) -> torch.Tensor:
+    def call(self, tensors: Sequence[torch.Tensor], options: Options) -> torch.Tensor:
+        """Make a call, whether or not it was made before."""
         try:
             key = (*options, *[tensor.data_ptr() for tensor in tensors])
             ready = self._ready.get(key)

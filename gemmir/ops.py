@@ -107,7 +107,7 @@ def matmul(
     # `_optional`, spelled out: this is the call that is made most.
     tensors = [a, b, *[t for t in (scale_a, scale_b, c, out) if t is not None]]
     missing = scale_a is None, scale_b is None, c is None, out is None
-    return _MATMUL(tensors, (*missing, overlap, out_dtype, expected_m, split_k, batch_invariant))
+    return _matmul(tensors, (*missing, overlap, out_dtype, expected_m, split_k, batch_invariant))
 
 
 def grouped_matmul(
@@ -156,7 +156,7 @@ def grouped_matmul(
     others, missing = _optional(scale_a, scale_b, c, out)
     calls, tensors, options = _CALLS[grouping], [a, b, index, *others], (*missing, False, out_dtype, expected_m)
     if not validate:
-        return calls(tensors, options)
+        return calls.call(tensors, options)
     ready = calls.resolved(tensors, options)
     _validate(grouping, a, b, index)
     return ready.run(tensors)
@@ -175,7 +175,7 @@ def batched_matmul(
 ) -> torch.Tensor:
     """G products: `a` (G, M, K), `b` (G, K, N), result (G, M, N). The rest as for `grouped_matmul`."""
     others, missing = _optional(scale_a, scale_b, c, out)
-    return _CALLS[Grouping.BATCH]([a, b, *others], (*missing, False, out_dtype, expected_m))
+    return _CALLS[Grouping.BATCH].call([a, b, *others], (*missing, False, out_dtype, expected_m))
 
 
 def _optional(*tensors: torch.Tensor | None) -> tuple[list[torch.Tensor], tuple[bool, ...]]:
@@ -442,4 +442,4 @@ def _validate(grouping: Grouping, a: torch.Tensor, b: torch.Tensor, index: torch
 
 _lock = threading.Lock()
 _CALLS = {grouping: Calls(partial(_ready, grouping)) for grouping in Grouping}
-_MATMUL = _CALLS[Grouping.NONE]
+_matmul = _CALLS[Grouping.NONE].call

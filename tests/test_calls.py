@@ -54,30 +54,30 @@ def guarded(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> 
 @pytest.mark.usefixtures("guarded")
 @pytest.mark.parametrize("what", OTHERS)
 def test_tensors_of_another_kind_at_the_same_address_are_told_apart(what: str):
-    call, found = counting()
+    known, found = counting()
     first, other = BASE.as_strided((4, 8), (8, 1)), OTHERS[what]()
     assert first.data_ptr() == other.data_ptr()
     for tensor in (first, first, other, other, first):
-        assert call([tensor, BASE], (True,)) == facts_of([tensor, BASE])
+        assert known.call([tensor, BASE], (True,)) == facts_of([tensor, BASE])
     assert found == [facts_of([tensor, BASE]) for tensor in (first, other, first)]
 
 
 @pytest.mark.usefixtures("guarded")
 def test_what_autograd_would_follow_is_told_apart():
-    call, found = counting()
+    known, found = counting()
     weight = torch.ones(4, 4, requires_grad=True)
     with torch.no_grad():
-        assert [call([weight], ()), call([weight], ())] == [facts_of([weight])] * 2
-    assert call([weight], ())[0][-1] is True
+        assert [known.call([weight], ()), known.call([weight], ())] == [facts_of([weight])] * 2
+    assert known.call([weight], ())[0][-1] is True
     assert [facts[0][-1] for facts in found] == [False, True]
 
 
 @pytest.mark.usefixtures("guarded")
 def test_options_and_the_number_of_tensors_are_part_of_a_call():
-    call, found = counting()
+    known, found = counting()
     for tensors, options in (([BASE], (None,)), ([BASE, BASE], (None,)), ([BASE], (3,)), ([BASE], (False,))):
         for _ in range(2):
-            call(tensors, options)
+            known.call(tensors, options)
     assert len(found) == 4
 
 
@@ -106,41 +106,41 @@ def test_what_is_no_tensor_with_data_is_resolved_each_time(strange: Any):
         asked.append(facts)
         raise ValueError("refused")
 
-    call = Calls(refuse)
+    known = Calls(refuse)
     for _ in range(2):
         with pytest.raises(ValueError, match="refused"):
-            call([BASE, strange], ())
-    assert (asked, len(call)) == ([None, None], 0)
+            known.call([BASE, strange], ())
+    assert (asked, len(known)) == ([None, None], 0)
 
 
 def test_options_that_cannot_be_compared_are_resolved_each_time():
-    call, found = counting()
-    call._resolve = lambda tensors, options, facts: Made(tensors, facts_of(tensors))
-    call([BASE], ([],))
-    assert (found, len(call)) == ([], 0)
+    known, found = counting()
+    known._resolve = lambda tensors, options, facts: Made(tensors, facts_of(tensors))
+    known.call([BASE], ([],))
+    assert (found, len(known)) == ([], 0)
 
 
 def test_only_the_last_calls_are_remembered(monkeypatch: pytest.MonkeyPatch):
     monkeypatch.setattr(calls, "MAX_CALLS", 3)
-    call, found = counting()
+    known, found = counting()
     for number in (1, 2, 3, 4, 4, 3, 1, 4):
-        call([BASE], (number,))
-    assert len(call) == 3
+        known.call([BASE], (number,))
+    assert len(known) == 3
     assert len(found) == 5, "1 to 4, and 1 again"
-    call.forget()
-    assert len(call) == 0
+    known.forget()
+    assert len(known) == 0
 
 
 def test_threads_share_them(monkeypatch: pytest.MonkeyPatch):
     monkeypatch.setattr(calls, "MAX_CALLS", 2)
-    call, _ = counting()
+    known, _ = counting()
     parts = [BASE[i : i + 8] for i in range(5)]
     wrong: list[object] = []
 
     def work() -> None:
         for i in range(2000):
             tensor = parts[i % 5]
-            if call([tensor], ()) != facts_of([tensor]):
+            if known.call([tensor], ()) != facts_of([tensor]):
                 wrong.append(i)
 
     threads = [threading.Thread(target=work) for _ in range(4)]
@@ -148,4 +148,4 @@ def test_threads_share_them(monkeypatch: pytest.MonkeyPatch):
         thread.start()
     for thread in threads:
         thread.join()
-    assert (wrong, len(call) <= 2) == ([], True)
+    assert (wrong, len(known) <= 2) == ([], True)

@@ -82,8 +82,8 @@ class Launcher:
         `check_arguments` and `check_output`), `DeviceError` if they cannot be computed on.
         """
         if out is None:
-            return self._calls(tensors, (False, overlap))
-        return self._calls([*tensors, out], (True, overlap))
+            return self._calls.call(tensors, (False, overlap))
+        return self._calls.call([*tensors, out], (True, overlap))
 
     def _resolve(self, tensors: Sequence[torch.Tensor], options: Options, facts: Facts | None) -> Ready:
         given, overlap = options

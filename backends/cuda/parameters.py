@@ -10,6 +10,7 @@ from __future__ import annotations
 import ctypes
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
+from struct import Struct, pack_into
 from typing import Any
 
 from gemmir.backends.cuda import driver
@@ -18,14 +19,13 @@ from gemmir.errors import UnsupportedError
 from gemmir.manifest import (
     OverlapsParam,
     Param,
-    PointerParam,
     RowsParam,
-    SeedParam,
     StrideParam,
     TensorMapParam,
 )
 
 _WORD = 8
+_ADDRESS, _NUMBER = Struct("=Q"), Struct("=q")
 
 
 @dataclass(frozen=True, slots=True)
@@ -51,78 +51,79 @@ class Block:
     """
     The parameters of one launch. `address` is that of the array which the driver takes.
 
-    Never changed once it is made, so that threads may share it. `seed` is that of a kernel's delays under chaos, which
-    may change.
+    Never changed once it is made, so that threads may share it.
     """
 
-    __slots__ = ("_base", "_memory", "_seed", "address")
+    __slots__ = ("_seed", "address", "base", "memory", "start")
 
     def __init__(self, slots: Slots, seed: ctypes.c_uint32):
-        self._memory = (ctypes.c_char * (slots.size + MAP_ALIGNMENT))()
-        self._base = -(-ctypes.addressof(self._memory) // MAP_ALIGNMENT) * MAP_ALIGNMENT
-        self._seed = seed
-        self.address = self._base + slots.array
+        self.memory = ctypes.create_string_buffer(slots.size + MAP_ALIGNMENT)
+        address = ctypes.addressof(self.memory)
+        self.start = -address % MAP_ALIGNMENT
+        self.base = address + self.start
+        self.address = self.base + slots.array
+        self._seed = seed  # which the array may point to
 
-    def at(self, offset: int) -> int:
-        return self._base + offset
+
+@dataclass(frozen=True, slots=True)
+class Map:
+    """A tensor map at `offset` of a block, over tensor number `tensor` (-1: the output), wherever that lies."""
+
+    offset: int
+    tensor: int
+    fields: TensorMapFields
 
 
 @dataclass(frozen=True, slots=True)
 class Values:
     """
-    What the parameters of a kind of call are, but for its tensors' addresses.
+    The parameters of one kind of call, but for its tensors' addresses.
 
-    `maps` has the tensor map of each parameter that is one, `numbers` the value of each that is a number.
+    `pointers` are offsets in a block and numbers of tensors, `numbers` offsets and values, each of 64 bits: a kernel
+    reads the lower half where it takes an int. `seeds` says which parameters are the seed of a kernel's delays under
+    chaos, which may change.
     """
 
-    params: tuple[Param, ...]
     slots: Slots
-    maps: dict[int, TensorMapFields]
-    numbers: dict[int, int]
+    maps: list[Map]
+    pointers: list[tuple[int, int]]
+    numbers: list[tuple[int, int]]
+    seeds: list[int]
     seed: ctypes.c_uint32
 
     def encoded(self, addresses: Sequence[int]) -> Block:
         """The block for tensors at `addresses`, the output last; needs a current context."""
         block = Block(self.slots, self.seed)
-        for i, fields in self.maps.items():
-            param = self.params[i]
-            assert isinstance(param, TensorMapParam)
-            packed = encode(replace(fields, address=addresses[param.tensor]))
-            ctypes.memmove(block.at(self.slots.offsets[i]), int(packed.getPtr()), MAP_BYTES)
-        for i, value in self.numbers.items():
-            _write(block.at(self.slots.offsets[i]), value)
+        for one in self.maps:
+            packed = encode(replace(one.fields, address=addresses[one.tensor]))
+            ctypes.memmove(block.base + one.offset, int(packed.getPtr()), MAP_BYTES)
+        for offset, value in self.numbers:
+            _NUMBER.pack_into(block.memory, block.start + offset, value)
         self._point(block, addresses)
         return block
 
     def moved(self, block: Block, addresses: Sequence[int]) -> Block:
         """The same for tensors at other addresses."""
         copy = Block(self.slots, self.seed)
-        ctypes.memmove(copy.at(0), block.at(0), self.slots.array)
-        for i in self.maps:
-            param = self.params[i]
-            assert isinstance(param, TensorMapParam)
-            replace_address(copy.at(self.slots.offsets[i]), addresses[param.tensor])
+        ctypes.memmove(copy.base, block.base, self.slots.array)
+        for one in self.maps:
+            replace_address(copy.base + one.offset, addresses[one.tensor])
         self._point(copy, addresses)
         return copy
 
     def _point(self, block: Block, addresses: Sequence[int]) -> None:
         """Fill in pointers, and the array of the parameters' addresses."""
-        where = [block.at(offset) for offset in self.slots.offsets]
-        for i, param in enumerate(self.params):
-            if isinstance(param, PointerParam):
-                _write(where[i], addresses[param.tensor])
-            elif isinstance(param, SeedParam):
-                where[i] = ctypes.addressof(self.seed)
-        (ctypes.c_uint64 * len(where)).from_address(block.address)[:] = where
+        for offset, tensor in self.pointers:
+            _ADDRESS.pack_into(block.memory, block.start + offset, addresses[tensor])
+        base = block.base
+        where = [base + offset for offset in self.slots.offsets]
+        for i in self.seeds:
+            where[i] = ctypes.addressof(self.seed)
+        pack_into(f"={len(where)}Q", block.memory, block.start + self.slots.array, *where)
 
 
-def _write(address: int, value: int) -> None:
-    """As 64 bits; a kernel reads the lower half where it takes an int."""
-    ctypes.c_int64.from_address(address).value = value
-
-
-def number(param: Param, strides: Sequence[Sequence[int]], m: int, overlap: bool) -> int | None:
-    """The value of a parameter that is the same for tensors anywhere, or None. `strides` in elements, output last."""
+def number(param: Param, strides: Sequence[Sequence[int]], m: int, overlap: bool) -> int:
+    """The value of a parameter that is one. `strides` of each tensor in elements, the output's last."""
     match param:
         case StrideParam():
             return strides[param.tensor][param.dimension]
@@ -130,9 +131,9 @@ def number(param: Param, strides: Sequence[Sequence[int]], m: int, overlap: bool
             return m
         case OverlapsParam():
             return int(overlap)
-        case PointerParam() | SeedParam() | TensorMapParam():
-            return None
-    raise UnsupportedError("GMR-U001", f"a kernel parameter of kind {param.kind!r}", rule="the launcher must know it")
+        case _:
+            kind = f"a kernel parameter of kind {param.kind!r}"
+            raise UnsupportedError("GMR-U001", kind, rule="the launcher must know it")
 
 
 def launch_config(shape: tuple[int, int, int], stream: int, overlap: bool) -> Any:

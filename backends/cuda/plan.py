@@ -15,11 +15,11 @@ from typing import TYPE_CHECKING, Any
 
 from gemmir.backends.cuda import driver, from_torch
 from gemmir.backends.cuda.arguments import TensorInfo, alignments
-from gemmir.backends.cuda.parameters import Block, Values, launch_config, number, slots_of
-from gemmir.backends.cuda.tensor_map import TensorMapFields, tensor_map_fields
+from gemmir.backends.cuda.parameters import Block, Map, Values, launch_config, number, slots_of
+from gemmir.backends.cuda.tensor_map import tensor_map_fields
 from gemmir.calls import Ready, remember
 from gemmir.guards import Guard
-from gemmir.manifest import Manifest, TensorMapParam
+from gemmir.manifest import Manifest, PointerParam, SeedParam, TensorMapParam
 
 if TYPE_CHECKING:
     import torch
@@ -66,6 +66,9 @@ class Plan:
     lock: threading.Lock = field(default_factory=threading.Lock)
     places: tuple[tuple[int, int], ...] = ()
     """Of each tensor: what its address is a multiple of, and how many bytes its elements span."""
+    index: int = 0
+    """Number of the device."""
+    function: Any = None
     call: Any = None
     success: object = None
     stream_of: Any = None
@@ -74,6 +77,7 @@ class Plan:
         cuda = driver.bindings()
         self.call, self.success = cuda.cuLaunchKernelEx, cuda.CUresult.CUDA_SUCCESS
         self.stream_of = from_torch.raw_stream()
+        self.function, self.index = self.kernel.function, self.tensors[0].device_index
         steps = alignments(self.manifest, self.tensors)
         self.places = tuple(zip(steps, (info.reach for info in self.tensors), strict=True))
 
@@ -99,29 +103,25 @@ class Plan:
 
     def block(self, addresses: Sequence[int]) -> Block:
         """The parameters for tensors at `addresses`, the output last."""
+        if (first := self.first) is not None:
+            return self.values.moved(first, addresses)
         # A tensor map is encoded in a context, and a thread that has made no CUDA call yet has none.
         with driver.in_context(self.kernel.context):
-            if (first := self.first) is not None:
-                return self.values.moved(first, addresses)
-            self.first = self.values.encoded(addresses)
-            return self.first
+            self.first = first = self.values.encoded(addresses)
+        return first
 
     def empty(self) -> torch.Tensor:
         """New memory for the result. Rows that belong to no group keep what it held."""
-        import torch
-
-        info = self.tensors[-1]
-        return torch.empty_strided(
-            info.shape, info.strides, dtype=from_torch.torch_dtype(info.dtype), device=self.device
-        )
+        driver.refuse_if_unusable()
+        return new_tensor(self.tensors[-1], self.device)
 
     def launch(self, parameters: int) -> None:
         """Launch on torch's current stream, with the parameters at this address."""
         if driver.fate.refusal is not None:
             driver.refuse_if_unusable()
-        stream = self.stream_of(self.device.index)
+        stream = self.stream_of(self.index)
         config = self.configs.get(stream) or self._config(stream)
-        result = self.call(config, self.kernel.function, parameters, 0)
+        result = self.call(config, self.function, parameters, 0)
         if result[0] is not self.success:
             self._again(result, config, parameters)
 
@@ -141,7 +141,7 @@ class Plan:
         """
         if int(result[0]) in OTHER_CONTEXT:
             with driver.in_context(self.kernel.context):
-                result = self.call(config, self.kernel.function, parameters, 0)
+                result = self.call(config, self.function, parameters, 0)
         driver.checked(result, "cuLaunchKernelEx")
 
 
@@ -195,13 +195,15 @@ class SumsOfNothing:
     device: torch.device
 
     def run(self, tensors: Sequence[torch.Tensor]) -> torch.Tensor:
-        import torch
-
-        out = tensors[-1]
-        if (new := self.new) is not None:
-            dtype = from_torch.torch_dtype(new.dtype)
-            out = torch.empty_strided(new.shape, new.strides, dtype=dtype, device=self.device)
+        out = tensors[-1] if self.new is None else new_tensor(self.new, self.device)
         return out.zero_() if self.addend is None else out.copy_(tensors[self.addend].float() + 0.0)
+
+
+def new_tensor(info: TensorInfo, device: torch.device) -> torch.Tensor:
+    """Memory for a tensor that lies as `info` says."""
+    import torch
+
+    return torch.empty_strided(info.shape, info.strides, dtype=from_torch.torch_dtype(info.dtype), device=device)
 
 
 def values_of(
@@ -210,12 +212,18 @@ def values_of(
     """The parameters of calls with such tensors, the output last; `UnsupportedError` (GMR-U001) for an unknown one."""
     specs = (*manifest.inputs, manifest.output)
     strides = [info.strides for info in tensors]
-    maps: dict[int, TensorMapFields] = {}
-    numbers: dict[int, int] = {}
-    for i, param in enumerate(manifest.params):
+    maps: list[Map] = []
+    pointers: list[tuple[int, int]] = []
+    numbers: list[tuple[int, int]] = []
+    slots = slots_of(manifest.params)
+    for param, offset in zip(manifest.params, slots.offsets, strict=True):
         if isinstance(param, TensorMapParam):
             info = tensors[param.tensor]
-            maps[i] = tensor_map_fields(info.address, specs[param.tensor], param, info.shape, info.strides)
-        elif (value := number(param, strides, m, overlap)) is not None:
-            numbers[i] = value
-    return Values(manifest.params, slots_of(manifest.params), maps, numbers, seed)
+            fields = tensor_map_fields(0, specs[param.tensor], param, info.shape, info.strides)
+            maps.append(Map(offset, param.tensor, fields))
+        elif isinstance(param, PointerParam):
+            pointers.append((offset, param.tensor))
+        elif not isinstance(param, SeedParam):
+            numbers.append((offset, number(param, strides, m, overlap)))
+    seeds = [i for i, param in enumerate(manifest.params) if isinstance(param, SeedParam)]
+    return Values(slots, maps, pointers, numbers, seeds, seed)

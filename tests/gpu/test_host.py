@@ -5,6 +5,7 @@ from __future__ import annotations
 import ctypes
 import gc
 import statistics
+import sys
 import time
 from collections.abc import Callable
 from pathlib import Path
@@ -16,6 +17,7 @@ import torch
 import gemmir
 from gemmir import ops
 from gemmir.backends.cuda import driver
+from gemmir.problem import Grouping
 
 pytestmark = pytest.mark.gpu
 
@@ -63,7 +65,7 @@ def bare_launch() -> Callable[[], Any]:
     tensors, out = fp8(ROWS), torch.empty(ROWS, N, dtype=BF16, device="cuda")
     ops.forget()
     gemmir.matmul(**tensors, out=out)
-    (ready,) = ops._MATMUL._ready.values()
+    (ready,) = ops._CALLS[Grouping.NONE]._ready.values()
     made: Any = ready
     plan, parameters = made.plan, made.parameters.address
     (config,) = plan.configs.values()
@@ -76,9 +78,8 @@ def test_a_warm_call_is_short(record_property: Callable[[str, object], None]) ->
     a, b, scale_a, scale_b = tensors.values()
     one, two = torch.ones((), device="cuda"), torch.ones((), device="cuda")
     x, w = (torch.zeros(shape, dtype=BF16, device="cuda") for shape in ((ROWS, K), (N, K)))
-    kernel = ops.kernel_of(
-        ops.call_of(ops.Grouping.NONE, tensors, ops.Asked(False, False, True, True, False, None, None))
-    )
+    asked = ops.Asked(False, False, True, True, False, None, None)
+    kernel = ops.kernel_of(ops.call_of(Grouping.NONE, tensors, asked))
     launch = bare_launch()
     found = {
         "bare launch": us(launch),
@@ -97,7 +98,7 @@ def test_a_warm_call_is_short(record_property: Callable[[str, object], None]) ->
     for what, time_us in found.items():
         record_property(what, time_us)
     text = ", ".join(f"{what} {time_us:.2f}" for what, time_us in found.items())
-    print(f"host time of a call in us: {text}")
+    sys.stderr.write(f"host time of a call in us: {text}\n")
     assert found["matmul"] <= OF_SCALED_MM * found["torch._scaled_mm"], text
     assert found["matmul"] <= found["bare launch"] + OVER_A_LAUNCH_US, text
 
@@ -149,6 +150,5 @@ def test_a_million_calls_leave_nothing_behind() -> None:
     gc.collect()
     libc.malloc_trim(0)
     grown = resident_bytes() - before
-    print(f"resident memory grew by {grown} bytes in 1,000,000 calls")
     assert all(torch.equal(case["out"].view(torch.int16), bits) for case, bits in zip(cases, first, strict=True))
-    assert grown < 1 << 20
+    assert grown < 1 << 20, f"{grown} bytes"

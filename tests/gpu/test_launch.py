@@ -156,15 +156,16 @@ def test_tensors_that_move() -> None:
 
 
 def test_a_thread_that_has_made_no_cuda_call() -> None:
-    """It has no context yet; everything was allocated elsewhere."""
-    out = torch.zeros(ROWS, N, dtype=torch.bfloat16, device="cuda")
+    """It has no context yet; everything was allocated elsewhere. Then with an output at another address."""
+    outs = [torch.zeros(ROWS, N, dtype=torch.bfloat16, device="cuda") for _ in range(2)]
     wanted, given = expected(), inputs()
     torch.cuda.synchronize()
-    thread = threading.Thread(target=lambda: kernel()(*given, out=out))
-    thread.start()
-    thread.join(timeout=60)
-    torch.cuda.synchronize()
-    assert torch.equal(out, wanted)
+    for out in outs:
+        thread = threading.Thread(target=lambda out=out: kernel()(*given, out=out))
+        thread.start()
+        thread.join(timeout=60)
+        torch.cuda.synchronize()
+        assert torch.equal(out, wanted)
 
 
 def test_two_threads() -> None:
