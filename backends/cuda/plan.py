@@ -103,10 +103,13 @@ class Plan:
 
     def block(self, addresses: Sequence[int]) -> Block:
         """The parameters for tensors at `addresses`, the output last."""
-        if (first := self.first) is not None:
+        first = self.first
+        if first is not None and driver.current_context() != 0:
             return self.values.moved(first, addresses)
-        # A tensor map is encoded in a context, and a thread that has made no CUDA call yet has none.
+        # The driver handles tensor maps in a context, and a thread that has made no CUDA call yet has none.
         with driver.in_context(self.kernel.context):
+            if first is not None:
+                return self.values.moved(first, addresses)
             self.first = first = self.values.encoded(addresses)
         return first
 

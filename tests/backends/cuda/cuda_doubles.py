@@ -169,10 +169,14 @@ class RecordingDriver:
         return self._done("cuOccupancyMaxActiveClusters", self.clusters)
 
     def cuTensorMapEncodeTiled(self, *arguments: Any) -> tuple[object, ...]:
+        if not self.context:
+            return (NO_CONTEXT, None)
         self.maps.append(arguments)
         return self._done("cuTensorMapEncodeTiled", real.CUtensorMap())
 
     def cuTensorMapReplaceAddress(self, packed: Any, address: int) -> tuple[object, ...]:
+        if not self.context:
+            return (NO_CONTEXT,)
         self.moved.append(address)
         return self._done("cuTensorMapReplaceAddress")
 

@@ -438,10 +438,12 @@ def test_a_device_that_is_not_current(gpu: RecordingDriver):
 
 
 def test_a_thread_without_a_context(gpu: RecordingDriver):
+    """The driver handles no tensor map there."""
     call = launcher()
     gpu.context = 0
-    call(tensors(8))
-    assert (gpu.launches[0].context, gpu.context) == (0x1000, 0)
+    for first in (1 << 40, 1 << 41):
+        call(tensors(8, first=first))
+        assert (gpu.launches[-1].context, gpu.context) == (0x1000, 0)
 
 
 def test_threads_load_a_kernel_once(gpu: RecordingDriver):
