@@ -8,6 +8,7 @@ The same call again costs a look at each address and one comparison of all else 
 from __future__ import annotations
 
 import threading
+from collections import OrderedDict
 from collections.abc import Callable, Sequence
 from typing import TYPE_CHECKING, Any, Protocol, TypeAlias
 
@@ -42,7 +43,7 @@ class Calls:
 
     def __init__(self, resolve: Resolve):
         self._resolve = resolve
-        self._ready: dict[Options, Ready] = {}
+        self._ready: OrderedDict[Options, Ready] = OrderedDict()
         self._lock = threading.Lock()
 
     def call(self, tensors: Sequence[torch.Tensor], options: Options) -> torch.Tensor:
@@ -79,8 +80,8 @@ class Calls:
         return ready
 
 
-def remember(table: dict[Any, Any], key: object, value: object, limit: int) -> None:
+def remember(table: OrderedDict[Any, Any], key: object, value: object, limit: int) -> None:
     """Add to a table of bounded size, under its lock; a lookup needs none."""
     while len(table) >= limit and key not in table:
-        del table[next(iter(table))]
+        table.popitem(last=False)
     table[key] = value

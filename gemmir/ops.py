@@ -8,6 +8,7 @@ kernel: later calls, with any M, only look it up. On the CPU the reference backe
 from __future__ import annotations
 
 import threading
+from collections import OrderedDict
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from functools import lru_cache, partial
@@ -41,7 +42,7 @@ class Compute(Protocol):
     def ready(self, tensors: Sequence[torch.Tensor], given: bool, overlap: bool, facts: Facts | None) -> Ready: ...
 
 
-_known: dict[object, Compute] = {}
+_known: OrderedDict[object, Compute] = OrderedDict()
 """What computes calls whose tensors have the shapes, strides, types and devices of the key."""
 
 

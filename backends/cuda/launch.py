@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import ctypes
 import threading
+from collections import OrderedDict
 from collections.abc import Sequence
 from math import prod
 from typing import TYPE_CHECKING
@@ -67,7 +68,7 @@ class Launcher:
         self._names = tuple(spec.name for spec in manifest.inputs)
         self._lock = threading.Lock()
         self._kernels: dict[int, Kernel] = {}
-        self._plans: dict[object, Plan] = {}
+        self._plans: OrderedDict[object, Plan] = OrderedDict()
         self._calls = Calls(self._resolve)
 
     def __call__(

@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import ctypes
 import threading
+from collections import OrderedDict
 from collections.abc import Sequence
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any
@@ -62,7 +63,7 @@ class Plan:
     accepts: Guard
     values: Values
     first: Block | None = None
-    configs: dict[int, Any] = field(default_factory=dict[int, Any])
+    configs: OrderedDict[int, Any] = field(default_factory=OrderedDict[int, Any])
     lock: threading.Lock = field(default_factory=threading.Lock)
     places: tuple[tuple[int, int], ...] = ()
     """Of each tensor: what its address is a multiple of, and how many bytes its elements span."""
@@ -168,7 +169,7 @@ class LaunchIntoNew:
     plan: Plan
     accepts: Guard
     inputs: tuple[int, ...]
-    blocks: dict[int, Block] = field(default_factory=dict[int, Block])
+    blocks: OrderedDict[int, Block] = field(default_factory=OrderedDict[int, Block])
 
     def run(self, tensors: Sequence[torch.Tensor]) -> torch.Tensor:
         out = self.plan.empty()

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import ctypes
 import gc
+import itertools
 import statistics
 import sys
 import time
@@ -15,7 +16,7 @@ import pytest
 import torch
 
 import gemmir
-from gemmir import ops
+from gemmir import calls, ops
 from gemmir.backends.cuda import driver
 from gemmir.problem import Grouping
 
@@ -31,19 +32,19 @@ OVER_A_LAUNCH_US = 5.0
 """What a call may cost more than `cuLaunchKernelEx` with the same parameters, which is the driver's own."""
 
 
-def us(call: Callable[[], Any], calls: int = 100, rounds: int = 60) -> float:
-    """Median host time of a call in microseconds; the queue of launches never fills."""
-    for _ in range(20):
-        call()
-    torch.cuda.synchronize()
-    times: list[float] = []
+def us(calls: dict[str, Callable[[], Any]], count: int = 100, rounds: int = 60) -> dict[str, float]:
+    """Median host time of each call in microseconds, in turn; the queue of launches never fills."""
+    times: dict[str, list[float]] = {what: [] for what in calls}
     for _ in range(rounds):
-        start = time.perf_counter()
-        for _ in range(calls):
+        for what, call in calls.items():
             call()
-        times.append((time.perf_counter() - start) / calls * 1e6)
-        torch.cuda.synchronize()
-    return statistics.median(times)
+            torch.cuda.synchronize()
+            start = time.perf_counter()
+            for _ in range(count):
+                call()
+            times[what].append((time.perf_counter() - start) / count * 1e6)
+            torch.cuda.synchronize()
+    return {what: statistics.median(found) for what, found in times.items()}
 
 
 def fp8(m: int, n: int = N, k: int = K) -> dict[str, torch.Tensor]:
@@ -77,23 +78,22 @@ def test_a_warm_call_is_short(record_property: Callable[[str, object], None]) ->
     tensors, out = fp8(ROWS), torch.empty(ROWS, N, dtype=BF16, device="cuda")
     a, b, scale_a, scale_b = tensors.values()
     one, two = torch.ones((), device="cuda"), torch.ones((), device="cuda")
-    x, w = (torch.zeros(shape, dtype=BF16, device="cuda") for shape in ((ROWS, K), (N, K)))
+    x, w = torch.zeros(ROWS, K, dtype=BF16, device="cuda"), torch.zeros(N, K, dtype=BF16, device="cuda").t()
     asked = ops.Asked(False, False, True, True, False, None, None)
     kernel = ops.kernel_of(ops.call_of(Grouping.NONE, tensors, asked))
-    launch = bare_launch()
-    found = {
-        "bare launch": us(launch),
-        "matmul": us(lambda: gemmir.matmul(a, b, scale_a=scale_a, scale_b=scale_b, out=out)),
-        "matmul, new result": us(lambda: gemmir.matmul(a, b, scale_a=scale_a, scale_b=scale_b)),
-        "matmul, BF16": us(lambda: gemmir.matmul(x, w.t(), out=out)),
-        "kernel": us(lambda: kernel(a, b, scale_a, scale_b, out=out)),
-        "torch._scaled_mm": us(lambda: torch._scaled_mm(a, b, one, two, out_dtype=BF16, out=out)),
-        "torch.mm": us(lambda: torch.mm(x, w.t(), out=out)),
-    }
-    moving = [torch.empty_like(out) for _ in range(2 * 4096)]
-    turn = iter(moving * 2)
-    found["matmul, new addresses"] = us(
-        lambda: gemmir.matmul(a, b, scale_a=scale_a, scale_b=scale_b, out=next(turn)), rounds=60
+    moving = itertools.cycle([torch.empty_like(out) for _ in range(2 * calls.MAX_CALLS)])
+    scales = {"scale_a": scale_a, "scale_b": scale_b}
+    found = us(
+        {
+            "bare launch": bare_launch(),
+            "matmul": lambda: gemmir.matmul(a, b, scale_a=scale_a, scale_b=scale_b, out=out),
+            "matmul, new result": lambda: gemmir.matmul(a, b, scale_a=scale_a, scale_b=scale_b),
+            "matmul, new address": lambda: gemmir.matmul(a, b, **scales, out=next(moving)),
+            "matmul, BF16": lambda: gemmir.matmul(x, w, out=out),
+            "kernel": lambda: kernel(a, b, scale_a, scale_b, out=out),
+            "torch._scaled_mm": lambda: torch._scaled_mm(a, b, one, two, out_dtype=BF16, out=out),
+            "torch.mm": lambda: torch.mm(x, w, out=out),
+        }
     )
     for what, time_us in found.items():
         record_property(what, time_us)
