@@ -261,6 +261,7 @@ def _print(lowered: Lowered, target: str, *, checked: bool, chaos: bool = False)
     from gemmir.backends.cuda.audit import audit_source
     from gemmir.backends.cuda.describe import describe
     from gemmir.backends.cuda.printer import print_kernel
+    from gemmir.backends.cuda.source_lint import lint
     from gemmir.backends.cuda.target import the_kernel
     from gemmir.passes.sync.check import check_kernel
 
@@ -268,6 +269,7 @@ def _print(lowered: Lowered, target: str, *, checked: bool, chaos: bool = False)
     if not checked:
         check_kernel(kernel)
     printed = print_kernel(kernel, chaos)
+    lint(printed.source, printed.entry)
     audit_source(kernel, printed.source)
     lowered.source = printed.source
     lowered.manifest = describe(kernel, printed.entry, target, lowered.schedule, lowered.decisions, chaos)

@@ -42,6 +42,7 @@ CODES: dict[str, str] = {
     "GMR-C002": "the CUDA compiler serialised WGMMA, spilled or ignored setmaxnreg",
     "GMR-C003": "NVRTC is missing or too old",
     "GMR-C004": "a tool is missing",
+    "GMR-C005": "CUDA source with something in it that gemmir does not print",
     "GMR-K001": "the cache cannot be used",
     "GMR-D001": "no driver or no GPU",
     "GMR-D002": "a GPU that is not supported",

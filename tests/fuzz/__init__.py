@@ -1,0 +1,1 @@
+"""Text that was changed at random, and what must not come of it."""
