@@ -14,8 +14,7 @@ from typing import TYPE_CHECKING, Any, TypeAlias
 
 from gemmir.decode import DECODE_ROWS, decode_split_k
 from gemmir.errors import InputError
-from gemmir.matmul_rules import blocks
-from gemmir.problem import Grouping
+from gemmir.problem import Grouping, blocks
 
 if TYPE_CHECKING:
     import torch
@@ -343,9 +342,9 @@ def _fastest_split_k(call: Call) -> int:
 
 @lru_cache(MAX_KERNELS)
 def _kernel(call: Call) -> CompiledKernel:
-    from gemmir.compiler import compile
+    from gemmir.compiler import compile_call
 
-    return compile(_program(call))
+    return compile_call(call, lambda: _program(call))
 
 
 @lru_cache(MAX_KERNELS)

@@ -259,11 +259,11 @@ class Kernel:
 def compiled(monkeypatch: pytest.MonkeyPatch) -> Iterator[list[Kernel]]:
     found: list[Kernel] = []
 
-    def compile_(program: gemmir.Program) -> Kernel:
-        found.append(Kernel(program))
+    def compile_call(call: ops.Call, program: Callable[[], gemmir.Program]) -> Kernel:
+        found.append(Kernel(program()))
         return found[-1]
 
-    monkeypatch.setattr("gemmir.compiler.compile", compile_)
+    monkeypatch.setattr("gemmir.compiler.compile_call", compile_call)
     monkeypatch.setattr(ops, "_known", {})
     ops._kernel.cache_clear()
     yield found

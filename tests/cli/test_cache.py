@@ -4,8 +4,9 @@ from pathlib import Path
 
 import pytest
 
-from gemmir.cache import Cache, digest
+from gemmir.cache import Cache
 from gemmir.cache_files import Entry
+from gemmir.cache_keys import digest
 from gemmir.cli.main import main
 
 
