@@ -38,6 +38,7 @@ Kind = Literal["kernel", "call"]
 _KEY = re.compile(r"[0-9a-f]{64}")
 _OWNED = (".part", ".lock")
 """Files that whoever made them holds a lock on and removes."""
+_NO_HOME, _NAMED = "there is no home directory", "set GEMMIR_CACHE_DIR"
 _PRIVATE = "use a directory of your own with mode 0700"
 _WRITABLE = "set GEMMIR_CACHE_DIR to a directory that can be written"
 _warned: set[tuple[Path | None, str]] = set()
@@ -68,8 +69,9 @@ class Cache:
     Kernels by key, on disk and, where the disk cannot be used, in memory.
 
     `directory` None: the default one, and none at all if `GEMMIR_CACHE=0`. `required`: the user asked for this cache,
-    so what cannot be used raises `CacheError` (GMR-K001) instead of being passed over with a warning. Safe to use from
-    several threads and processes.
+    so what cannot be used raises `CacheError` (GMR-K001) instead of being passed over with a warning. `capacity_bytes`:
+    how much the disk may hold, by default what `gemmir.cache_settings.capacity` says. Safe to use from several threads
+    and processes.
     """
 
     def __init__(self, directory: Path | None = None, *, required: bool = False, capacity_bytes: int | None = None):
@@ -78,7 +80,7 @@ class Cache:
         self._base = base
         self._directory = None if base is None else base / SCHEMA
         self._required = required
-        self._capacity = capacity() if capacity_bytes is None else capacity_bytes
+        self.capacity_bytes = capacity() if capacity_bytes is None else capacity_bytes
         self._memory = _memories.setdefault(base, {})
         if required:
             self._probe()
@@ -162,13 +164,26 @@ class Cache:
         return Removed(len(removed), sum(stored.size for stored in removed))
 
     def check(self) -> None:
-        """`CacheError` (GMR-K001) if there is a directory, but not one to be trusted; it need not be writable."""
+        """`CacheError` (GMR-K001) if there is no home, or a directory that is not to be trusted; it may be missing."""
         required, self._required = self._required, True
         try:
+            if self._base is None:
+                self._refuse(_NO_HOME, _NAMED)
             with self._folder():
                 return
         finally:
             self._required = required
+
+    def find(self, prefix: str) -> str:
+        """The key that begins with `prefix`; `CacheError` (GMR-K002) unless there is exactly one."""
+        keys = sorted(stored.key for stored in self.entries() if prefix and stored.key.startswith(prefix))
+        if len(keys) == 1:
+            return keys[0]
+        what = f"no kernel has key {prefix!r:.70}"
+        if keys:
+            what = f"{len(keys)} kernels have keys that begin with {prefix}: {', '.join(key[:16] for key in keys[:4])}"
+        rule = "a key, or the digits that it begins with and no other does"
+        raise CacheError("GMR-K002", what, rule=rule, fix="gemmir cache ls")
 
     def _probe(self) -> None:
         """Raise unless the directory can be trusted and written."""
@@ -204,7 +219,7 @@ class Cache:
             return None
         if self._base is None:
             if create:
-                self._refuse("there is no home directory", "set GEMMIR_CACHE_DIR")
+                self._refuse(_NO_HOME, _NAMED)
             return None
         try:
             return open_folder(self._base, SCHEMA, create=create)
@@ -280,7 +295,7 @@ class Cache:
         newest = next((name for name in reversed(entries) if name.endswith(".kernel")), None)
         total = sum(_size(name, files) for name in entries)
         for name in entries:
-            if total <= self._capacity:
+            if total <= self.capacity_bytes:
                 return
             if name != newest:
                 _drop(name, folder, files[name])

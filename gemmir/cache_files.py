@@ -14,7 +14,6 @@ import fcntl
 import hashlib
 import json
 import os
-import secrets
 import stat
 import struct
 import time
@@ -161,7 +160,7 @@ def publish(path: str | Path, data: bytes, folder: int | None = None) -> None:
 
 def _published(path: str | Path, data: bytes, folder: int | None) -> bool:
     """False if its temporary file was taken for one that is left over: it is locked a moment after it is made."""
-    temporary = f"{path}.{secrets.token_hex(8)}.part"
+    temporary = f"{path}.{os.urandom(8).hex()}.part"
     descriptor = os.open(temporary, os.O_WRONLY | os.O_CREAT | os.O_EXCL | _OPEN, 0o600, dir_fd=folder)
     try:
         if not _claim(descriptor):
