@@ -97,11 +97,11 @@ def _ls(args: argparse.Namespace) -> None:
         write(json.dumps([_summary(stored, facts) for stored, facts in entries], indent=2) + "\n")
         return
     if entries:
-        write(f"{'KEY':{KEY_DIGITS}} {'BYTES':>11} {'MADE':>5} {'USED':>5} NVRTC  KERNEL\n")
+        write(f"{'KEY':{KEY_DIGITS}} {'SIZE':>6} {'MADE':>4} {'USED':>4} NVRTC  KERNEL\n")
     for stored, facts in entries:
         made, used = age(stored.made), age(stored.last_used)
-        nvrtc = facts.nvrtc or "?"
-        write(f"{stored.key[:KEY_DIGITS]} {stored.size:>11,} {made:>5} {used:>5} {nvrtc:5}  {printable(facts.title)}\n")
+        size, nvrtc = f"{-(-stored.size // 1024):,}K", facts.nvrtc or "?"
+        write(f"{stored.key[:KEY_DIGITS]} {size:>6} {made:>4} {used:>4} {nvrtc:5}  {printable(facts.title)}\n")
     total = sum(stored.size for stored, _ in entries)
     write(f"{_kernels(len(entries))}, {total:,} of at most {cache.capacity_bytes:,} bytes\n")
 

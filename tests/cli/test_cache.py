@@ -108,9 +108,9 @@ def test_kernels_are_listed_by_last_use(kernel: gemmir.CompiledKernel, capsys: O
     other = put("other", 5 * 86400)
     (stored, _) = Cache().entries()
     head, first, second, total = run(capsys, "ls").splitlines()
-    assert head.split() == ["KEY", "BYTES", "MADE", "USED", "NVRTC", "KERNEL"]
-    assert first.split() == [stored.key[:12], f"{stored.size:,}", "0m", "0m", NVRTC, kernel.manifest.entry]
-    assert second.split()[:5] == [other[:12], f"{SMALL}", "5d", "5d", "?"]
+    assert head.split() == ["KEY", "SIZE", "MADE", "USED", "NVRTC", "KERNEL"]
+    assert first.split() == [stored.key[:12], f"{-(-stored.size // 1024)}K", "0m", "0m", NVRTC, kernel.manifest.entry]
+    assert second.split()[:5] == [other[:12], "1K", "5d", "5d", "?"]
     assert second.endswith("of another version of gemmir")
     assert total == f"2 kernels, {stored.size + SMALL:,} of at most 1,073,741,824 bytes"
     assert all(len(line) <= 80 for line in (head, first, second, total))
