@@ -116,11 +116,14 @@ class Cache:
         """
         Keep `entry` under `key`, and its readable `source`, if it has one, beside it; whether they reached the disk.
 
-        `ValueError` if the entry's header is not JSON.
+        Of a call that cannot be kept nothing is said: its kernel is found all the same. `ValueError` if the entry's
+        header is not JSON.
         """
         name, data = _name(key, kind), encode(key, entry)
         if not self.enabled:
             return False
+        if kind == "call":
+            return data is not None and self._note(name, data)
         if data is None:
             self._refuse("a kernel is too large for an entry", "compile smaller IR texts", about=name)
         if data is None or not self._write(name, data, source.encode()):
@@ -136,6 +139,9 @@ class Cache:
         After `timeout` seconds, or where files cannot be locked, the caller goes on without: nothing depends on it.
         """
         name = _name(key, "kernel").replace(".kernel", ".lock")
+        if not self.enabled:  # what one has compiled, another would not find
+            yield False
+            return
         start = time.monotonic()
         with _threads.hold(key, timeout) as alone, self._folder(create=True) as folder:
             if folder is None or not alone:
@@ -266,6 +272,14 @@ class Cache:
 
         with self._folder(create=True) as folder:
             return folder is not None and self._attempt(lambda: write(folder))
+
+    def _note(self, name: str, data: bytes) -> bool:
+        with self._folder() as folder, suppress(OSError):
+            if folder is not None:
+                publish(name, data, folder)
+                self._sweep(folder)
+                return True
+        return False
 
     def _remember(self, name: str, entry: Entry) -> None:
         self._memory[name] = entry

@@ -11,6 +11,7 @@ import json
 import logging
 import os
 import sys
+from dataclasses import replace
 from pathlib import Path
 
 from gemmir.backends.cuda import nvrtc
@@ -46,10 +47,12 @@ def lock_up(folder: Path) -> None:
 def main(folder: Path) -> None:
     os.environ["GEMMIR_CACHE_DIR"] = str(folder)
     first, second = CALLS
+    third = replace(first, expected_m=64)
     text = fp8_text(512, 384)
     for call in CALLS:
         compile_call(call, lambda call=call: program(call))
-    path = Cache().path_of(next(s.key for s in Cache().entries()))  # that of the second
+    compile(program(third))
+    path = Cache().path_of(Cache().entries()[1].key)  # that of the second
     assert path is not None
     path.write_bytes(path.read_bytes()[:-1])
     compile(text, cache=False)  # imports: not everybody may read this Python
@@ -72,6 +75,8 @@ def main(folder: Path) -> None:
     nvrtc.compile_cubin = compile_cubin
     compile_call(first, lambda: sys.exit("the program was asked for"))
     step("hit")
+    compile_call(third, lambda: program(third))
+    step("hit of a program")
     kernels = [compile(text), compile(text)]
     step("two misses of one")
     compile(fp8_text(256, 128))

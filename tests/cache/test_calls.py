@@ -216,6 +216,7 @@ def test_a_cache_that_was_filled_beforehand_is_used():
         os.chmod(place, 0o755)
         found = program("read_only", Path(place) / "kernels")
     assert found["hit"] == [0, 0], "kernels that were compiled, and warnings"
+    assert found["hit of a program"] == [0, 0], "which nobody has called yet"
     assert found["two misses of one"] == [1, 1], "the second one comes from memory"
     assert found["miss of another"] == [2, 1]
     assert found["damaged"] == [3, 2]

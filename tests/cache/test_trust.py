@@ -2,6 +2,7 @@
 
 import os
 import pwd
+import re
 import stat
 from collections.abc import Callable
 from pathlib import Path
@@ -229,8 +230,8 @@ def test_switched_off(monkeypatch: pytest.MonkeyPatch, folder: Path):
     monkeypatch.setenv("GEMMIR_CACHE_DIR", str(folder))
     cache = Cache()
     assert (cache.put(KEY, ENTRY), cache.get(KEY), cache.source_path(KEY), cache.directory) == (False, None, None, None)
-    with cache.lock(KEY) as held:
-        assert held is False
+    with cache.lock(KEY) as held, cache.lock(KEY) as again:  # nobody waits for what will not be kept
+        assert (held, again) == (False, False)
     assert not folder.exists()
 
 
@@ -260,3 +261,10 @@ def test_a_value_that_means_nothing_is_said_once(
     monkeypatch.setenv(name, value)
     assert (read(), read()) == (default, default)
     assert [f"{name}={value}" in m for m in warnings_in(caplog)] == [True]
+
+
+def test_the_page_names_every_variable():
+    page = Path(__file__).resolve().parents[2] / "docs" / "cache.md"
+    variables = re.findall(r"\b(?:GEMMIR|XDG)_[A-Z_]+", Path(cache_settings.__file__).read_text())
+    assert len(set(variables)) == 4
+    assert set(variables) <= set(re.findall(r"`([A-Z_]+)(?:=0)?`", page.read_text()))
