@@ -178,6 +178,45 @@ def test_a_process_forked_off_meanwhile_keeps_no_lock(folder: Path):
     assert done.stdout.split() == ["True", "True", "0"]
 
 
+def test_those_who_wait_do_not_wait_for_a_process_forked_off_meanwhile(folder: Path):
+    """It has the file open, too; they are on the same file, which is not there any more when they get it."""
+    code = (
+        "import os, sys, threading, time\nfrom gemmir.cache_locks import file_lock\n"
+        "folder, got = os.open(sys.argv[1], os.O_RDONLY), []\n"
+        "def wait():\n"
+        "    with file_lock('a.lock', folder, 5.0) as held:\n"
+        "        got.append((held, time.monotonic()))\n"
+        "thread = threading.Thread(target=wait)\n"
+        "with file_lock('a.lock', folder, 5.0):\n"
+        "    thread.start()\n"
+        "    time.sleep(0.1)\n"
+        "    if os.fork() == 0:\n"
+        "        time.sleep(2.0)\n"
+        "        os._exit(0)\n"
+        "    start = time.monotonic()\n"
+        "thread.join()\n"
+        "print(got[0][0], got[0][1] - start < 1.0, os.listdir(sys.argv[1]))\n"
+    )
+    folder.mkdir()
+    done = subprocess.run([sys.executable, "-c", code, str(folder)], cwd=ROOT, capture_output=True, text=True)
+    assert done.stdout == "True True []\n", done.stderr
+
+
+def test_a_lock_file_is_removed_before_it_is_free(folder: Path):
+    """Somebody else would have it otherwise, while the next one made a new file."""
+    free: list[bool] = []
+
+    def look(function: Callable[..., object], name: str, args: tuple[object, ...]) -> None:
+        if name == "unlink" and args[0] == f"{KEY}.lock":
+            descriptor = os.open(folder / "v1" / f"{KEY}.lock", os.O_RDWR)
+            free.append(cache_locks._wait_for(descriptor, 0.0) is True)  # pyright: ignore[reportPrivateUsage]
+            os.close(descriptor)
+
+    with watched(look), Cache(folder).lock(KEY) as held:
+        assert held
+    assert free == [False]
+
+
 def test_found_in_the_meantime(folder: Path):
     """What another process has compiled while this one waited is not compiled again."""
     log = folder.parent / "log"
