@@ -154,7 +154,7 @@ class Cache:
         """The kernels on disk, most recently used first."""
         with self._folder() as folder:
             files = {} if folder is None else _scan(folder)
-        stored = (_stored(name, files) for name in files if name.endswith(".kernel"))
+        stored = (_stored(name, files) for name in files if _is_entry(name, "kernel"))
         return tuple(sorted(stored, key=lambda s: (-s.last_used, s.key)))
 
     def clear(self, keep: int = 0, unused_for: float = 0.0) -> Removed:
@@ -199,16 +199,13 @@ class Cache:
 
     def _refuse(self, why: str, fix: str, about: str = "") -> None:
         """Report that the cache cannot be used: by raising if it is required, else by one warning."""
+        where = "" if self._base is None else f"{self._base}: "
         if self._required:
-            raise CacheError(
-                "GMR-K001",
-                f"the cache directory {self._base} cannot be used: {why}",
-                rule="a directory that only its user can write",
-                fix=fix,
-            )
+            rule = "a directory that only its user can write"
+            raise CacheError("GMR-K001", f"the kernel cache cannot be used: {where}{why}", rule=rule, fix=fix)
         if (self._base, about) not in _warned:
             _warned.add((self._base, about))
-            logger.warning("kernels are cached in memory only, %s: %s (%s)", self._base, why, fix)
+            logger.warning("kernels are cached in memory only: %s%s (%s)", where, why, fix)
 
     @contextmanager
     def _folder(self, *, create: bool = False) -> Generator[int | None]:
@@ -305,7 +302,7 @@ class Cache:
         self._evict(files, folder)
 
     def _evict(self, files: dict[str, os.stat_result], folder: int) -> None:
-        entries = sorted((n for n in files if n.endswith((".kernel", ".call"))), key=lambda n: files[n].st_atime_ns)
+        entries = sorted(filter(_is_entry, files), key=lambda name: files[name].st_atime_ns)
         newest = next((name for name in reversed(entries) if name.endswith(".kernel")), None)
         total = sum(_size(name, files) for name in entries)
         for name in entries:
@@ -316,10 +313,9 @@ class Cache:
                 total -= _size(name, files)
 
     def _is_stray_call(self, name: str, files: dict[str, os.stat_result], folder: int) -> bool:
-        key, _, suffix = name.partition(".")
-        if suffix != "call" or not is_key(key):
+        if not _is_entry(name, "call"):
             return False
-        entry = self._read(name, key, folder, touch=False)
+        entry = self._read(name, name.removesuffix(".call"), folder, touch=False)
         return entry is None or f"{entry.header.get('kernel')}.kernel" not in files
 
 
@@ -344,6 +340,12 @@ def _name(key: str, kind: Kind) -> str:
     if not is_key(key):
         raise ValueError("a cache key is 64 hexadecimal digits")
     return f"{key}.{kind}"
+
+
+def _is_entry(name: str, kind: Kind | None = None) -> bool:
+    """Whether a file is an entry by its name: what else lies there is not touched."""
+    key, _, suffix = name.partition(".")
+    return is_key(key) and suffix in ((kind,) if kind else ("kernel", "call"))
 
 
 def _reason(error: OSError) -> str:

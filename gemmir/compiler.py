@@ -87,6 +87,8 @@ def compile(
         lowered = lower(source, target=target, pipeline=pipeline, m=m)
         if chaos:
             _print(lowered, target, checked=True, chaos=True)
+        if _key_text(source) != facts["program"]:  # what came out may be of either
+            raise InputError("GMR-I005", f"{source!s:.100}: it changed while it was compiled", fix="compile it again")
         return _compiled(lowered, target, facts)
 
     if not cache:

@@ -190,6 +190,19 @@ def test_some_kernels_may_stay(folder: Path, keep: int, unused_for: float, left:
     assert [cache.get(key, "call") is not None for key in KEYS] == [i < left for i in range(4)]
 
 
+def test_what_is_no_entry_by_its_name_is_left_alone(folder: Path):
+    cache = Cache(folder, capacity_bytes=1)
+    cache.put(KEY, ENTRY)
+    strange = {"notes.kernel", ".kernel", f"{KEY}.kernel.old", "notes.call", "readme"}
+    for name in strange:
+        (folder / "v1" / name).write_text("mine")
+        os.utime(folder / "v1" / name, (0, 0))
+    cache.put(OTHER, ENTRY)
+    assert keys_in(cache) == {OTHER}
+    assert cache.clear().kernels == 1
+    assert {path.name for path in (folder / "v1").iterdir()} == strange
+
+
 def test_clear_leaves_what_others_hold(folder: Path):
     cache = Cache(folder)
     with cache.lock(KEY) as held:
