@@ -105,16 +105,16 @@ def compile_call(call: object, program: Callable[[], Program]) -> CompiledKernel
     an entry that is checked like those of kernels: where both are there, neither the program nor xDSL is needed.
     Errors are those of `program()` and of `compile`.
     """
-    tools = _tools(SM_90A.name)
-    asked = {"call": canonical(call), **tools}
+    plain = {"pipeline": "", "m": "", "chaos": str(False), **_tools(SM_90A.name)}
+    asked = {"call": canonical(call), **plain}
     store, name = Cache(), digest(asked)
     known = store.get(name, "call")
     if known is not None and known.header.get("facts") == recorded(asked):
         key = str(known.header.get("kernel"))
-        if is_key(key) and (entry := _found(store, key, tools)) is not None:
+        if is_key(key) and (entry := _found(store, key, plain)) is not None:
             return _kernel(entry, store.source_path(key))
     source = program()
-    facts = {"program": _key_text(source), "pipeline": "", "m": "", "chaos": str(False), **tools}
+    facts = {"program": _key_text(source), **plain}
     key = digest(facts)
     entry = _found_or_built(store, key, facts, lambda: _compiled(lower(source), SM_90A.name, facts))
     store.put(name, Entry({"kernel": key, "facts": recorded(asked)}, b""), "call")
