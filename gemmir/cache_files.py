@@ -29,6 +29,8 @@ MAX_HEADER_BYTES = 1 << 20
 MAX_ENTRY_BYTES = 256 << 20
 LENGTH = struct.Struct("<Q")
 _HASH_BYTES = hashlib.sha256().digest_size
+MOST_ATTEMPTS = 100
+"""Of making a temporary file: each could only fail in the moment before it is locked."""
 _OPEN = os.O_NOFOLLOW | os.O_CLOEXEC
 
 
@@ -152,8 +154,11 @@ def publish(path: str | Path, data: bytes, folder: int | None = None) -> None:
 
     `path` is relative to the directory `folder`, if one is given. `OSError` if that fails: then nothing is left.
     """
-    while not _published(path, data, folder):
-        continue
+    for _ in range(MOST_ATTEMPTS):
+        if _published(path, data, folder):
+            break
+    else:
+        raise BlockingIOError(errno.EAGAIN, "new files are locked by somebody else")
     with suppress(OSError):
         _sync(Path(path).parent if folder is None else ".", folder)
 
@@ -162,30 +167,40 @@ def _published(path: str | Path, data: bytes, folder: int | None) -> bool:
     """False if its temporary file was taken for one that is left over: it is locked a moment after it is made."""
     temporary = f"{path}.{os.urandom(8).hex()}.part"
     descriptor = os.open(temporary, os.O_WRONLY | os.O_CREAT | os.O_EXCL | _OPEN, 0o600, dir_fd=folder)
+    done = False
     try:
-        if not _claim(descriptor):
-            return False
-        _write_all(descriptor, data)
-        os.fsync(descriptor)
-        os.replace(temporary, path, src_dir_fd=folder, dst_dir_fd=folder)
-        return True
-    except BaseException:
-        with suppress(OSError):
-            os.unlink(temporary, dir_fd=folder)
-        raise
+        if _claim(descriptor, temporary, folder):
+            _write_all(descriptor, data)
+            os.fsync(descriptor)
+            os.replace(temporary, path, src_dir_fd=folder, dst_dir_fd=folder)
+            done = True
     finally:
+        if not done:
+            with suppress(OSError):
+                os.unlink(temporary, dir_fd=folder)
         close(descriptor)
+    return done
 
 
-def _claim(descriptor: int) -> bool:
+def _claim(descriptor: int, name: str, folder: int | None) -> bool:
     """Lock a new file; False if somebody who sweeps was faster, and removes it."""
     try:
         fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
-        return os.fstat(descriptor).st_nlink > 0
+        return goes_by(descriptor, name, folder)
     except BlockingIOError:
         return False
     except OSError:  # no locks here: those who sweep go by its age
         return True
+
+
+def goes_by(descriptor: int, name: str, folder: int | None) -> bool:
+    """Whether an open file still goes by its name."""
+    ours = os.fstat(descriptor)
+    try:
+        there = os.stat(name, dir_fd=folder, follow_symlinks=False)
+    except FileNotFoundError:
+        return False
+    return (ours.st_dev, ours.st_ino) == (there.st_dev, there.st_ino)
 
 
 def close(descriptor: int) -> None:

@@ -14,7 +14,7 @@ from collections.abc import Generator
 from contextlib import contextmanager, suppress
 from dataclasses import dataclass, field
 
-from gemmir.cache_files import close
+from gemmir.cache_files import close, goes_by
 
 _SHORTEST_POLL_SECONDS = 0.001
 _LONGEST_POLL_SECONDS = 0.05
@@ -45,7 +45,7 @@ def _acquire(name: str, folder: int, deadline: float) -> int | None:
         held, waited = False, None
         try:
             waited = _wait_for(descriptor, deadline)
-            held = waited is True and _is(descriptor, name, folder)
+            held = waited is True and goes_by(descriptor, name, folder)
         except OSError:
             waited = None
         finally:
@@ -73,16 +73,6 @@ def _wait_for(descriptor: int, deadline: float) -> bool | None:
             pause = min(2 * pause, _LONGEST_POLL_SECONDS)
         except OSError:
             return None
-
-
-def _is(descriptor: int, name: str, folder: int) -> bool:
-    """Whether an open file still goes by its name: its last owner has removed it, if not."""
-    ours = os.fstat(descriptor)
-    try:
-        there = os.stat(name, dir_fd=folder, follow_symlinks=False)
-    except FileNotFoundError:
-        return False
-    return (ours.st_dev, ours.st_ino) == (there.st_dev, there.st_ino)
 
 
 def _release(descriptor: int, name: str, folder: int) -> None:
@@ -113,7 +103,7 @@ def sweep(name: str, folder: int, *, old: bool) -> None:
         return
     try:
         fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
-        if _is(descriptor, name, folder):
+        if goes_by(descriptor, name, folder):
             _remove(name, folder)
     except BlockingIOError:
         return

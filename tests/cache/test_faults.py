@@ -276,6 +276,14 @@ def test_a_writer_whose_file_was_swept_begins_again(folder: Path):
     assert names_in(folder) == [".kernel", ".kernel"]
 
 
+def test_a_disk_that_locks_every_new_file_is_not_asked_for_ever(folder: Path, caplog: pytest.LogCaptureFixture):
+    Cache(folder).put(OTHER, ENTRY)
+    with watched(always("flock", failing(errno.EAGAIN))):
+        assert Cache(folder).put(KEY, ENTRY) is False
+    assert ["locked by somebody else" in m for m in warnings_in(caplog)] == [True]
+    assert names_in(folder) == [".kernel"]
+
+
 def test_temporary_files_lie_beside_what_they_become(folder: Path, monkeypatch: pytest.MonkeyPatch):
     """Not in /tmp: a file is renamed within one file system only, and others can write there."""
     monkeypatch.setattr(tempfile, "gettempdir", lambda: pytest.fail("/tmp was asked for"))
