@@ -8,24 +8,25 @@ that is in the cache is found without importing xDSL.
 from __future__ import annotations
 
 import logging
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING, Literal, TypeAlias
 
-from gemmir.cache import Cache, digest, sources_digest
+from gemmir.cache import Cache, is_key
 from gemmir.cache_files import Entry, Json
-from gemmir.decisions import Terms, collect
+from gemmir.cache_keys import canonical, digest, recorded, sources_digest, xdsl_version
 from gemmir.errors import InputError
 from gemmir.kernel import CompiledKernel
 from gemmir.manifest import Manifest
-from gemmir.problem import Grouping
-from gemmir.program import Program
 from gemmir.target import SM_90A, find_target
 
 if TYPE_CHECKING:
     from xdsl.dialects.builtin import ModuleOp
     from xdsl.passes import ModulePass
+
+    from gemmir.decisions import Terms
+    from gemmir.program import Program
 
 Source: TypeAlias = "Program | str | Path | ModuleOp"
 Level = Literal["gemm", "schedule", "hopper", "cuda"]
@@ -73,34 +74,58 @@ def compile(
 
     Raises `IRError`, `UnsupportedError`, `ScheduleError`, `SyncError` or `CompileError`.
     """
-    from gemmir.backends.cuda.nvrtc import build_id
-
     find_target(target)
-    key = digest(
-        {
-            "program": _key_text(source),
-            "pipeline": pipeline or "",
-            "m": "" if m is None else str(m),
-            "target": target,
-            "chaos": str(chaos),
-            "gemmir": sources_digest(),
-            "nvrtc": build_id(),
-        }
-    )
-    store = Cache() if cache else None
+    facts = {
+        "program": _key_text(source),
+        "pipeline": pipeline or "",
+        "m": "" if m is None else str(m),
+        "chaos": str(chaos),
+        **_tools(target),
+    }
 
     def build() -> Entry:
         lowered = lower(source, target=target, pipeline=pipeline, m=m)
         if chaos:
             _print(lowered, target, checked=True, chaos=True)
-        return _compiled(lowered, target)
+        if _key_text(source) != facts["program"]:  # what came out may be of either
+            raise InputError("GMR-I005", f"{source!s:.100}: it changed while it was compiled", fix="compile it again")
+        return _compiled(lowered, target, facts)
 
-    if store is None:
+    if not cache:
         return _kernel(build(), None)
-    entry = store.get(key)
-    if entry is None:
-        entry = _build_once(store, key, build)
+    store, key = Cache(), digest(facts)
+    return _kernel(_found_or_built(store, key, facts, build), store.source_path(key))
+
+
+def compile_call(call: object, program: Callable[[], Program]) -> CompiledKernel:
+    """
+    The kernel of `program()`, a program that `call` and nothing else decides.
+
+    `call` is made of what `gemmir.cache_keys.canonical` knows. For each call the cache holds the key of its kernel, in
+    an entry that is checked like those of kernels: where both are there, neither the program nor xDSL is needed.
+    Errors are those of `program()` and of `compile`.
+    """
+    plain = {"pipeline": "", "m": "", "chaos": str(False), **_tools(SM_90A.name)}
+    asked = {"call": canonical(call), **plain}
+    store, name = Cache(), digest(asked)
+    known = store.get(name, "call")
+    if known is not None and known.header.get("facts") == recorded(asked):
+        key = str(known.header.get("kernel"))
+        if is_key(key) and (entry := _found(store, key, plain)) is not None:
+            return _kernel(entry, store.source_path(key))
+    source = program()
+    facts = {"program": _key_text(source), **plain}
+    key = digest(facts)
+    entry = _found_or_built(store, key, facts, lambda: _compiled(lower(source), SM_90A.name, facts))
+    store.put(name, Entry({"kernel": key, "facts": recorded(asked)}, b""), "call")
     return _kernel(entry, store.source_path(key))
+
+
+def _tools(target: str) -> dict[str, str]:
+    """What else a kernel depends on: the code that makes it, here and in other packages, and for what."""
+    from gemmir.backends.cuda.nvrtc import build_id
+
+    return {"target": target, "gemmir": sources_digest(), "xdsl": xdsl_version(), "nvrtc": build_id()}
 
 
 def lower(
@@ -119,6 +144,7 @@ def lower(
 
     IR that is at a lower level already is taken from there.
     """
+    from gemmir.decisions import collect
     from gemmir.ir_text import verify_module
     from gemmir.pipeline import parse_pipeline, run_passes
 
@@ -177,6 +203,7 @@ def module_of(source: Source) -> ModuleOp:
     from xdsl.dialects.builtin import ModuleOp
 
     from gemmir.ir_text import parse_module, verify_module
+    from gemmir.program import Program
 
     if isinstance(source, Program):
         return source.module
@@ -207,6 +234,8 @@ def _read(path: Path) -> str:
 
 
 def _key_text(source: Source) -> str:
+    from gemmir.program import Program
+
     if isinstance(source, Program):
         return "program " + source.key()
     if isinstance(source, str | Path):
@@ -239,6 +268,7 @@ def _expect(module: ModuleOp, m: int | None) -> None:
     from xdsl.dialects.builtin import IntegerAttr, i64
 
     from gemmir.dialects.gemm import ProductOp
+    from gemmir.problem import Grouping
 
     if not isinstance(m, int) or m < 1:  # pyright: ignore[reportUnnecessaryIsInstance]
         raise InputError("GMR-I009", f"m = {m}", rule="the M to choose a schedule for is at least 1", fix="leave m out")
@@ -275,16 +305,19 @@ def _print(lowered: Lowered, target: str, *, checked: bool, chaos: bool = False)
     lowered.manifest = describe(kernel, printed.entry, target, lowered.schedule, lowered.decisions, chaos)
 
 
-def _compiled(lowered: Lowered, target: str) -> Entry:
-    """Compile the CUDA source; the entry holds all that a `CompiledKernel` shows."""
+def _compiled(lowered: Lowered, target: str, facts: Mapping[str, str]) -> Entry:
+    """Compile the CUDA source; the entry holds all that a `CompiledKernel` shows, and the facts that it depends on."""
+    from gemmir import __version__
     from gemmir.backends.cuda.compiler_log import check_log
-    from gemmir.backends.cuda.nvrtc import compile_cubin
+    from gemmir.backends.cuda.nvrtc import compile_cubin, version
 
     compiled = compile_cubin(lowered.source, target)
     resources = check_log(compiled.log)
     assert lowered.manifest is not None
     logger.info("%s: %d registers", lowered.manifest.entry, resources.registers)
     header: dict[str, Json] = {
+        "facts": recorded(facts),
+        "made_by": {"gemmir": __version__, "nvrtc": "{}.{}".format(*version())},
         "manifest": lowered.manifest.to_json(),
         "source": lowered.source,
         "log": compiled.log,
@@ -293,14 +326,22 @@ def _compiled(lowered: Lowered, target: str) -> Entry:
     return Entry(header, compiled.cubin)
 
 
-def _build_once(store: Cache, key: str, build: Callable[[], Entry]) -> Entry:
-    """Build under the key's lock, so that processes that start together compile once."""
+def _found(store: Cache, key: str, facts: Mapping[str, str]) -> Entry | None:
+    """The entry of `key`, if it was made from these facts."""
+    entry = store.get(key)
+    found = None if entry is None else entry.header.get("facts")
+    return entry if isinstance(found, dict) and recorded(facts).items() <= found.items() else None
+
+
+def _found_or_built(store: Cache, key: str, facts: Mapping[str, str], build: Callable[[], Entry]) -> Entry:
+    """The entry of `key`; built under the key's lock, so that processes that start together compile once."""
+    if (entry := _found(store, key, facts)) is not None:
+        return entry
     with store.lock(key):
-        if (entry := store.get(key)) is not None:
+        if (entry := _found(store, key, facts)) is not None:
             return entry
         entry = build()
-        store.put(key, entry)
-        store.write_source(key, str(entry.header["source"]))
+        store.put(key, entry, source=str(entry.header["source"]))
         return entry
 
 

@@ -7,7 +7,6 @@ batch of up to `DECODE_ROWS` rows.
 
 from __future__ import annotations
 
-from gemmir.expression import find_dtype
 from gemmir.target import SM_90A
 
 DECODE_ROWS = 128
@@ -26,6 +25,8 @@ def decode_split_k(n: int, k: int, dtype: object = "f8E4M3FN") -> int:
     columns are faster in two parts than in one up to 32 rows, and where kernels overlap up to 128; launched alone they
     take 3 to 8% longer from 64 rows on.
     """
+    from gemmir.expression import find_dtype
+
     columns = -(-n // SM_90A.wgmma_m)
     blocks = -(-k * find_dtype(dtype, "dtype").bytes // 128)
     fits = 3 if 6 * columns <= SM_90A.sms else 2 if 2 * columns <= SM_90A.sms else 1

@@ -44,6 +44,7 @@ CODES: dict[str, str] = {
     "GMR-C004": "a tool is missing",
     "GMR-C005": "CUDA source with something in it that gemmir does not print",
     "GMR-K001": "the cache cannot be used",
+    "GMR-K002": "a key that is not that of one kernel in the cache",
     "GMR-D001": "no driver or no GPU",
     "GMR-D002": "a GPU that is not supported",
     "GMR-D003": "a CUDA call failed",

@@ -13,7 +13,7 @@ from dataclasses import dataclass
 
 from gemmir.dtypes import BF16, F8E4M3FN, F8E5M2, F16, F32, I32, DType
 from gemmir.numerics import NumericsSpec
-from gemmir.problem import SCALE_BLOCK, GemmProblem, Grouping, Recipe
+from gemmir.problem import SCALE_BLOCK, GemmProblem, Grouping, Recipe, blocks
 
 Dim = int | None
 """A dimension, None where it is known only at run time."""
@@ -151,11 +151,6 @@ def default_numerics(a: DType, recipe_a: Recipe) -> NumericsSpec:
 def numerics_with(a: DType, promote_every: int | None, split_k: int = 1) -> NumericsSpec:
     """The numerics of operands of type `a` with the given interval of promotion, and K in so many parts."""
     return NumericsSpec(32 if a.is_fp8 else 16, promote_every, split_k)
-
-
-def blocks(dim: Dim) -> Dim:
-    """Number of scale blocks along a dimension."""
-    return None if dim is None else -(-dim // SCALE_BLOCK)
 
 
 def scale_shape(recipe: Recipe, rows: Dim, columns: Dim, *, k_axis: int) -> tuple[Dim, ...]:

@@ -18,8 +18,7 @@ from gemmir.calls import Calls, Options, Ready, remember
 from gemmir.decode import DECODE_ROWS, decode_split_k
 from gemmir.errors import InputError
 from gemmir.guards import Facts, Guard, guard
-from gemmir.matmul_rules import blocks
-from gemmir.problem import Grouping
+from gemmir.problem import Grouping, blocks
 
 if TYPE_CHECKING:
     import torch
@@ -386,10 +385,10 @@ def _fastest_split_k(call: Call) -> int:
 
 @lru_cache(MAX_KERNELS)
 def kernel_of(call: Call) -> CompiledKernel:
-    """The kernel for a call, compiled if this process has none."""
-    from gemmir.compiler import compile
+    """The kernel for a call, compiled if neither this process nor the cache has it."""
+    from gemmir.compiler import compile_call
 
-    return compile(_program(call))
+    return compile_call(call, lambda: _program(call))
 
 
 @lru_cache(MAX_KERNELS)

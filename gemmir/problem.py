@@ -79,6 +79,11 @@ SCALE_BLOCK = 128
 """Elements of K (and, for weights, of N) that one block-wise scale covers."""
 
 
+def blocks(dim: int | None) -> int | None:
+    """Number of scale blocks along a dimension; None where it is known only at run time."""
+    return None if dim is None else -(-dim // SCALE_BLOCK)
+
+
 @dataclass(frozen=True, slots=True)
 class GemmProblem:
     """

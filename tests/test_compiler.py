@@ -146,6 +146,22 @@ def test_kernels_with_other_options_are_other_kernels() -> None:
     assert len(Cache().entries()) == 4
 
 
+def test_a_file_that_changes_while_it_is_compiled_is_refused(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """What is lowered would be kept under the key of what it was before."""
+    path = tmp_path / "layer.mlir"
+    path.write_text(TEXT)
+
+    def lower_late(*args: object, **options: object) -> object:
+        path.write_text(TEXT.replace("layer", "other"))
+        return lower(*args, **options)  # type: ignore[arg-type]
+
+    monkeypatch.setattr("gemmir.compiler.lower", lower_late)
+    with pytest.raises(InputError, match=r"layer.mlir: it changed while") as error:
+        gemmir.compile(path)
+    assert error.value.code == "GMR-I005"
+    assert Cache().entries() == ()
+
+
 def test_without_the_cache_nothing_is_kept() -> None:
     assert gemmir.compile(TEXT, cache=False).source_path is None
     assert Cache().entries() == ()

@@ -266,11 +266,11 @@ class Kernel:
 def compiled(monkeypatch: pytest.MonkeyPatch) -> Iterator[list[Kernel]]:
     found: list[Kernel] = []
 
-    def compile_(program: gemmir.Program) -> Kernel:
-        found.append(Kernel(program))
+    def compile_call(call: ops.Call, program: Callable[[], gemmir.Program]) -> Kernel:
+        found.append(Kernel(program()))
         return found[-1]
 
-    monkeypatch.setattr("gemmir.compiler.compile", compile_)
+    monkeypatch.setattr("gemmir.compiler.compile_call", compile_call)
     ops.forget()
     ops.kernel_of.cache_clear()
     yield found

@@ -17,6 +17,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from gemmir.backends.cuda.elf import build_id_of
 from gemmir.errors import CompileError, ToolMissingError
 from gemmir.target import SM_90A, find_target
 
@@ -81,11 +82,13 @@ def version() -> tuple[int, int]:
 
 def build_id() -> str:
     """
-    What tells the NVRTC in use from any other: name, size and time of its file.
+    What tells the NVRTC in use from any other: the build id that its linker wrote into it; without, size and time.
 
     Part of a kernel's cache key, so it neither loads the library nor imports the bindings if it can help it.
     """
     path = library_path()
+    if (found := build_id_of(path)) is not None:
+        return f"{path.name} {found}"
     status = path.stat()
     return f"{path.name} {status.st_size} {status.st_mtime_ns}"
 

@@ -33,7 +33,7 @@ _KERNEL = '\nextern "C" __global__ '
 _ENTRY = re.compile(r"gemm_[a-z0-9]+_[a-z0-9]+_[a-z0-9_]+")
 _COMMENT = re.compile(r"//[^\n]*")
 _CONSTANT = re.compile(r"constexpr (?:int|float) [A-Za-z_]\w* = [-+0-9.eEx]+f?;")
-_WORD = re.compile(r"(?<![\w.])[A-Za-z_]\w*")
+_WORD = re.compile(r"(?<!\w)[A-Za-z_]\w*")
 _WGMMA = re.compile(r"wgmma\.mma_async\.sync\.aligned\.m64n(?P<n>\d{1,3})k\d+\.f32\.(?P<a>\w+)\.(?P<b>\w+) ")
 _NUMBERED = re.compile(r"_\d+$")
 _UNROLL = re.compile(r"^#pragma unroll 1$", re.MULTILINE)

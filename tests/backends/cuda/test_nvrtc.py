@@ -7,6 +7,7 @@ from pathlib import Path
 import pytest
 
 from gemmir.backends.cuda import nvrtc
+from gemmir.backends.cuda.elf import build_id_of
 from gemmir.errors import CompileError, ToolMissingError, UnsupportedError
 from tests.backends.cuda.oldest_nvrtc import OLDEST, ROOT
 
@@ -138,7 +139,13 @@ def test_the_build_id_is_that_of_the_library_in_use():
     nvrtc.version()
     path = nvrtc.library_path()
     assert path.name == "libnvrtc.so.13"
-    assert nvrtc.build_id() == before == f"libnvrtc.so.13 {path.stat().st_size} {path.stat().st_mtime_ns}"
+    assert nvrtc.build_id() == before == f"libnvrtc.so.13 {build_id_of(path)}"
+
+
+def test_without_one_the_build_id_is_size_and_time(monkeypatch: pytest.MonkeyPatch):
+    monkeypatch.setattr(nvrtc, "build_id_of", lambda path: None)
+    status = nvrtc.library_path().stat()
+    assert nvrtc.build_id() == f"libnvrtc.so.13 {status.st_size} {status.st_mtime_ns}"
 
 
 def test_the_build_id_loads_nothing():
