@@ -25,6 +25,7 @@ if TYPE_CHECKING:
     from gemmir.kernel import CompiledKernel
     from gemmir.ops import batched_matmul, grouped_matmul, matmul
     from gemmir.program import Program
+    from gemmir.quantization import dequantize, quantize
     from gemmir.scales import align_scales
 
 __version__ = "0.1.0"
@@ -36,9 +37,11 @@ __all__ = [
     "batched_matmul",
     "compile",
     "decode_split_k",
+    "dequantize",
     "errors",
     "grouped_matmul",
     "matmul",
+    "quantize",
 ]
 
 _HOMES = {
@@ -48,8 +51,10 @@ _HOMES = {
     "batched_matmul": "gemmir.ops",
     "compile": "gemmir.compiler",
     "decode_split_k": "gemmir.decode",
+    "dequantize": "gemmir.quantization",
     "grouped_matmul": "gemmir.ops",
     "matmul": "gemmir.ops",
+    "quantize": "gemmir.quantization",
 }
 
 

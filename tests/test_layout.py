@@ -35,6 +35,7 @@ KNOWN_ONLY_BY = {
         "gemmir.compiler",
         "gemmir.kernel",
         "gemmir.ops",
+        "gemmir.quantization",
         "gemmir.universe",
         "gemmir.bench",
         "gemmir.cli",
