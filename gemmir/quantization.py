@@ -1,41 +1,51 @@
 """
 FP8 quantisation: `gemmir.quantize` and `gemmir.dequantize`.
 
-On a GPU a fused kernel computes 1x128 scales; all else is torch, on every device, with the same bits.
+On a GPU fused kernels quantise by blocks, in one pass; all else is torch's own operations, with the same bits.
 """
 
 from __future__ import annotations
 
-from dataclasses import dataclass
-from math import prod
+import threading
+from collections.abc import Sequence
+from dataclasses import dataclass, replace
+from itertools import combinations
 from typing import TYPE_CHECKING, Any
 
-from gemmir.errors import InputError
-from gemmir.matmul_rules import MAX_DIM, operand_scale_shape
-from gemmir.problem import RECIPES, SCALE_BLOCK, Recipe
-from gemmir.scales import align_scales, scale_pitch
+from gemmir.problem import Recipe
+from gemmir.quantization_checks import (
+    DEFAULT_RECIPE,
+    FP8,
+    PLAIN,
+    check_device,
+    check_dtype,
+    check_operand,
+    check_out,
+    check_rank,
+    check_shape,
+    check_tensor,
+    is_tracked,
+    recipe_named,
+    target_dtype,
+)
+from gemmir.scale_blocks import Tiling, scale_layout, scale_shape, tiling
 
 if TYPE_CHECKING:
     import torch
 
+    from gemmir.backends.cuda.quantize import Launch
+
 LEAST_AMAX = 2.0**-100
 """A block whose largest magnitude is below it is scaled as if it held it: scales are normal numbers, never zero."""
 
-DEFAULT_RECIPE = Recipe.BLOCK_WISE_1X128.torch_name
+FUSED = (Recipe.BLOCK_WISE_1X128, Recipe.BLOCK_WISE_128X128)
+"""Recipes that GPUs have kernels for."""
 
+SCALE_ALIGNMENT = 16
+"""Bytes, of the first of the scales that a caller has memory for."""
 
-@dataclass(frozen=True, slots=True)
-class Tiling:
-    """
-    How scales cover a tensor of rank 2 or 3.
-
-    `view` is the shape to see it in (rank 2 or 3), `counts` how many blocks there are along its last two dimensions,
-    `block` how many elements of each a block covers. Blocks may reach past the end.
-    """
-
-    view: tuple[int, ...]
-    counts: tuple[int, int]
-    block: tuple[int, int]
+MAX_PLANS = 1024
+"""Kinds of calls that are remembered."""
 
 
 def quantize(
@@ -81,16 +91,64 @@ def quantize(
     Raises `InputError`: GMR-I001 dtype, GMR-I002 shape, GMR-I004 device, GMR-I005 no tensor or one that requires a
     gradient, GMR-I006 memory layout, GMR-I007 size, GMR-I008 overlap, GMR-I009 recipe.
     """
-    scaling = _recipe(recipe)
-    _check_operand(x)
-    target = _target_dtype(dtype, out)
-    shape = tuple(x.shape)
-    if out is None:
-        out = _new(shape, target, x.device), _new_scale(scaling, shape, x.device)
-    else:
-        _check_out(x, scaling, target, out)
-    _compute(x, tiling(scaling, shape), power_of_two, *out)
-    return out
+    try:
+        tensors = (x,) if out is None else (x, *out)
+        key = (recipe, dtype, power_of_two, *[(t.shape, t.stride(), t.dtype, t.device) for t in tensors])
+        plan, addresses = _plans.get(key), [tensor.data_ptr() for tensor in tensors]
+    except (AttributeError, TypeError, RuntimeError):  # something is no tensor, or none that holds data: found below
+        plan, key, addresses = None, None, []
+    if plan is None or not plan.accepts(x, addresses):
+        plan = _planned(x, recipe, dtype, power_of_two, out)
+        if key is not None:
+            _remember(key, plan)
+    made = plan.new() if out is None else out
+    plan.run(x, *made)
+    return made
+
+
+@dataclass(frozen=True, slots=True)
+class Plan:
+    """
+    How tensors of some shapes, strides, types and devices are quantised, once they have been checked.
+
+    `scale_layout`: shape and strides. `reach`: bytes that x, q and scale span. `launch`: the kernel, where there is one
+    and something to do.
+    """
+
+    shape: tuple[int, ...]
+    dtype: torch.dtype
+    device: torch.device
+    scale_layout: tuple[tuple[int, ...], tuple[int, ...]]
+    reach: tuple[int, int, int]
+    tiles: Tiling
+    power_of_two: bool
+    launch: Launch | None
+
+    def accepts(self, x: torch.Tensor, addresses: Sequence[int]) -> bool:
+        """Whether such tensors may lie at `addresses`: x, or x, q and scale. False where one has to look closer."""
+        if is_tracked(x):
+            return False
+        spans = [(at, at + reach) for at, reach in zip(addresses, self.reach, strict=False)]
+        apart = all(one[1] <= other[0] or other[1] <= one[0] for one, other in combinations(spans, 2))
+        return apart and all(at % SCALE_ALIGNMENT == 0 for at in addresses[2:])
+
+    def new(self) -> tuple[torch.Tensor, torch.Tensor]:
+        """New memory for q and scale."""
+        import torch
+
+        shape, strides = self.scale_layout
+        q = torch.empty(self.shape, dtype=self.dtype, device=self.device)
+        return q, torch.empty_strided(shape, strides, dtype=torch.float32, device=self.device)
+
+    def run(self, x: torch.Tensor, q: torch.Tensor, scale: torch.Tensor) -> None:
+        if self.launch is None:
+            _compute(x, self.tiles, self.power_of_two, q, scale)
+        else:
+            self.launch.run(x.data_ptr(), q.data_ptr(), scale.data_ptr())
+
+
+_plans: dict[object, Plan] = {}
+_lock = threading.Lock()
 
 
 def dequantize(
@@ -105,35 +163,18 @@ def dequantize(
     """
     import torch
 
-    scaling = _recipe(recipe)
-    _check_tensor(q, "q", FP8)
-    _check_tensor(scale, "scale", ("float32",))
+    scaling = recipe_named(recipe)
+    check_tensor(q, "q", FP8)
+    check_tensor(scale, "scale", ("float32",))
     target = torch.float32 if dtype is None else dtype
-    _check_dtype(target, "dtype", PLAIN)
-    _check_rank(q, "q")
-    _check_shape(scale, "scale", scale_shape(scaling, tuple(q.shape)))
-    _check_device(scale, "scale", q)
+    check_dtype(target, "dtype", PLAIN)
+    check_rank(q, "q")
+    check_shape(scale, "scale", scale_shape(scaling, tuple(q.shape)))
+    check_device(scale, "scale", q)
     tiles = tiling(scaling, tuple(q.shape))
     blocked = _blocked(q.float(), tiles)
     product = blocked * _spread(scale.reshape(*tiles.view[:-2], *tiles.counts))
     return _unblocked(product, tiles).reshape(q.shape).to(target).contiguous()
-
-
-def scale_shape(recipe: Recipe, shape: tuple[int, ...]) -> tuple[int, ...]:
-    """The shape of the scales of a tensor of `shape`, (M, K) or (G, M, K)."""
-    found = operand_scale_shape(recipe, shape, k_axis=1)
-    return tuple(0 if extent is None else extent for extent in found)
-
-
-def tiling(recipe: Recipe, shape: tuple[int, ...]) -> Tiling:
-    """How the scales of `recipe` cover a tensor of `shape`."""
-    if recipe is Recipe.TENSOR_WISE:
-        count = prod(shape)
-        return Tiling((1, count), (1, 1), (1, max(1, count)))
-    row_blocks, k_blocks = scale_shape(recipe, shape)[-2:]
-    rows = SCALE_BLOCK if recipe is Recipe.BLOCK_WISE_128X128 else 1
-    columns = max(1, shape[-1]) if recipe is Recipe.ROW_WISE else SCALE_BLOCK
-    return Tiling(shape, (row_blocks, k_blocks), (rows, columns))
 
 
 def _compute(x: torch.Tensor, tiles: Tiling, power_of_two: bool, q: torch.Tensor, scale: torch.Tensor) -> None:
@@ -187,131 +228,31 @@ def _spread(scale: torch.Tensor) -> torch.Tensor:
     return scale[..., :, None, :, None]
 
 
-def _new(shape: tuple[int, ...], dtype: torch.dtype, device: torch.device) -> torch.Tensor:
-    import torch
-
-    return torch.empty(shape, dtype=dtype, device=device)
-
-
-def _new_scale(recipe: Recipe, shape: tuple[int, ...], device: torch.device) -> torch.Tensor:
-    """New memory for scales, in the layout that kernels read."""
-    import torch
-
-    wanted = scale_shape(recipe, shape)
-    if recipe is not Recipe.BLOCK_WISE_1X128:
-        return _new(wanted, torch.float32, device)
-    *groups, rows, k_blocks = wanted
-    return _new((*groups, k_blocks, scale_pitch(rows)), torch.float32, device).transpose(-1, -2)[..., :rows, :]
-
-
-PLAIN = ("bfloat16", "float16", "float32")
-FP8 = ("float8_e4m3fn", "float8_e5m2")
-
-
-def _recipe(name: Any) -> Recipe:
-    if isinstance(name, str) and (found := RECIPES.get(name, Recipe.NONE)) is not Recipe.NONE:
-        return found
-    rule = "one of " + ", ".join(known for known, recipe in RECIPES.items() if recipe is not Recipe.NONE)
-    raise InputError("GMR-I009", f"recipe {str(name)[:40]!r}", rule=rule, fix=f"use {DEFAULT_RECIPE!r}")
-
-
-def _check_operand(x: torch.Tensor) -> None:
-    from gemmir.backends.cuda.arguments import refuse_gradient
-
-    _check_tensor(x, "x", PLAIN)
-    _check_rank(x, "x")
-    if x.device.type not in ("cpu", "cuda"):
-        rule = "tensors are quantised on CUDA devices or on the CPU"
-        raise InputError("GMR-I004", f"x: is on {x.device.type}", rule=rule, fix="pass a tensor on a GPU")
-    if x.shape[-1] > 1 and x.stride(-1) != 1:
-        what = f"x: strides are {tuple(x.stride())}"
-        raise InputError("GMR-I006", what, rule="elements of the last dimension are neighbours", fix="x.contiguous()")
-    if max(x.shape) > MAX_DIM:
-        raise InputError("GMR-I007", f"x: shape is {tuple(x.shape)}", rule=f"dimensions are at most {MAX_DIM}")
-    if _tracked(x):
-        raise refuse_gradient("x")
-
-
-def _tracked(x: torch.Tensor) -> bool:
-    import torch
-
-    return x.requires_grad and torch.is_grad_enabled()
-
-
-def _check_tensor(tensor: Any, name: str, dtypes: tuple[str, ...]) -> None:
-    """A dense tensor that holds data, of one of `dtypes`."""
+def _planned(x: Any, recipe: str, dtype: Any, power_of_two: bool, out: Any) -> Plan:
+    """Check a call and prepare it."""
     from gemmir.backends.cuda.arguments import describe
 
-    describe(tensor, name)
-    _check_dtype(tensor.dtype, name, dtypes)
+    scaling = recipe_named(recipe)
+    check_operand(x)
+    shape, target = tuple(x.shape), target_dtype(dtype, out)
+    if out is not None:
+        check_out(x, scaling, target, out)
+    layout = scale_layout(scaling, shape)
+    plan = Plan(shape, target, x.device, layout, (0, 0, 0), tiling(scaling, shape), bool(power_of_two), None)
+    q, scale = plan.new() if out is None else out
+    spans = [describe(tensor, "").span for tensor in (x, q, scale)]
+    x_reach, q_reach, scale_reach = (end - start for start, end in spans)
+    plan = replace(plan, reach=(x_reach, q_reach, scale_reach))
+    if x.device.type != "cuda" or scaling not in FUSED or x.numel() == 0:
+        return plan
+    from gemmir.backends.cuda.quantize import prepare
+
+    return replace(plan, launch=prepare(scaling, x, q, scale, least=LEAST_AMAX, power_of_two=plan.power_of_two))
 
 
-def _check_dtype(dtype: Any, name: str, dtypes: tuple[str, ...]) -> None:
-    if str(dtype) in [f"torch.{known}" for known in dtypes]:
-        return
-    rule = "one of " + ", ".join(f"torch.{known}" for known in dtypes)
-    raise InputError("GMR-I001", f"{name}: dtype is {str(dtype)[:40]}", rule=rule, fix=f"use torch.{dtypes[0]}")
-
-
-def _check_rank(tensor: torch.Tensor, name: str) -> None:
-    if tensor.dim() not in (2, 3):
-        what = f"{name}: shape is {tuple(tensor.shape)}"
-        raise InputError("GMR-I002", what, rule="(M, K), or (G, M, K) for groups", fix="reshape it to rank 2")
-
-
-def _check_shape(tensor: torch.Tensor, name: str, wanted: tuple[int, ...]) -> None:
-    if tuple(tensor.shape) != wanted:
-        what = f"{name}: shape is {tuple(tensor.shape)}"
-        raise InputError("GMR-I002", what, rule=f"it has the shape {wanted}", fix="use what gemmir.quantize returns")
-
-
-def _check_device(tensor: torch.Tensor, name: str, other: torch.Tensor) -> None:
-    if tensor.device != other.device:
-        what = f"{name}: is on {tensor.device}, not on {other.device}"
-        raise InputError("GMR-I004", what, rule="all tensors are on one device", fix=f"{name}.to('{other.device}')")
-
-
-def _target_dtype(dtype: torch.dtype | None, out: Any) -> torch.dtype:
-    import torch
-
-    if out is not None and (not isinstance(out, tuple | list) or len(out) != 2):
-        raise InputError("GMR-I005", f"out: {type(out).__name__}", rule="out is (q, scale)", fix="leave out out")
-    given: Any = torch.float8_e4m3fn if out is None else getattr(out[0], "dtype", None)
-    target: Any = given if dtype is None else dtype
-    _check_dtype(target, "dtype" if out is None or dtype is not None else "out[0]", FP8)
-    return target
-
-
-def _check_out(x: torch.Tensor, recipe: Recipe, dtype: torch.dtype, out: tuple[torch.Tensor, torch.Tensor]) -> None:
-    """What is given to be written to has the shapes and layouts of what would be made."""
-    q, scale = out
-    shape = tuple(x.shape)
-    wanted = (("out[0]", q, str(dtype), shape), ("out[1]", scale, "torch.float32", scale_shape(recipe, shape)))
-    for name, tensor, type_, extents in wanted:
-        _check_tensor(tensor, name, (type_.removeprefix("torch."),))
-        _check_shape(tensor, name, extents)
-        _check_device(tensor, name, x)
-    if not q.is_contiguous():
-        raise _wrong_layout(q, "out[0]", "q is row-major")
-    if recipe is Recipe.BLOCK_WISE_1X128:
-        if scale.numel() and align_scales(scale) is not scale:
-            raise _wrong_layout(scale, "out[1]", "1x128 scales lie as gemmir.align_scales lays them out")
-    elif not scale.is_contiguous():
-        raise _wrong_layout(scale, "out[1]", "the scales are row-major")
-    _check_overlaps({"x": x, "out[0]": q, "out[1]": scale})
-
-
-def _wrong_layout(tensor: torch.Tensor, name: str, rule: str) -> InputError:
-    what = f"{name}: strides are {tuple(tensor.stride())}"
-    return InputError("GMR-I006", what, rule=rule, fix="use what gemmir.quantize returns")
-
-
-def _check_overlaps(tensors: dict[str, torch.Tensor]) -> None:
-    from gemmir.backends.cuda.arguments import describe
-
-    seen = [describe(tensor, name) for name, tensor in tensors.items()]
-    for number, one in enumerate(seen):
-        for other in seen[:number]:
-            if one.span[0] < other.span[1] and other.span[0] < one.span[1]:
-                rule = "inputs are read while outputs are written"
-                raise InputError("GMR-I008", f"{one.name}: overlaps {other.name}", rule=rule, fix="pass another tensor")
+def _remember(key: object, plan: Plan) -> None:
+    """Keep a plan, instead of the oldest one if need be; a lookup needs no lock."""
+    with _lock:
+        while len(_plans) >= MAX_PLANS:
+            del _plans[next(iter(_plans))]
+        _plans[key] = plan

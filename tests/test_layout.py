@@ -36,6 +36,7 @@ KNOWN_ONLY_BY = {
         "gemmir.kernel",
         "gemmir.ops",
         "gemmir.quantization",
+        "gemmir.quantization_checks",
         "gemmir.universe",
         "gemmir.bench",
         "gemmir.cli",

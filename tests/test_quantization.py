@@ -52,8 +52,9 @@ def test_every_bit(
     np.testing.assert_array_equal(patterns(q), expected)
     np.testing.assert_array_equal(bits(scale), scales.view(np.int32))
     whole = fp8_oracle.spread(scales, shape, recipe)
-    decoded = gemmir.dequantize(q, scale, recipe)
-    np.testing.assert_array_equal(decoded.numpy(), (q.float().numpy().astype(np.float64) * whole).astype(np.float32))
+    with np.errstate(over="ignore"):  # the largest numbers may be rounded up to what float32 has not
+        decoded = (q.double().numpy() * whole).astype(np.float32)
+    np.testing.assert_array_equal(gemmir.dequantize(q, scale, recipe).numpy(), decoded)
 
 
 @CASES
