@@ -89,7 +89,8 @@ def quantize(
     `out`: (q, scale) to write to instead, of exactly these shapes and layouts; `dtype` may then be left out.
 
     Raises `InputError`: GMR-I001 dtype, GMR-I002 shape, GMR-I004 device, GMR-I005 no tensor or one that requires a
-    gradient, GMR-I006 memory layout, GMR-I007 size, GMR-I008 overlap, GMR-I009 recipe.
+    gradient, GMR-I006 memory layout, GMR-I007 size, GMR-I008 overlap, GMR-I009 recipe. With block-wise recipes on a GPU
+    also `DeviceError` if it is no Hopper GPU, and `CaptureError` if the first call with these types is being captured.
     """
     try:
         tensors = (x,) if out is None else (x, *out)

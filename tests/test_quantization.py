@@ -11,6 +11,7 @@ from hypothesis import example, given
 from hypothesis import strategies as st
 
 import gemmir
+from gemmir import quantization
 from gemmir.errors import InputError
 from tests import fp8_oracle
 from tests.quantize_data import DTYPES, FP8, KINDS, RECIPES, data
@@ -209,6 +210,34 @@ def test_what_is_refused(name: str):
         call()
     assert error.value.code == code
     assert error.value.rule
+
+
+def test_a_call_like_one_before_is_checked_too():
+    """What its kind does not say: where the tensors lie, and whether a gradient is followed."""
+    room = torch.zeros(4096)
+    x, q = room[:1024].view(4, 256), room[1024:1280].view(E4M3).view(4, 256)
+    scale = room[1280:1288].as_strided((4, 2), (1, 4))
+    for _ in range(2):
+        assert gemmir.quantize(x, out=(q, scale))[1] is scale
+    over_x, over_scale = room[900:1156].view(E4M3).view(4, 256), room[1276:1532].view(E4M3).view(4, 256)
+    for other in (over_x, over_scale):
+        with pytest.raises(InputError, match="GMR-I008"):
+            gemmir.quantize(x, out=(other, scale))
+    with pytest.raises(InputError, match="GMR-I006"):
+        gemmir.quantize(x, out=(q, room[1281:1289].as_strided((4, 2), (1, 4))))
+    gemmir.quantize(X)
+    with pytest.raises(InputError, match="GMR-I005"):
+        gemmir.quantize(X.clone().requires_grad_())
+
+
+def test_few_kinds_of_calls_are_remembered(monkeypatch: pytest.MonkeyPatch):
+    plans: dict[object, quantization.Plan] = {}
+    monkeypatch.setattr(quantization, "_plans", plans)
+    monkeypatch.setattr(quantization, "MAX_PLANS", 2)
+    for m in (1, 2, 1, 3, 4):
+        gemmir.quantize(torch.ones(m, 128))
+        assert len(plans) <= 2
+    assert [plan.shape for plan in plans.values()] == [(3, 128), (4, 128)]
 
 
 def test_nothing_is_written_by_a_call_that_is_refused():

@@ -27,14 +27,14 @@ constexpr int ROWS_128x128 = BLOCK, COLUMNS_128x128 = BLOCK, THREADS_128x128 = R
 // CTAs that fit an SM at once, for 16-bit input; wider ones have as many bytes under way with half as many.
 constexpr int RESIDENT_1x128 = 8, RESIDENT_128x128 = 2;
 
-// Strides in elements; `q` is row-major. `vector`: chunks lie at multiples of 16 bytes in x, and of 8 in q.
+// Strides in elements; `q` is row-major. `vector`: whole chunks lie at multiples of 16 bytes in x, and of 8 in q.
 struct Arguments {
-    const void* x;
+    const u8* x;
     u8* q;
     float* scale;
-    i64 rows, columns;
     i64 x_group, x_row;
     i64 scale_group, scale_row, scale_column;
+    u32 rows, columns;
     float largest, least;
     int power_of_two, vector;
 };
@@ -42,59 +42,65 @@ struct Arguments {
 template <Input INPUT> constexpr int BYTES = INPUT == Input::f32 ? 4 : 2;
 template <Input INPUT> constexpr int WORDS = CHUNK * BYTES<INPUT> / 4;
 
-// Where a chunk begins in x and q, and how many of its elements there are.
-struct Place {
-    i64 x, q;
-    int count;
+// The chunks of a thread: where the first begins, bytes from one to the next, and how many elements each has, or more.
+struct Chunks {
+    const u8* x;
+    u8* q;
+    i64 x_step, q_step;
+    int count[CHUNKS];
 };
 
 struct Scaling {
     float scale, inverse;
 };
 
-DEVICE Place place_of(const Arguments& a, i64 row, i64 column) {
-    const i64 group = blockIdx.z, left = row < a.rows ? a.columns - column : 0;
-    const int count = left >= CHUNK ? CHUNK : left > 0 ? static_cast<int>(left) : 0;
-    return {group * a.x_group + row * a.x_row + column, (group * a.rows + row) * a.columns + column, count};
+// Those that begin at `row` and `column`; their number of elements is left open.
+template <Input INPUT> DEVICE Chunks chunks_at(const Arguments& a, u32 row, u32 column) {
+    const i64 x = blockIdx.z * a.x_group + row * a.x_row + column;
+    const i64 q = (static_cast<i64>(blockIdx.z) * a.rows + row) * a.columns + column;
+    return {a.x + x * BYTES<INPUT>, a.q + q};
 }
 
-DEVICE float* scale_at(const Arguments& a, i64 row, i64 column) {
+DEVICE float* scale_at(const Arguments& a, u32 row, u32 column) {
     return a.scale + blockIdx.z * a.scale_group + row * a.scale_row + column * a.scale_column;
 }
 
-DEVICE bool whole(const Arguments& a, const Place& at) { return a.vector && at.count == CHUNK; }
+DEVICE bool whole(const Arguments& a, int count) { return a.vector && count >= CHUNK; }
 
 // A whole chunk by 16 bytes; any other one is zero until `load_rest`.
-template <Input INPUT> DEVICE void load_whole(const Arguments& a, const Place& at, u32 (&words)[WORDS<INPUT>]) {
-    const uint4* x = reinterpret_cast<const uint4*>(static_cast<const u8*>(a.x) + at.x * BYTES<INPUT>);
+template <Input INPUT> DEVICE void load_whole(const u8* x, bool whole, u32 (&words)[WORDS<INPUT>]) {
 #pragma unroll
-    for (int i = 0; i < WORDS<INPUT> / 4; ++i) {
-        const uint4 four = whole(a, at) ? x[i] : uint4{0, 0, 0, 0};
-        words[4 * i] = four.x, words[4 * i + 1] = four.y, words[4 * i + 2] = four.z, words[4 * i + 3] = four.w;
+    for (int i = 0; i < WORDS<INPUT>; i += 4) {
+        const uint4 four = whole ? *reinterpret_cast<const uint4*>(x + 4 * i) : uint4{0, 0, 0, 0};
+        words[i] = four.x, words[i + 1] = four.y, words[i + 2] = four.z, words[i + 3] = four.w;
     }
 }
 
 // What `load_whole` left out, element by element.
-template <Input INPUT> DEVICE void load_rest(const Arguments& a, const Place& at, u32 (&words)[WORDS<INPUT>]) {
-    if (whole(a, at)) return;
+template <Input INPUT> DEVICE void load_rest(const u8* x, int count, u32 (&words)[WORDS<INPUT>]) {
 #pragma unroll
     for (int i = 0; i < CHUNK; ++i) {
-        if (i >= at.count) continue;
+        if (i >= count) continue;
         if constexpr (INPUT == Input::f32) {
-            words[i] = static_cast<const u32*>(a.x)[at.x + i];
+            words[i] = reinterpret_cast<const u32*>(x)[i];
         } else {
-            words[i / 2] |= static_cast<u32>(static_cast<const u16*>(a.x)[at.x + i]) << (i % 2 * 16);
+            words[i / 2] |= static_cast<u32>(reinterpret_cast<const u16*>(x)[i]) << (i % 2 * 16);
         }
     }
 }
 
 // All loads are issued before the first is waited for.
 template <Input INPUT>
-DEVICE void load(const Arguments& a, const Place (&at)[CHUNKS], u32 (&words)[CHUNKS][WORDS<INPUT>]) {
+DEVICE void load(const Arguments& a, const Chunks& chunks, u32 (&words)[CHUNKS][WORDS<INPUT>]) {
 #pragma unroll
-    for (int c = 0; c < CHUNKS; ++c) load_whole<INPUT>(a, at[c], words[c]);
+    for (int c = 0; c < CHUNKS; ++c) {
+        load_whole<INPUT>(chunks.x + c * chunks.x_step, whole(a, chunks.count[c]), words[c]);
+    }
 #pragma unroll
-    for (int c = 0; c < CHUNKS; ++c) load_rest<INPUT>(a, at[c], words[c]);
+    for (int c = 0; c < CHUNKS; ++c) {
+        if (whole(a, chunks.count[c])) continue;
+        load_rest<INPUT>(chunks.x + c * chunks.x_step, chunks.count[c], words[c]);
+    }
 }
 
 template <Input INPUT> DEVICE float decoded(const u32 (&words)[WORDS<INPUT>], int i) {
@@ -156,8 +162,9 @@ template <Format FORMAT> DEVICE u32 encoded_pair(float low, float high) {
     return pair;
 }
 
+// `special`: some lane of the warp holds something that is not finite.
 template <Input INPUT, Format FORMAT>
-DEVICE void store(const Arguments& a, const Place& at, const u32 (&words)[WORDS<INPUT>], float inverse, bool special) {
+DEVICE void encode(const u32 (&words)[WORDS<INPUT>], float inverse, bool special, u32 (&bytes)[CHUNK / 4]) {
     float values[CHUNK];
 #pragma unroll
     for (int i = 0; i < CHUNK; ++i) values[i] = decoded<INPUT>(words, i);
@@ -167,33 +174,36 @@ DEVICE void store(const Arguments& a, const Place& at, const u32 (&words)[WORDS<
             if (magnitude(values[i]) >= INFINITY_BITS) values[i] = __uint_as_float(0x7fffffffu);
         }
     }
-    u32 bytes[CHUNK / 4] = {};
 #pragma unroll
-    for (int i = 0; i < CHUNK; i += 2) {
-        const u32 pair = encoded_pair<FORMAT>(__fmul_rn(values[i], inverse), __fmul_rn(values[i + 1], inverse));
-        bytes[i / 4] |= pair << (i % 4 * 8);
+    for (int i = 0; i < CHUNK; i += 4) {
+        const u32 low = encoded_pair<FORMAT>(__fmul_rn(values[i], inverse), __fmul_rn(values[i + 1], inverse));
+        const u32 high = encoded_pair<FORMAT>(__fmul_rn(values[i + 2], inverse), __fmul_rn(values[i + 3], inverse));
+        bytes[i / 4] = low | high << 16;
     }
-    u8* q = a.q + at.q;
-    if (whole(a, at)) {
+}
+
+DEVICE void store(u8* q, int count, bool whole, const u32 (&bytes)[CHUNK / 4]) {
+    if (whole) {
         *reinterpret_cast<uint2*>(q) = uint2{bytes[0], bytes[1]};
         return;
     }
 #pragma unroll
     for (int i = 0; i < CHUNK; ++i) {
-        if (i < at.count) q[i] = static_cast<u8>(bytes[i / 4] >> (i % 4 * 8));
+        if (i < count) q[i] = static_cast<u8>(bytes[i / 4] >> (i % 4 * 8));
     }
 }
 
 // A CTA: 8 rows, 4 blocks of each. Lanes without elements hold zeros, since all take part in every shuffle.
 template <Input INPUT, Format FORMAT> DEVICE void quantize_1x128(const Arguments& a) {
-    const int lane = threadIdx.x % LANES;
-    const i64 row = static_cast<i64>(blockIdx.x) * ROWS_1x128 + threadIdx.x / LANES;
-    const i64 first_block = static_cast<i64>(blockIdx.y) * CHUNKS;
-    Place at[CHUNKS];
+    const u32 lane = threadIdx.x % LANES, row = blockIdx.x * ROWS_1x128 + threadIdx.x / LANES;
+    const u32 column = blockIdx.y * COLUMNS_1x128 + lane * CHUNK;
+    const int left = row < a.rows ? static_cast<int>(a.columns - column) : 0;
+    Chunks chunks = chunks_at<INPUT>(a, row, column);
+    chunks.x_step = BLOCK * BYTES<INPUT>, chunks.q_step = BLOCK;
 #pragma unroll
-    for (int c = 0; c < CHUNKS; ++c) at[c] = place_of(a, row, (first_block + c) * BLOCK + lane * CHUNK);
+    for (int c = 0; c < CHUNKS; ++c) chunks.count[c] = left - c * BLOCK;
     u32 words[CHUNKS][WORDS<INPUT>], amax[CHUNKS];
-    load<INPUT>(a, at, words);
+    load<INPUT>(a, chunks, words);
     const bool special = amaxes<INPUT>(words, amax);
 #pragma unroll
     for (int distance = LANES / 2; distance > 0; distance /= 2) {
@@ -206,25 +216,29 @@ template <Input INPUT, Format FORMAT> DEVICE void quantize_1x128(const Arguments
 #pragma unroll
     for (int c = 1; c < CHUNKS; ++c) own = lane == c ? amax[c] : own;
     const Scaling found = scaling_of(a, own);
-    const i64 block = first_block + lane;
+    const u32 block = blockIdx.y * CHUNKS + lane;
     if (lane < CHUNKS && row < a.rows && block * BLOCK < a.columns) *scale_at(a, row, block) = found.scale;
 #pragma unroll
     for (int c = 0; c < CHUNKS; ++c) {
-        store<INPUT, FORMAT>(a, at[c], words[c], __shfl_sync(ALL, found.inverse, c, LANES), special);
+        u32 bytes[CHUNK / 4];
+        encode<INPUT, FORMAT>(words[c], __shfl_sync(ALL, found.inverse, c, LANES), special, bytes);
+        store(chunks.q + c * chunks.q_step, chunks.count[c], whole(a, chunks.count[c]), bytes);
     }
 }
 
 // A CTA: one block, of which each thread holds parts of 4 rows.
 template <Input INPUT, Format FORMAT> DEVICE void quantize_128x128(const Arguments& a) {
-    constexpr int WARPS = THREADS_128x128 / 32;
+    constexpr int STEP = ROWS_128x128 / CHUNKS, WARPS = THREADS_128x128 / 32;
     __shared__ u32 amax_of_warp[WARPS];
-    const i64 row = static_cast<i64>(blockIdx.x) * ROWS_128x128 + threadIdx.x / LANES;
-    const i64 column = static_cast<i64>(blockIdx.y) * COLUMNS_128x128 + threadIdx.x % LANES * CHUNK;
-    Place at[CHUNKS];
+    const u32 row = blockIdx.x * ROWS_128x128 + threadIdx.x / LANES;
+    const u32 column = blockIdx.y * COLUMNS_128x128 + threadIdx.x % LANES * CHUNK;
+    const int left = static_cast<int>(a.columns - column);
+    Chunks chunks = chunks_at<INPUT>(a, row, column);
+    chunks.x_step = STEP * BYTES<INPUT> * a.x_row, chunks.q_step = STEP * static_cast<i64>(a.columns);
 #pragma unroll
-    for (int c = 0; c < CHUNKS; ++c) at[c] = place_of(a, row + c * (ROWS_128x128 / CHUNKS), column);
+    for (int c = 0; c < CHUNKS; ++c) chunks.count[c] = row + c * STEP < a.rows ? left : 0;
     u32 words[CHUNKS][WORDS<INPUT>], amax[CHUNKS];
-    load<INPUT>(a, at, words);
+    load<INPUT>(a, chunks, words);
     const bool special = amaxes<INPUT>(words, amax);
     const u32 own = __reduce_max_sync(ALL, max(max(amax[0], amax[1]), max(amax[2], amax[3])));
     if (threadIdx.x % 32 == 0) amax_of_warp[threadIdx.x / 32] = own;
@@ -232,7 +246,11 @@ template <Input INPUT, Format FORMAT> DEVICE void quantize_128x128(const Argumen
     const Scaling found = scaling_of(a, __reduce_max_sync(ALL, amax_of_warp[threadIdx.x % WARPS]));
     if (threadIdx.x == 0) *scale_at(a, blockIdx.x, blockIdx.y) = found.scale;
 #pragma unroll
-    for (int c = 0; c < CHUNKS; ++c) store<INPUT, FORMAT>(a, at[c], words[c], found.inverse, special);
+    for (int c = 0; c < CHUNKS; ++c) {
+        u32 bytes[CHUNK / 4];
+        encode<INPUT, FORMAT>(words[c], found.inverse, special, bytes);
+        store(chunks.q + c * chunks.q_step, chunks.count[c], whole(a, chunks.count[c]), bytes);
+    }
 }
 
 #define ENTRY(RECIPE, INPUT, FORMAT)                                                                             \
