@@ -26,6 +26,7 @@ if TYPE_CHECKING:
     from gemmir.ops import batched_matmul, grouped_matmul, matmul
     from gemmir.preparing import prepare
     from gemmir.program import Program
+    from gemmir.quantization import dequantize, quantize
     from gemmir.scales import align_scales
 
 __version__ = "0.1.0"
@@ -37,10 +38,12 @@ __all__ = [
     "batched_matmul",
     "compile",
     "decode_split_k",
+    "dequantize",
     "errors",
     "grouped_matmul",
     "matmul",
     "prepare",
+    "quantize",
 ]
 
 _HOMES = {
@@ -50,9 +53,11 @@ _HOMES = {
     "batched_matmul": "gemmir.ops",
     "compile": "gemmir.compiler",
     "decode_split_k": "gemmir.decode",
+    "dequantize": "gemmir.quantization",
     "grouped_matmul": "gemmir.ops",
     "matmul": "gemmir.ops",
     "prepare": "gemmir.preparing",
+    "quantize": "gemmir.quantization",
 }
 
 

@@ -32,6 +32,7 @@ def seconds(code: str) -> float:
     [
         "import gemmir",
         "import gemmir; gemmir.matmul, gemmir.grouped_matmul, gemmir.batched_matmul",
+        "import gemmir; gemmir.quantize, gemmir.dequantize",
         "import gemmir.errors, gemmir.schedule, gemmir.legality, gemmir.manifest",
         "import gemmir.cli.main as m; m.make_parser().format_help()",
     ],

@@ -36,6 +36,8 @@ KNOWN_ONLY_BY = {
         "gemmir.kernel",
         "gemmir.ops",
         "gemmir.preparing",
+        "gemmir.quantization",
+        "gemmir.quantization_checks",
         "gemmir.universe",
         "gemmir.bench",
         "gemmir.cli",

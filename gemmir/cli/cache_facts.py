@@ -22,7 +22,8 @@ class Facts:
     """
     What is known of a kernel in the cache.
 
-    An entry that is damaged, or was made by a gemmir whose manifests were other ones, has no manifest.
+    An entry that is damaged, or was made by a gemmir whose manifests were other ones, has no manifest; nor has one of a
+    kernel that is no product.
     """
 
     def __init__(self, entry: Entry | None, source: Path | None):
@@ -30,6 +31,7 @@ class Facts:
         self.damaged = entry is None
         self.source_path = None if source is None else str(source)
         self.manifest = _manifest(header.get("manifest"))
+        self._entry = _text(header.get("entry"))
         self._resources = _resources(header.get("log"))
         made_by = header.get("made_by")
         tools: dict[str, Any] = made_by if isinstance(made_by, dict) else {}
@@ -40,7 +42,7 @@ class Facts:
     @property
     def entry(self) -> str | None:
         """The kernel's entry point."""
-        return None if self.manifest is None else self.manifest.entry
+        return self._entry if self.manifest is None else self.manifest.entry
 
     @property
     def name(self) -> str | None:

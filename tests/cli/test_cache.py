@@ -10,6 +10,7 @@ from pathlib import Path
 import pytest
 
 import gemmir
+from gemmir.backends.cuda import quantize
 from gemmir.backends.cuda.compiler_log import read_log
 from gemmir.backends.cuda.nvrtc import version
 from gemmir.cache import Cache
@@ -295,3 +296,13 @@ def test_help_fits_a_terminal(capsys: Output, monkeypatch: pytest.MonkeyPatch, a
     assert stop.value.code == 0
     assert lines[0].startswith(f"usage: gemmir cache {action}".rstrip())
     assert max(map(len, lines)) <= 80
+
+
+def test_a_kernel_that_quantises_is_listed_by_its_name(directory: Path, capsys: pytest.CaptureFixture[str]):
+    kind = quantize.KINDS[0]
+    quantize.compiled(kind)
+    (kernel,) = json.loads(run(capsys, "ls", "--json"))
+    assert kernel["entry"] == kind.entry
+    shown = run(capsys, "show", kernel["key"])
+    assert shown.startswith(f"{kind.entry}\n")
+    assert f"quantize: {kind.entry}" in shown
