@@ -28,6 +28,7 @@ if TYPE_CHECKING:
     from gemmir.program import Program
     from gemmir.quantization import dequantize, quantize
     from gemmir.scales import align_scales
+    from gemmir.sm_limit import limit_sms
 
 __version__ = "0.1.0"
 __all__ = [
@@ -41,6 +42,7 @@ __all__ = [
     "dequantize",
     "errors",
     "grouped_matmul",
+    "limit_sms",
     "matmul",
     "prepare",
     "quantize",
@@ -55,6 +57,7 @@ _HOMES = {
     "decode_split_k": "gemmir.decode",
     "dequantize": "gemmir.quantization",
     "grouped_matmul": "gemmir.ops",
+    "limit_sms": "gemmir.sm_limit",
     "matmul": "gemmir.ops",
     "prepare": "gemmir.preparing",
     "quantize": "gemmir.quantization",

@@ -29,6 +29,7 @@ from gemmir.errors import CaptureError, DeviceError, InputError
 from gemmir.guards import Facts, guard
 from gemmir.manifest import Manifest, TensorMapParam
 from gemmir.problem import Grouping
+from gemmir.sm_limit import limit
 from gemmir.target import balanced_clusters, find_target
 
 if TYPE_CHECKING:
@@ -83,11 +84,11 @@ class Launcher:
         `check_arguments` and `check_output`), `DeviceError` if they cannot be computed on.
         """
         if out is None:
-            return self._calls.call(tensors, (False, overlap))
-        return self._calls.call([*tensors, out], (True, overlap))
+            return self._calls.call(tensors, (False, overlap, limit.sms))
+        return self._calls.call([*tensors, out], (True, overlap, limit.sms))
 
     def _resolve(self, tensors: Sequence[torch.Tensor], options: Options, facts: Facts | None) -> Ready:
-        given, overlap = options
+        given, overlap, _ = options
         return self.ready(tensors, bool(given), bool(overlap), facts)
 
     def ready(self, tensors: Sequence[torch.Tensor], given: bool, overlap: bool, facts: Facts | None) -> Ready:
@@ -98,7 +99,7 @@ class Launcher:
         """
         driver.refuse_if_unusable()
         overlap = overlap and self.manifest.waits
-        key = (facts, given, overlap)
+        key = (facts, given, overlap, limit.sms)
         plan = None if facts is None else self._plans.get(key)
         if plan is not None and plan.fits_at(addresses := [tensor.data_ptr() for tensor in tensors]):
             return plan.ready(addresses, given)
@@ -109,12 +110,18 @@ class Launcher:
             return SumsOfNothing(accepts, self._addend(), None if given else infos[-1], tensors[0].device)
         if plan is None:
             kernel = self._kernel(infos[0].device_index)
-            grid = grid_size(self.manifest, m, kernel.clusters)
+            grid = grid_size(self.manifest, m, self._resident(kernel))
             values = values_of(self.manifest, infos, m, overlap, self.seed)
             plan = Plan(self.manifest, kernel, grid, infos, tensors[0].device, overlap, accepts, values)
             with self._lock:
                 remember(self._plans, key, plan, MAX_PLANS)
         return plan.ready([info.address for info in infos][: len(tensors)], given)
+
+    def _resident(self, kernel: Kernel) -> int:
+        """Clusters that may run at once."""
+        if limit.sms is None:
+            return kernel.clusters
+        return max(1, min(kernel.clusters, limit.sms // self.manifest.cluster_ctas))
 
     def prepare(self, device: torch.device | str | int | None = None) -> None:
         """

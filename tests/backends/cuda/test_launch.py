@@ -19,6 +19,7 @@ from gemmir.compiler import lower
 from gemmir.errors import CaptureError, DeviceError, DeviceLostError, InputError, UnsupportedError
 from gemmir.kernel import CompiledKernel
 from gemmir.manifest import Manifest
+from gemmir.sm_limit import limit_sms
 from tests.backends.cuda.cuda_doubles import (
     MANIFEST,
     MIB,
@@ -110,6 +111,18 @@ def test_a_balanced_grid_is_no_larger_than_its_rounds_need():
 def test_persistent_clusters(gpu: RecordingDriver):
     launcher()(tensors(4096))
     assert gpu.launches[0].grid == 60 * 2
+
+
+def test_a_limit_of_sms_holds_for_the_next_call_and_asks_for_no_other_kernel(gpu: RecordingDriver):
+    call, arguments = launcher(), tensors(4096)
+    try:
+        for sms, grid in ((None, 120), (50, 50), (51, 50), (1, 2), (500, 120), (None, 120)):
+            limit_sms(sms)
+            call(arguments)
+            assert gpu.launches[-1].grid == grid, sms
+    finally:
+        limit_sms(None)
+    assert gpu.calls.count("cuModuleLoadData") == 1
 
 
 def test_a_second_call_only_launches(gpu: RecordingDriver):

@@ -1,0 +1,122 @@
+"""
+DeepGEMM's dense products, D = A B (+ C).
+
+The letters say how A (M x K) and B (K x N) are passed: n as such, t transposed. FP8 operands are pairs of a tensor and
+its scales, of e4m3 and float32; each is contiguous along K, however it is passed. 16-bit operands may lie either way.
+"""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING, TypeAlias
+
+import gemmir
+from gemmir.compat.deep_gemm.runtime import settings
+from gemmir.compat.deep_gemm.scaling import Granularity, Recipe, check_scales, granularity_of_b
+
+if TYPE_CHECKING:
+    import torch
+
+Scaled: TypeAlias = "tuple[torch.Tensor, torch.Tensor]"
+"""An FP8 operand and its scales."""
+
+
+def fp8_gemm_nt(
+    a: Scaled,
+    b: Scaled,
+    d: torch.Tensor,
+    c: torch.Tensor | None = None,
+    recipe: Recipe | None = None,
+    recipe_a: Granularity | None = None,
+    recipe_b: Granularity | None = None,
+    compiled_dims: str = "nk",
+    disable_ue8m0_cast: bool = False,
+) -> None:
+    """
+    A (M, K) with scales (M, ceil(K/128)), B (N, K) with scales (ceil(N/128), ceil(K/128)), D (M, N).
+
+    With `recipe=(1, 1, 128)` the scales of B are (N, ceil(K/128)). D, and C where it is given, are bfloat16 or float32;
+    C may be D. `compiled_dims` and `disable_ue8m0_cast` change nothing.
+    """
+    (x, scale_x), (w, scale_w) = a, b
+    granularity = granularity_of_b(recipe, recipe_a, recipe_b)
+    check_scales("a", scale_x, x.shape[0], 1, x.shape[-1], None)
+    check_scales("b", scale_w, w.shape[0], granularity, w.shape[-1], None)
+    aligned = gemmir.align_scales(scale_x)
+    gemmir.matmul(x, w.t(), scale_a=aligned, scale_b=scale_w.t(), c=c, out=d, overlap=settings.pdl)
+
+
+def fp8_gemm_nn(
+    a: Scaled,
+    b: Scaled,
+    d: torch.Tensor,
+    c: torch.Tensor | None = None,
+    recipe: Recipe | None = None,
+    recipe_a: Granularity | None = None,
+    recipe_b: Granularity | None = None,
+    compiled_dims: str = "nk",
+    disable_ue8m0_cast: bool = False,
+) -> None:
+    """As `fp8_gemm_nt`, with B and its scales transposed."""
+    fp8_gemm_nt(a, _turned(b), d, c, recipe, recipe_a, recipe_b)
+
+
+def fp8_gemm_tn(
+    a: Scaled,
+    b: Scaled,
+    d: torch.Tensor,
+    c: torch.Tensor | None = None,
+    recipe: Recipe | None = None,
+    recipe_a: Granularity | None = None,
+    recipe_b: Granularity | None = None,
+    compiled_dims: str = "mn",
+    disable_ue8m0_cast: bool = False,
+) -> None:
+    """As `fp8_gemm_nt`, with A, B and their scales transposed."""
+    fp8_gemm_nt(_turned(a), _turned(b), d, c, recipe, recipe_a, recipe_b)
+
+
+def fp8_gemm_tt(
+    a: Scaled,
+    b: Scaled,
+    d: torch.Tensor,
+    c: torch.Tensor | None = None,
+    recipe: Recipe | None = None,
+    recipe_a: Granularity | None = None,
+    recipe_b: Granularity | None = None,
+    compiled_dims: str = "mn",
+    disable_ue8m0_cast: bool = False,
+) -> None:
+    """As `fp8_gemm_nt`, with A and its scales transposed."""
+    fp8_gemm_nt(_turned(a), b, d, c, recipe, recipe_a, recipe_b)
+
+
+def bf16_gemm_nt(
+    a: torch.Tensor, b: torch.Tensor, d: torch.Tensor, c: torch.Tensor | None = None, compiled_dims: str = "nk"
+) -> None:
+    """A (M, K), B (N, K), D (M, N) in bfloat16 or float32, C (M, N) of D's type, which may be D."""
+    gemmir.matmul(a, b.mT, c=c, out=d, overlap=settings.pdl)
+
+
+def bf16_gemm_nn(
+    a: torch.Tensor, b: torch.Tensor, d: torch.Tensor, c: torch.Tensor | None = None, compiled_dims: str = "nk"
+) -> None:
+    """As `bf16_gemm_nt`, with B (K, N)."""
+    bf16_gemm_nt(a, b.mT, d, c)
+
+
+def bf16_gemm_tn(
+    a: torch.Tensor, b: torch.Tensor, d: torch.Tensor, c: torch.Tensor | None = None, compiled_dims: str = "mn"
+) -> None:
+    """As `bf16_gemm_nt`, with A (K, M) and B (K, N)."""
+    bf16_gemm_nt(a.mT, b.mT, d, c)
+
+
+def bf16_gemm_tt(
+    a: torch.Tensor, b: torch.Tensor, d: torch.Tensor, c: torch.Tensor | None = None, compiled_dims: str = "mn"
+) -> None:
+    """As `bf16_gemm_nt`, with A (K, M)."""
+    bf16_gemm_nt(a.mT, b, d, c)
+
+
+def _turned(operand: Scaled) -> Scaled:
+    return operand[0].mT, operand[1].mT

@@ -1,0 +1,48 @@
+"""DeepGEMM's functions that gemmir has no kernel for, and what to use instead."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import NoReturn
+
+from gemmir.errors import UnsupportedError
+
+_TORCH = "use torch.mm"
+_EINSUM = "use torch.einsum, or gemmir.batched_matmul for products of batches"
+_ATTENTION = "keep DeepGEMM for attention scores"
+_MEGA = "keep DeepGEMM for fused mixtures of experts, or see examples/moe_layer.py"
+_SM100 = "it is for SM100, as in DeepGEMM"
+
+MISSING: dict[str, str] = {
+    "cublaslt_gemm_nt": _TORCH,
+    "cublaslt_gemm_nn": _TORCH,
+    "cublaslt_gemm_tn": _TORCH,
+    "cublaslt_gemm_tt": _TORCH,
+    "fp8_gemm_nt_skip_head_mid": "use fp8_gemm_nt and copy the heads apart",
+    "k_grouped_fp8_gemm_tn_contiguous": _SM100 + ": use k_grouped_fp8_gemm_nt_contiguous",
+    "einsum": _EINSUM,
+    "fp8_einsum": _EINSUM,
+    "fp8_mqa_logits": _ATTENTION,
+    "fp8_fp4_mqa_logits": _ATTENTION,
+    "fp8_paged_mqa_logits": _ATTENTION,
+    "fp8_fp4_paged_mqa_logits": _ATTENTION,
+    "get_paged_mqa_logits_metadata": _ATTENTION,
+    "tf32_hc_prenorm_gemm": "use torch.mm in float32",
+    "get_mn_major_tma_aligned_packed_ue8m0_tensor": _SM100 + ": kernels for Hopper take float32 scales",
+    "get_k_grouped_mn_major_tma_aligned_packed_ue8m0_tensor": _SM100 + ": kernels for Hopper take float32 scales",
+    "get_symm_buffer_for_mega_moe": _MEGA,
+    "transform_weights_for_mega_moe": _MEGA,
+    "fp8_fp4_mega_moe": _MEGA,
+    "bf16_mega_moe": _MEGA,
+}
+"""Name -> the way out."""
+
+
+def missing(name: str) -> Callable[..., NoReturn]:
+    """A function of that name, which says that there is none."""
+
+    def refuse(*arguments: object, **options: object) -> NoReturn:
+        raise UnsupportedError("GMR-U001", f"deep_gemm.{name}", rule="gemmir has no kernel for it", fix=MISSING[name])
+
+    refuse.__name__ = refuse.__qualname__ = name
+    return refuse

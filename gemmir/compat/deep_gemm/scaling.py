@@ -1,0 +1,41 @@
+"""DeepGEMM's recipes of FP8 scales, and the layouts that they mean."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING, TypeAlias
+
+from gemmir.errors import InputError, UnsupportedError
+from gemmir.problem import SCALE_BLOCK, blocks
+
+if TYPE_CHECKING:
+    import torch
+
+Recipe: TypeAlias = "tuple[int, int, int]"
+"""Rows of A, rows of B (columns of the product), and elements of K that share a scale."""
+Granularity: TypeAlias = "tuple[int, int]"
+"""The same for one operand: rows, and elements of K."""
+
+DEFAULT: Recipe = (1, 128, 128)
+
+
+def granularity_of_b(recipe: Recipe | None, of_a: Granularity | None, of_b: Granularity | None) -> int:
+    """Rows of B that share a scale, 1 or 128; `UnsupportedError` (GMR-U001) for other recipes."""
+    if (of_a is None) != (of_b is None) or (recipe is not None and of_a is not None):
+        rule = "scales are described by recipe, or by recipe_a and recipe_b"
+        raise InputError("GMR-I005", "recipes that do not go together", rule=rule, fix="pass recipe=(1, 128, 128)")
+    if of_a is not None and of_b is not None:
+        found = (of_a[0], of_b[0], of_a[1]) if of_a[1] == of_b[1] else (0, 0, 0)
+    else:
+        found = DEFAULT if recipe is None else tuple(recipe)
+    if found not in ((1, 128, 128), (1, 1, 128)):
+        rule = "kernels for Hopper have scales by (1, 128, 128) or (1, 1, 128)"
+        raise UnsupportedError("GMR-U001", f"recipe {found}", rule=rule, fix="quantise by blocks of 128")
+    return found[1]
+
+
+def check_scales(name: str, scales: torch.Tensor, rows: int, granularity: int, k: int, groups: int | None) -> None:
+    """`InputError` (GMR-I002) unless the scales of an operand with rows along K have the shape of its recipe."""
+    wanted = (*(() if groups is None else (groups,)), -(-rows // granularity), blocks(k))
+    if tuple(scales.shape) != wanted:
+        rule = f"scales for {granularity} x {SCALE_BLOCK} elements have the shape {wanted}"
+        raise InputError("GMR-I002", f"{name}: scales have the shape {tuple(scales.shape)}", rule=rule)
