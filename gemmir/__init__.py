@@ -19,10 +19,11 @@ from importlib import import_module
 from typing import TYPE_CHECKING
 
 if TYPE_CHECKING:
-    from gemmir import errors
+    from gemmir import errors, torch_ops
     from gemmir.compiler import compile
     from gemmir.decode import decode_split_k
     from gemmir.kernel import CompiledKernel
+    from gemmir.linear import linear
     from gemmir.ops import batched_matmul, grouped_matmul, matmul
     from gemmir.preparing import prepare
     from gemmir.program import Program
@@ -43,11 +44,14 @@ __all__ = [
     "errors",
     "grouped_matmul",
     "limit_sms",
+    "linear",
     "matmul",
     "prepare",
     "quantize",
+    "torch_ops",
 ]
 
+_MODULES = ("errors", "torch_ops")
 _HOMES = {
     "CompiledKernel": "gemmir.kernel",
     "Program": "gemmir.program",
@@ -58,6 +62,7 @@ _HOMES = {
     "dequantize": "gemmir.quantization",
     "grouped_matmul": "gemmir.ops",
     "limit_sms": "gemmir.sm_limit",
+    "linear": "gemmir.linear",
     "matmul": "gemmir.ops",
     "prepare": "gemmir.preparing",
     "quantize": "gemmir.quantization",
@@ -65,8 +70,8 @@ _HOMES = {
 
 
 def __getattr__(name: str) -> object:
-    if name == "errors":
-        return import_module("gemmir.errors")
+    if name in _MODULES:
+        return import_module(f"gemmir.{name}")
     if (home := _HOMES.get(name)) is None:
         raise AttributeError(f"module 'gemmir' has no attribute '{name}'")
     value = globals()[name] = getattr(import_module(home), name)

@@ -19,6 +19,7 @@ from gemmir.decode import DECODE_ROWS, decode_split_k
 from gemmir.errors import InputError
 from gemmir.guards import Facts, Guard, guard
 from gemmir.problem import Grouping, blocks
+from gemmir.tracing import is_traced, traced
 
 if TYPE_CHECKING:
     import torch
@@ -104,6 +105,11 @@ def matmul(
     Raises `InputError` if a tensor does not fit, `UnsupportedError` if there is no such kernel, `DeviceError` without a
     GPU that it runs on.
     """
+    import torch
+
+    if torch.compiler.is_compiling() and is_traced(a, b):
+        options = {"split_k": split_k, "batch_invariant": batch_invariant, "overlap": overlap}
+        return traced("matmul", a, b, out, scale_a, scale_b, c, out_dtype, expected_m, **options)
     # `_optional`, spelled out: this is the call that is made most.
     tensors = [a, b, *[t for t in (scale_a, scale_b, c, out) if t is not None]]
     missing = scale_a is None, scale_b is None, c is None, out is None
@@ -144,20 +150,17 @@ def grouped_matmul(
     Scales have a leading G where their operand has one. `expected_m`: rows of all groups; with `counts`, how many rows
     of a group are expected to count. The rest as for `matmul`.
     """
-    indices = {Grouping.OFFS: offs, Grouping.GROUP_IDS: group_ids, Grouping.COUNTS: counts}
-    found = [(grouping, index) for grouping, index in indices.items() if index is not None]
-    if len(found) != 1:
-        what = " and ".join(grouping.value for grouping, _ in found) or "no index"
-        rule = "one of offs, group_ids and counts says what belongs to which group"
-        raise InputError("GMR-I005", f"grouped_matmul with {what}", rule=rule, fix="pass offs")
-    grouping, index = found[0]
-    if grouping is Grouping.OFFS and _rank(a, "a") == _rank(b, "b") == 2:
-        grouping = Grouping.K_OFFS
+    import torch
+
+    if torch.compiler.is_compiling() and is_traced(a, b):
+        options = {"offs": offs, "group_ids": group_ids, "counts": counts, "validate": validate}
+        return traced("grouped_matmul", a, b, out, scale_a, scale_b, c, out_dtype, expected_m, **options)
+    grouping, _, index = grouping_of(a, b, offs, group_ids, counts)
     others, missing = _optional(scale_a, scale_b, c, out)
-    calls, tensors, options = _CALLS[grouping], [a, b, index, *others], (*missing, False, out_dtype, expected_m)
+    calls, tensors, wanted = _CALLS[grouping], [a, b, index, *others], (*missing, False, out_dtype, expected_m)
     if not validate:
-        return calls.call(tensors, options)
-    ready = calls.resolved(tensors, options)
+        return calls.call(tensors, wanted)
+    ready = calls.resolved(tensors, wanted)
     _validate(grouping, a, b, index)
     return ready.run(tensors)
 
@@ -174,8 +177,31 @@ def batched_matmul(
     expected_m: int | None = None,
 ) -> torch.Tensor:
     """G products: `a` (G, M, K), `b` (G, K, N), result (G, M, N). The rest as for `grouped_matmul`."""
+    import torch
+
+    if torch.compiler.is_compiling() and is_traced(a, b):
+        return traced("batched_matmul", a, b, out, scale_a, scale_b, c, out_dtype, expected_m)
     others, missing = _optional(scale_a, scale_b, c, out)
     return _CALLS[Grouping.BATCH].call([a, b, *others], (*missing, False, out_dtype, expected_m))
+
+
+def grouping_of(
+    a: torch.Tensor,
+    b: torch.Tensor,
+    offs: torch.Tensor | None,
+    group_ids: torch.Tensor | None,
+    counts: torch.Tensor | None,
+) -> tuple[Grouping, str, torch.Tensor]:
+    """The form of a grouped product, and its one index operand by name; `InputError` (GMR-I005) without exactly one."""
+    indices = {Grouping.OFFS: offs, Grouping.GROUP_IDS: group_ids, Grouping.COUNTS: counts}
+    found = [(grouping, index) for grouping, index in indices.items() if index is not None]
+    if len(found) != 1:
+        what = " and ".join(grouping.value for grouping, _ in found) or "no index"
+        rule = "one of offs, group_ids and counts says what belongs to which group"
+        raise InputError("GMR-I005", f"grouped_matmul with {what}", rule=rule, fix="pass offs")
+    grouping, index = found[0]
+    along_k = grouping is Grouping.OFFS and _rank(a, "a") == _rank(b, "b") == 2
+    return Grouping.K_OFFS if along_k else grouping, grouping.value, index
 
 
 def _optional(*tensors: torch.Tensor | None) -> tuple[list[torch.Tensor], tuple[bool, ...]]:
@@ -255,11 +281,25 @@ def call_of(grouping: Grouping, named: dict[str, torch.Tensor], asked: Asked) ->
         tuple((name, _open_shape(grouping, name, tensor), tensor.dtype) for name, tensor in tensors.items()),
         _recipe(tensors),
         (_major(tensors["a"], -1, "m"), _major(tensors["b"], -2, "n")),
-        _result_type(grouping, tensors["a"], named.get("out"), asked.out_dtype),
+        result_type(grouping, tensors["a"], named.get("out"), asked.out_dtype),
         _expected(grouping, tensors["a"], asked.expected_m),
         grouping is Grouping.NONE and tensors["a"].dim() == 2 and tensors["a"].shape[0] <= FEW_ROWS[-1],
         Parts(asked.split_k, asked.batch_invariant),
     )
+
+
+def checked_call(
+    grouping: Grouping,
+    tensors: dict[str, torch.Tensor],
+    result: torch.dtype,
+    expected_m: int | None,
+    split_k: int | None,
+) -> Call:
+    """The call with such tensors, of which only shapes, strides and types are asked; errors as for a call."""
+    asked = Asked(True, True, True, True, False, result, expected_m, 1 if split_k is None else split_k)
+    call = call_of(grouping, tensors, asked)
+    _program(call)
+    return call
 
 
 FEW_ROWS = (16, 32, 64, DECODE_ROWS)
@@ -317,13 +357,13 @@ def _major(tensor: torch.Tensor, k_axis: int, other: str) -> str:
     if tensor.element_size() == 1 or tensor.dim() < 2:
         return "k"
     outer_axis = -3 - k_axis
-    along_k = tensor.stride(k_axis) == 1 or tensor.shape[k_axis] == 1
-    return "k" if along_k or tensor.stride(outer_axis) != 1 else other
+    return other if tensor.stride(outer_axis) == 1 != tensor.stride(k_axis) else "k"
 
 
-def _result_type(
+def result_type(
     grouping: Grouping, a: torch.Tensor, out: torch.Tensor | None, out_dtype: torch.dtype | None
 ) -> torch.dtype:
+    """The type of the result of a call."""
     import torch
 
     if out_dtype is not None or out is not None:

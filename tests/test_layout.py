@@ -37,6 +37,7 @@ KNOWN_ONLY_BY = {
         "gemmir.ops",
         "gemmir.preparing",
         "gemmir.quantization",
+        "gemmir.torch_ops_fake",
         "gemmir.quantization_checks",
         "gemmir.universe",
         "gemmir.bench",
