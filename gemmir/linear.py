@@ -29,28 +29,29 @@ def linear(
     """
     x @ weight.t() + bias, differentiable once by each of the three.
 
-    `x`: (..., K), of any rank from 1 on; `weight`: (N, K), row-major; `bias`: (N,); result: (..., N), of the type of
-    `x`. Tensors whose elements do not lie densely are copied first, but for `weight`, which is refused on a GPU. K and N
-    are multiples of 8 on a GPU, of 16 with a recipe.
+    `x`: (..., K), of any rank from 1 on; `weight`: (N, K); `bias`: (N,); result: (..., N), row-major, of the type of
+    `x`. On a GPU K and N are multiples of 8, or of 16 with a recipe. `x`, and the gradient that comes in, are copied
+    where they are not row-major.
 
-    `recipe=None`: all three are bfloat16, or all float16. Each product is summed in float32 and rounded once, to the
-    type of `x`, or of `weight` for its gradient; the bias is added afterwards, and rounded again. Its gradient is torch's
-    sum.
+    `recipe=None`: all three are bfloat16, or all float16. Each product is summed in float32 and rounded once, to that
+    type; the bias is added to what was rounded, and the sum is rounded again. The bias's gradient is summed by torch,
+    in float32. `weight` may be the transpose of a row-major tensor.
 
-    `recipe="block_wise"`: `x`, `weight` and `bias` are bfloat16, float16 or float32, each of its own. All products are
-    of float8_e4m3fn operands, quantised by `gemmir.quantize`, and summed in float32 every 128 elements:
+    `recipe="block_wise"`: `x`, `weight` and `bias` are bfloat16, float16 or float32, each of its own type, which its
+    gradient has too. The operands of all products are float8_e4m3fn, quantised by `gemmir.quantize`; 128 elements at a
+    time are summed as the tensor cores do, then scaled and added in float32:
 
     - result: X with one scale for 128 elements of K, W with one for 128 x 128;
-    - dX: dY with one scale for 128 elements of N; the same W, transposed;
-    - dW: dY and X, each with one scale for 128 rows of a column. Rows are padded with zeros to a multiple of 128.
+    - dX: dY with one scale for 128 elements of N, and the same W, transposed;
+    - dW: dY and X, each with one scale for 128 rows of one column. Rows of zeros make it a multiple of 128.
 
-    What is differentiated is the product, not the quantisation: gradients are as if it were the identity.
+    The quantisation itself is passed through: gradients are as if it changed nothing. `weight` is row-major.
 
-    The sum of dW is over rows of x: a kernel is compiled for each number of rows (of 128 rows, in FP8). Few rows are
-    summed as by `gemmir.matmul` by default.
+    dW is summed over the rows of x: a kernel is compiled for each number of rows, or of 128 rows with a recipe. Where
+    few rows are multiplied, K is summed in parts as by `gemmir.matmul` without options.
 
     Raises `InputError`: GMR-I001 dtype, GMR-I002 shape, GMR-I004 device, GMR-I005 no tensor, or a second derivative,
-    GMR-I009 recipe; and what `gemmir.matmul` raises.
+    GMR-I009 recipe; and what `gemmir.matmul` and `gemmir.quantize` raise.
     """
     _check(x, weight, bias, recipe)
     rows = (x.unsqueeze(0) if x.dim() == 1 else x.flatten(0, -2)).contiguous()

@@ -29,6 +29,7 @@ from gemmir.quantization_checks import (
     target_dtype,
 )
 from gemmir.scale_blocks import Tiling, scale_layout, scale_shape, tiling
+from gemmir.tracing import is_traced, traced_quantize
 
 if TYPE_CHECKING:
     import torch
@@ -92,6 +93,10 @@ def quantize(
     gradient, GMR-I006 memory layout, GMR-I007 size, GMR-I008 overlap, GMR-I009 recipe. With block-wise recipes on a GPU
     also `DeviceError` if it is no Hopper GPU, and `CaptureError` if the first call with these types is being captured.
     """
+    import torch
+
+    if torch.compiler.is_compiling() and is_traced(x):
+        return traced_quantize(x, recipe, out, dtype=dtype, power_of_two=power_of_two)
     try:
         tensors = (x,) if out is None else (x, *out)
         key = (recipe, dtype, power_of_two, *[(t.shape, t.stride(), t.dtype, t.device) for t in tensors])

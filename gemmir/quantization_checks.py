@@ -34,13 +34,17 @@ def check_operand(x: torch.Tensor) -> None:
     if x.device.type not in ("cpu", "cuda"):
         rule = "tensors are quantised on CUDA devices or on the CPU"
         raise InputError("GMR-I004", f"x: is on {x.device.type}", rule=rule, fix="pass a tensor on a GPU")
-    if x.shape[-1] > 1 and x.stride(-1) != 1:
-        what = f"x: strides are {tuple(x.stride())}"
-        raise InputError("GMR-I006", what, rule="elements of the last dimension are neighbours", fix="x.contiguous()")
+    check_neighbours(tuple(x.shape), x.stride())
     if max(x.shape) > MAX_DIM:
         raise InputError("GMR-I007", f"x: shape is {tuple(x.shape)}", rule=f"dimensions are at most {MAX_DIM}")
     if is_tracked(x):
         raise refuse_gradient("x")
+
+
+def check_neighbours(shape: tuple[int, ...], strides: tuple[int, ...]) -> None:
+    if shape[-1] > 1 and strides[-1] != 1:
+        what = f"x: strides are {tuple(strides)}"
+        raise InputError("GMR-I006", what, rule="elements of the last dimension are neighbours", fix="x.contiguous()")
 
 
 def is_tracked(x: torch.Tensor) -> bool:

@@ -91,7 +91,7 @@ def _result_type(
     every = tensors if out is None else tensors | {"out": out}
     check_one_device(list(every), list(every.values()))
     dtype = ops.result_type(grouping, tensors["a"], out, options.get("out_dtype"))
-    outlines = {name: _outline(tensor) for name, tensor in every.items()}
+    outlines = {name: outline_of(tensor) for name, tensor in every.items()}
     if all(outline is not None for outline in outlines.values()):
         hint = _number(options.get("expected_m"))
         _check_sizes(grouping, outlines, dtype, hint, options.get("split_k"))
@@ -112,7 +112,7 @@ def _check_sizes(
         check_shape("out", out, _result_shape(grouping, outlines))
 
 
-def _outline(tensor: torch.Tensor) -> Outline | None:
+def outline_of(tensor: torch.Tensor) -> Outline | None:
     """A tensor's sizes in numbers; None if one is a symbol that stands for none."""
     shape = [_number(extent) for extent in tensor.shape]
     strides = [_number(stride) for stride in tensor.stride()]

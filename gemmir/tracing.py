@@ -1,7 +1,8 @@
 """
-Calls that torch traces instead of running: under `torch.compile` and `torch.export` they become ops of `torch.ops.gemmir`.
+Calls that torch traces instead of running: under `torch.compile` and `torch.export` they become ops of
+`torch.ops.gemmir`.
 
-Whoever asks first whether anything compiles at all (`torch.compiler.is_compiling()`) pays nothing else when run eagerly.
+They ask `torch.compiler.is_compiling()` first, which is all that an eager call pays.
 """
 
 from __future__ import annotations
@@ -44,4 +45,16 @@ def traced(
     if out is None:
         return torch_ops.FUNCTIONAL[name](a, b, **shared, **options)
     torch_ops.MUTATING[name](a, b, out=out, **shared, **options)
+    return out
+
+
+def traced_quantize(
+    x: torch.Tensor, recipe: str, out: tuple[torch.Tensor, torch.Tensor] | None, **options: object
+) -> tuple[torch.Tensor, torch.Tensor]:
+    """As `traced`, of `gemmir.quantize`."""
+    from gemmir import torch_ops
+
+    if out is None:
+        return torch_ops.QUANTIZE(x, recipe, **options)
+    torch_ops.QUANTIZE_OUT(x, recipe, q=out[0], scale=out[1], **options)
     return out

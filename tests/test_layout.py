@@ -38,6 +38,7 @@ KNOWN_ONLY_BY = {
         "gemmir.preparing",
         "gemmir.quantization",
         "gemmir.torch_ops_fake",
+        "gemmir.torch_ops_fake_quantize",
         "gemmir.quantization_checks",
         "gemmir.universe",
         "gemmir.bench",

@@ -1,0 +1,89 @@
+"""Calls of every form, for tests of `torch.ops.gemmir`. All rows of their results are written."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import torch
+
+import gemmir
+
+N, K, GROUPS = 144, 256, 3
+Call = tuple[str, tuple[torch.Tensor, torch.Tensor], dict[str, Any]]
+"""The name of the function, A and B, and what it takes by name."""
+
+
+def half(*shape: int, device: str = "cpu") -> torch.Tensor:
+    """The same numbers for the same shape, everywhere."""
+    return torch.randn(shape, generator=torch.Generator().manual_seed(sum(shape))).bfloat16().to(device)
+
+
+def _index(*numbers: int, device: str) -> torch.Tensor:
+    return torch.tensor(numbers, dtype=torch.int32, device=device)
+
+
+def _fp8(m: int, device: str) -> Call:
+    (a, scale_a), (w, scale_w) = (
+        gemmir.quantize(half(m, K, device=device)),
+        gemmir.quantize(half(N, K, device=device), "block_wise_128x128"),
+    )
+    return "matmul", (a, w.t()), {"scale_a": scale_a, "scale_b": scale_w.t()}
+
+
+def _fp8_offs(m: int, device: str) -> Call:
+    a, scale_a = gemmir.quantize(half(m, K, device=device))
+    w, scale_w = gemmir.quantize(half(GROUPS, N, K, device=device), "block_wise_128x128")
+    offs = _index(m // 2, m // 2, m, device=device)
+    return "grouped_matmul", (a, w.mT), {"offs": offs, "scale_a": scale_a, "scale_b": scale_w.mT}
+
+
+def _weights(device: str) -> torch.Tensor:
+    return half(GROUPS, N, K, device=device).mT
+
+
+FORMS = {
+    "half": lambda m, device: ("matmul", (half(m, K, device=device), half(N, K, device=device).t()), {}),
+    "float32 with C": lambda m, device: (
+        "matmul",
+        (half(m, K, device=device), half(N, K, device=device).t()),
+        {"c": half(m, N, device=device), "out_dtype": torch.float32, "split_k": 1, "expected_m": 64},
+    ),
+    "fp8": _fp8,
+    "offs": _fp8_offs,
+    "group_ids": lambda m, device: (
+        "grouped_matmul",
+        (half(m, K, device=device), _weights(device)),
+        {"group_ids": _index(*[min(row // 128, GROUPS - 1) for row in range(m)], device=device)},
+    ),
+    "counts": lambda m, device: (
+        "grouped_matmul",
+        (half(GROUPS, m, K, device=device), _weights(device)),
+        {"counts": _index(*[m] * GROUPS, device=device), "validate": True},
+    ),
+    "k_offs": lambda m, device: (
+        "grouped_matmul",
+        (half(K, m, device=device).t(), half(K, N, device=device)),
+        {"offs": _index(64, 64, K, device=device)},
+    ),
+    "batch": lambda m, device: ("batched_matmul", (half(GROUPS, m, K, device=device), _weights(device)), {}),
+}
+
+
+def direct(call: Call, **more: Any) -> torch.Tensor:
+    """The call, of the function in `gemmir`."""
+    name, tensors, options = call
+    return getattr(gemmir, name)(*tensors, **options, **more)
+
+
+def through_op(call: Call, **more: Any) -> torch.Tensor:
+    """The call, of the op in `torch.ops.gemmir`."""
+    name, tensors, options = call
+    return getattr(torch.ops.gemmir, name)(*tensors, **options, **more)
+
+
+def through_out(call: Call) -> torch.Tensor:
+    """The call, of the `_out` form of the op."""
+    name, tensors, options = call
+    out = torch.full_like(direct(call), -77.0)
+    assert getattr(torch.ops.gemmir, f"{name}_out")(*tensors, **options, out=out) is None
+    return out
