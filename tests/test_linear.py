@@ -8,102 +8,26 @@ from typing import Any
 import pytest
 import torch
 import torch._dynamo
-import torch.nn.functional as F
 from torch._dynamo.utils import counters
 
 import gemmir
 from gemmir.errors import InputError
+from tests.linear_bounds import BLOCK_WISE_TYPES, HALF_TYPES, SHAPES, check_block_wise, check_half, results, tensors
 
-BF16, F16, F32 = torch.bfloat16, torch.float16, torch.float32
-SHAPES = [(5, 64), (64,), (2, 3, 64), (0, 64), (1, 64), (130, 256), (3, 0)]
 recipes = pytest.mark.parametrize("recipe", [None, "block_wise"])
+shapes = pytest.mark.parametrize("shape", SHAPES, ids=str)
 
 
-def tensors(
-    shape: tuple[int, ...], n: int = 48, types: tuple[torch.dtype, ...] = (BF16, BF16, BF16), device: str = "cpu"
-) -> list[torch.Tensor]:
-    """x of `shape`, weight and bias, of these types."""
-    generator = torch.Generator().manual_seed(sum(shape) + n)
-    shapes = (shape, (n, shape[-1]), (n,))
-    made = [torch.randn(s, generator=generator).to(device, t) for s, t in zip(shapes, types, strict=True)]
-    return [tensor.requires_grad_() for tensor in made]
+@pytest.mark.parametrize("types", HALF_TYPES, ids=str)
+@shapes
+def test_half(shape: tuple[int, ...], types: tuple[torch.dtype, ...]):
+    check_half(tensors(shape, types=types), summing=2**-20)
 
 
-def results(function: Any, given: list[torch.Tensor], dy: torch.Tensor, **options: Any) -> list[torch.Tensor]:
-    """The result, and the gradients of x, weight and bias."""
-    y = function(*given, **options)
-    return [y.detach(), *torch.autograd.grad(y, given, dy.to(y.dtype))]
-
-
-def exact(given: list[torch.Tensor], dy: torch.Tensor) -> list[torch.Tensor]:
-    return results(F.linear, [t.detach().double().requires_grad_() for t in given], dy)
-
-
-def magnitudes(given: list[torch.Tensor], dy: torch.Tensor) -> list[torch.Tensor]:
-    """The sums of the magnitudes of what each result adds up."""
-    return exact([t.detach().abs().requires_grad_() for t in given], dy.abs())
-
-
-def rounding(dtype: torch.dtype) -> float:
-    """Twice the unit roundoff, for what is rounded twice, and a little for float32."""
-    return torch.finfo(dtype).eps + 2**-18
-
-
-def check(got: torch.Tensor, wanted: torch.Tensor, bound: torch.Tensor, name: str) -> None:
-    excess = (got.double() - wanted).abs() - bound - torch.finfo(got.dtype).smallest_normal
-    assert not excess.numel() or excess.max() <= 0, f"{name}: {excess.max():.3g} over the bound"
-
-
-@pytest.mark.parametrize("dtype", [BF16, F16])
-@pytest.mark.parametrize("shape", SHAPES, ids=str)
-def test_half(shape: tuple[int, ...], dtype: torch.dtype):
-    """Each is rounded once, the result with a bias twice; float32 sums of up to 256 products are well below that."""
-    given = tensors(shape, types=(dtype, dtype, dtype))
-    dy = torch.randn(*shape[:-1], 48).to(dtype)
-    found = zip(
-        results(gemmir.linear, given, dy), exact(given, dy), magnitudes(given, dy), "y dx dw db".split(), strict=True
-    )
-    for got, wanted, magnitude, name in found:
-        assert (got.shape, got.dtype) == (wanted.shape, dtype)
-        check(got, wanted, magnitude * rounding(dtype), name)
-
-
-def quantisation(t: torch.Tensor) -> torch.Tensor:
-    """
-    How far what is quantised may be from each element: half a unit of 3 bits, or of the smallest numbers, whose scale
-    is at most that of the largest element of all.
-    """
-    if not t.numel():
-        return t.double()
-    return t.double().abs() * (2**-4 + 2**-20) + t.double().abs().max() / 448 * 2**-9
-
-
-@pytest.mark.parametrize("types", [(BF16, BF16, BF16), (BF16, F32, F32), (F16, BF16, F16)], ids=str)
-@pytest.mark.parametrize("shape", SHAPES, ids=str)
+@pytest.mark.parametrize("types", BLOCK_WISE_TYPES, ids=str)
+@shapes
 def test_block_wise(shape: tuple[int, ...], types: tuple[torch.dtype, ...]):
-    """(a + e)(b + f) is within |a|f + e|b| + ef of ab."""
-    given = tensors(shape, types=types)
-    dy = torch.randn(*shape[:-1], 48).to(types[0])
-    x, w, _ = [t.detach().double().abs() for t in given]
-    rows, dys = x.reshape(-1, shape[-1]) if x.numel() else x, dy.double().abs().reshape(-1, 48)
-    errors = [
-        product_error(rows, w.t()).reshape(dy.shape) if x.numel() else torch.zeros(()),
-        product_error(dys, w).reshape(x.shape) if x.numel() else torch.zeros(()),
-        product_error(dys.t(), rows) if x.numel() else torch.zeros(()),
-        torch.zeros(()),
-    ]
-    found = results(gemmir.linear, given, dy, recipe="block_wise")
-    dtypes = (types[0], *types)
-    for got, wanted, magnitude, error, dtype in zip(
-        found, exact(given, dy), magnitudes(given, dy), errors, dtypes, strict=True
-    ):
-        assert (got.shape, got.dtype) == (wanted.shape, dtype)
-        check(got, wanted, error * 1.02 + magnitude * rounding(dtype), str(dtype))
-
-
-def product_error(a: torch.Tensor, b: torch.Tensor) -> torch.Tensor:
-    e, f = quantisation(a), quantisation(b)
-    return a @ f + e @ b + e @ f
+    check_block_wise(tensors(shape, types=types), summing=2**-20)
 
 
 @recipes

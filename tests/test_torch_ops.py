@@ -11,13 +11,12 @@ from typing import Any
 import pytest
 import torch
 import torch._dynamo
-from torch._dynamo.utils import counters
 from torch._subclasses.fake_tensor import FakeTensorMode
 
 import gemmir
 import gemmir.torch_ops
 from gemmir.errors import GemmirError, InputError
-from tests.torch_forms import FORMS, GROUPS, Call, K, N, direct, half, through_op, through_out
+from tests.torch_forms import FORMS, GROUPS, Call, K, N, check_compiled, direct, half, through_op, through_out
 
 forms = pytest.mark.parametrize("form", FORMS)
 NAMES = ("matmul", "grouped_matmul", "batched_matmul")
@@ -78,35 +77,15 @@ def test_ops_take_what_the_functions_take(name: str):
         ]
 
 
-def compiled_calls(backend: str, forms_and_rows: list[tuple[str, tuple[int, ...]]]) -> None:
-    """One graph for each form, of as many rows as there are; its results are those of eager calls."""
-    for form, all_rows in forms_and_rows:
-        torch._dynamo.reset()
-        counters.clear()
-        name = FORMS[form](2, "cpu")[0]
-
-        def call(a: torch.Tensor, b: torch.Tensor, options: dict[str, Any], name: str = name) -> torch.Tensor:
-            out = getattr(gemmir, name)(a, b, **options)
-            held = torch.zeros_like(out)
-            assert getattr(gemmir, name)(a, b, **options, out=held) is held
-            return out + held
-
-        compiled = torch.compile(call, backend=backend, fullgraph=True, dynamic=True)
-        for m in all_rows:
-            _, tensors, options = made = FORMS[form](m, "cpu")
-            assert torch.equal(compiled(*tensors, options), direct(made) * 2)
-        assert counters["stats"]["unique_graphs"] == 1
-
-
 @pytest.mark.parametrize("backend", ["eager", "aot_eager"])
 @forms
 def test_one_graph_for_every_m(form: str, backend: str):
-    compiled_calls(backend, [(form, (130, 7, 300))])
+    check_compiled(form, backend, (130, 7, 300), "cpu")
 
 
 @pytest.mark.filterwarnings("ignore:.*torch.jit:DeprecationWarning")  # of torch's own making
 def test_inductor():
-    compiled_calls("inductor", [("fp8", (130, 7))])
+    check_compiled("fp8", "inductor", (130, 7), "cpu")
 
 
 class Module(torch.nn.Module):

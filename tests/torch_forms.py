@@ -5,6 +5,8 @@ from __future__ import annotations
 from typing import Any
 
 import torch
+import torch._dynamo
+from torch._dynamo.utils import counters
 
 import gemmir
 
@@ -87,3 +89,24 @@ def through_out(call: Call) -> torch.Tensor:
     out = torch.full_like(direct(call), -77.0)
     assert getattr(torch.ops.gemmir, f"{name}_out")(*tensors, **options, out=out) is None
     return out
+
+
+def check_compiled(form: str, backend: str, rows: tuple[int, ...], device: str, **options: str) -> None:
+    """One graph serves all numbers of rows, and has the results of eager calls; in a new tensor and in a given one."""
+    torch._dynamo.reset()
+    counters.clear()
+    function = getattr(gemmir, FORMS[form](8, device)[0])
+
+    def call(a: torch.Tensor, b: torch.Tensor, given: dict[str, Any]) -> tuple[torch.Tensor, torch.Tensor]:
+        result = function(a, b, **given)
+        held = torch.zeros_like(result)
+        assert function(a, b, **given, out=held) is held
+        return result.relu(), held.relu()
+
+    compiled = torch.compile(call, backend=backend, fullgraph=True, dynamic=True, **options)
+    for m in rows:
+        _, tensors, given = made = FORMS[form](m, device)
+        expected = direct(made).relu()
+        for found in compiled(*tensors, given):
+            assert torch.equal(found, expected)
+    assert counters["stats"]["unique_graphs"] == 1
