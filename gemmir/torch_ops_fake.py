@@ -29,6 +29,7 @@ class Outline:
     shape: tuple[int, ...]
     strides: tuple[int, ...]
     dtype: torch.dtype
+    device: torch.device
 
     def dim(self) -> int:
         return len(self.shape)
@@ -120,7 +121,7 @@ def outline_of(tensor: torch.Tensor) -> Outline | None:
     known_strides = tuple(stride for stride in strides if stride is not None)
     if len(known_shape) != len(shape) or len(known_strides) != len(strides):
         return None
-    return Outline(known_shape, known_strides, tensor.dtype)
+    return Outline(known_shape, known_strides, tensor.dtype, tensor.device)
 
 
 def _number(size: Any) -> int | None:
