@@ -93,9 +93,7 @@ def quantize(
     gradient, GMR-I006 memory layout, GMR-I007 size, GMR-I008 overlap, GMR-I009 recipe. With block-wise recipes on a GPU
     also `DeviceError` if it is no Hopper GPU, and `CaptureError` if the first call with these types is being captured.
     """
-    import torch
-
-    if torch.compiler.is_compiling() and is_traced(x):
+    if is_traced(x):
         return traced_quantize(x, recipe, out, dtype=dtype, power_of_two=power_of_two)
     try:
         tensors = (x,) if out is None else (x, *out)

@@ -2,7 +2,7 @@
 Calls that torch traces instead of running: under `torch.compile` and `torch.export` they become ops of
 `torch.ops.gemmir`.
 
-They ask `torch.compiler.is_compiling()` first, which is all that an eager call pays.
+Products ask `torch.compiler.is_compiling()` first, which is all that an eager call pays.
 """
 
 from __future__ import annotations
@@ -15,12 +15,15 @@ if TYPE_CHECKING:
 
 def is_traced(*tensors: torch.Tensor) -> bool:
     """
-    Whether a call with these tensors is traced, given that something compiles.
+    Whether a call with these tensors is traced.
 
-    That may be another thread, or a pass that computes with tensors of its own: real tensors are computed with.
+    Where something compiles that may be another thread, or a pass that computes with tensors of its own: real tensors
+    are computed with.
     """
     import torch
 
+    if not torch.compiler.is_compiling():
+        return False
     if torch.compiler.is_dynamo_compiling():
         return True
     return any(isinstance(t, torch.Tensor) and type(t) not in (torch.Tensor, torch.nn.Parameter) for t in tensors)  # pyright: ignore[reportUnnecessaryIsInstance]
