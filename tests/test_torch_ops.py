@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import inspect
+import re
 import subprocess
 import sys
 from pathlib import Path
@@ -234,3 +235,12 @@ print(f(torch.ones(2, 64).bfloat16(), torch.ones(64, 8).bfloat16()).sum().item()
 """
     done = subprocess.run([sys.executable, "-c", program], capture_output=True, text=True, check=True)
     assert float(done.stdout) == 2 * 8 * 64
+
+
+@pytest.mark.filterwarnings("ignore:.*torch.jit:DeprecationWarning")
+def test_the_page_runs():
+    page = (Path(__file__).parents[1] / "docs" / "torch.md").read_text()
+    names: dict[str, Any] = {}
+    exec("\n".join(re.findall(r"```python\n(.*?)```", page, re.DOTALL)), names)
+    assert torch.equal(names["program"].module()(names["a"], names["b"]), gemmir.matmul(names["a"], names["b"]))
+    assert names["y"].shape == (33, 256)
