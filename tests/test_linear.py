@@ -46,6 +46,14 @@ def test_what_is_not_needed_is_not_computed(recipe: str | None):
 
 
 @recipes
+def test_no_columns(recipe: str | None):
+    x, w, b = tensors((5, 64), n=0)
+    y, dx, dw, db = results(gemmir.linear, [x, w, b], torch.empty(5, 0), recipe=recipe)
+    assert (y.shape, dw.shape, db.shape) == ((5, 0), (0, 64), (0,))
+    assert torch.equal(dx, torch.zeros_like(x))
+
+
+@recipes
 def test_tensors_that_do_not_lie_row_by_row(recipe: str | None):
     x, w, b = tensors((6, 64))
     spread = torch.stack([x.detach(), x.detach()], -1)[..., 0].requires_grad_()

@@ -48,7 +48,7 @@ FORMS = {
     "float32 with C": lambda m, device: (
         "matmul",
         (half(m, K, device=device), half(N, K, device=device).t()),
-        {"c": half(m, N, device=device), "out_dtype": torch.float32, "split_k": 1, "expected_m": 64},
+        {"c": half(m, N, device=device).float(), "out_dtype": torch.float32, "split_k": 1, "expected_m": 64},
     ),
     "fp8": _fp8,
     "offs": _fp8_offs,
@@ -91,7 +91,7 @@ def through_out(call: Call) -> torch.Tensor:
     return out
 
 
-def check_compiled(form: str, backend: str, rows: tuple[int, ...], device: str, **options: str) -> None:
+def check_compiled(form: str, backend: str, rows: tuple[int, ...], device: str, **options: Any) -> None:
     """One graph serves all numbers of rows, and has the results of eager calls; in a new tensor and in a given one."""
     torch._dynamo.reset()
     counters.clear()
