@@ -14,6 +14,9 @@ from dataclasses import dataclass, replace
 from functools import lru_cache, partial
 from typing import TYPE_CHECKING, Any, Protocol, cast
 
+import torch
+from torch.compiler import is_compiling
+
 from gemmir.calls import Calls, Options, Ready, remember
 from gemmir.decode import DECODE_ROWS, decode_split_k
 from gemmir.errors import InputError
@@ -22,7 +25,6 @@ from gemmir.problem import Grouping, blocks
 from gemmir.tracing import is_traced, traced
 
 if TYPE_CHECKING:
-    import torch
     from xdsl.dialects.builtin import ModuleOp
 
     from gemmir.kernel import CompiledKernel
@@ -105,15 +107,14 @@ def matmul(
     Raises `InputError` if a tensor does not fit, `UnsupportedError` if there is no such kernel, `DeviceError` without a
     GPU that it runs on.
     """
-    import torch
-
-    if torch.compiler.is_compiling() and is_traced(a, b):
+    if is_compiling() and is_traced(a, b):
         options = {"split_k": split_k, "batch_invariant": batch_invariant, "overlap": overlap}
         return traced("matmul", a, b, out, scale_a, scale_b, c, out_dtype, expected_m, **options)
     # `_optional`, spelled out: this is the call that is made most.
     tensors = [a, b, *[t for t in (scale_a, scale_b, c, out) if t is not None]]
-    missing = scale_a is None, scale_b is None, c is None, out is None
-    return _matmul(tensors, (*missing, overlap, out_dtype, expected_m, split_k, batch_invariant))
+    missing_a, missing_b = scale_a is None, scale_b is None
+    options = missing_a, missing_b, c is None, out is None, overlap, out_dtype, expected_m, split_k, batch_invariant
+    return _matmul(tensors, options)
 
 
 def grouped_matmul(
@@ -150,9 +151,7 @@ def grouped_matmul(
     Scales have a leading G where their operand has one. `expected_m`: rows of all groups; with `counts`, how many rows
     of a group are expected to count. The rest as for `matmul`.
     """
-    import torch
-
-    if torch.compiler.is_compiling() and is_traced(a, b):
+    if is_compiling() and is_traced(a, b):
         options = {"offs": offs, "group_ids": group_ids, "counts": counts, "validate": validate}
         return traced("grouped_matmul", a, b, out, scale_a, scale_b, c, out_dtype, expected_m, **options)
     grouping, _, index = grouping_of(a, b, offs, group_ids, counts)
@@ -177,9 +176,7 @@ def batched_matmul(
     expected_m: int | None = None,
 ) -> torch.Tensor:
     """G products: `a` (G, M, K), `b` (G, K, N), result (G, M, N). The rest as for `grouped_matmul`."""
-    import torch
-
-    if torch.compiler.is_compiling() and is_traced(a, b):
+    if is_compiling() and is_traced(a, b):
         return traced("batched_matmul", a, b, out, scale_a, scale_b, c, out_dtype, expected_m)
     others, missing = _optional(scale_a, scale_b, c, out)
     return _CALLS[Grouping.BATCH].call([a, b, *others], (*missing, False, out_dtype, expected_m))
@@ -364,8 +361,6 @@ def result_type(
     grouping: Grouping, a: torch.Tensor, out: torch.Tensor | None, out_dtype: torch.dtype | None
 ) -> torch.dtype:
     """The type of the result of a call."""
-    import torch
-
     if out_dtype is not None or out is not None:
         return out_dtype or out.dtype  # pyright: ignore[reportOptionalMemberAccess]
     if grouping is Grouping.K_OFFS:
@@ -448,8 +443,6 @@ class Reference:
         from gemmir.backends.cuda.arguments import refuse_gradient
 
         if tracked := [name for name, tensor in zip(self._names, tensors, strict=False) if tensor.requires_grad]:
-            import torch
-
             if torch.is_grad_enabled():
                 raise refuse_gradient(tracked[0])
         return ReferenceCall(self._module, given, guard(tensors, facts or ()))

@@ -19,7 +19,10 @@ from tests.linear_bounds import (
 )
 from tests.torch_forms import FORMS, check_compiled, direct, through_op, through_out
 
-pytestmark = pytest.mark.gpu
+pytestmark = [
+    pytest.mark.gpu,
+    pytest.mark.filterwarnings("ignore:.*torch.jit.script_method.*:DeprecationWarning"),  # of torch's own making
+]
 
 DEVICE = "cuda"
 ROWS = (304, 8, 136)

@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING, TypeAlias
 
 import gemmir
 from gemmir.compat.deep_gemm.runtime import settings
-from gemmir.compat.deep_gemm.scaling import Granularity, Recipe, check_scales, granularity_of_b
+from gemmir.compat.deep_gemm.scaling import Granularity, Recipe, check_scales, granularity_of_b, laid_out
 
 if TYPE_CHECKING:
     import torch
@@ -41,8 +41,8 @@ def fp8_gemm_nt(
     granularity = granularity_of_b(recipe, recipe_a, recipe_b)
     check_scales("a", scale_x, x.shape[0], 1, x.shape[-1], None)
     check_scales("b", scale_w, w.shape[0], granularity, w.shape[-1], None)
-    aligned = gemmir.align_scales(scale_x)
-    gemmir.matmul(x, w.t(), scale_a=aligned, scale_b=scale_w.t(), c=c, out=d, overlap=settings.pdl)
+    scale_a, scale_b = gemmir.align_scales(scale_x), laid_out(scale_w, granularity)
+    gemmir.matmul(x, w.t(), scale_a=scale_a, scale_b=scale_b, c=c, out=d, overlap=settings.pdl)
 
 
 def fp8_gemm_nn(

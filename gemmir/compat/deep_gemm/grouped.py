@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING
 
 import gemmir
 from gemmir.compat.deep_gemm.dense import Scaled
-from gemmir.compat.deep_gemm.scaling import Granularity, Recipe, check_scales, granularity_of_b
+from gemmir.compat.deep_gemm.scaling import Granularity, Recipe, check_scales, granularity_of_b, laid_out
 from gemmir.errors import InputError, UnsupportedError
 from gemmir.problem import GROUP_ALIGNMENT
 
@@ -52,7 +52,7 @@ def m_grouped_fp8_gemm_nt_contiguous(
         w.mT,
         group_ids=_group_ids(grouped_layout, x.shape[0]) if use_psum_layout else grouped_layout,
         scale_a=gemmir.align_scales(scale_x),
-        scale_b=scale_w.mT,
+        scale_b=laid_out(scale_w, granularity),
         out=d,
         expected_m=_expected(expected_m_for_psum_layout, w.shape[0]),
     )
@@ -100,8 +100,8 @@ def m_grouped_fp8_gemm_nt_masked(
     granularity = granularity_of_b(recipe, recipe_a, recipe_b)
     check_scales("a", scale_x, x.shape[-2], 1, x.shape[-1], x.shape[0])
     check_scales("b", scale_w, w.shape[-2], granularity, w.shape[-1], w.shape[0])
-    aligned = gemmir.align_scales(scale_x)
-    gemmir.grouped_matmul(x, w.mT, counts=masked_m, scale_a=aligned, scale_b=scale_w.mT, out=d, expected_m=expected_m)
+    scale_a, scale_b = gemmir.align_scales(scale_x), laid_out(scale_w, granularity)
+    gemmir.grouped_matmul(x, w.mT, counts=masked_m, scale_a=scale_a, scale_b=scale_b, out=d, expected_m=expected_m)
 
 
 def m_grouped_bf16_gemm_nt_contiguous(
@@ -173,7 +173,7 @@ def k_grouped_fp8_gemm_nt_contiguous(
         _along_k("b", w, d.shape[-1], ks).t(),
         offs=_ends(grouped_layout),
         scale_a=gemmir.align_scales(scale_x),
-        scale_b=scale_w.t(),
+        scale_b=laid_out(scale_w, 1),
         c=c,
         out=d,
     )

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING, TypeAlias
 
+import gemmir
 from gemmir.errors import InputError, UnsupportedError
 from gemmir.problem import SCALE_BLOCK, blocks
 
@@ -39,3 +40,8 @@ def check_scales(name: str, scales: torch.Tensor, rows: int, granularity: int, k
     if tuple(scales.shape) != wanted:
         rule = f"scales for {granularity} x {SCALE_BLOCK} elements have the shape {wanted}"
         raise InputError("GMR-I002", f"{name}: scales have the shape {tuple(scales.shape)}", rule=rule)
+
+
+def laid_out(scales: torch.Tensor, granularity: int) -> torch.Tensor:
+    """The scales of B, a row for each row or 128 rows of it, as kernels take them: (..., ceil(K/128), columns)."""
+    return (gemmir.align_scales(scales) if granularity == 1 else scales).mT
