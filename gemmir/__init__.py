@@ -10,7 +10,8 @@ or in one call, compiled on first use:
 
     y = gemmir.matmul(x, w.t(), scale_a=xs, scale_b=ws)
 
-Importing gemmir loads neither xDSL, torch, NumPy nor CUDA; each name below loads what it needs when first used.
+Importing gemmir loads neither xDSL, torch, NumPy nor CUDA; each name below loads what it needs when first used: torch,
+where tensors are what it takes.
 """
 
 from __future__ import annotations

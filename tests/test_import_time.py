@@ -31,7 +31,6 @@ def seconds(code: str) -> float:
     "code",
     [
         "import gemmir",
-        "import gemmir; gemmir.matmul, gemmir.grouped_matmul, gemmir.batched_matmul",
         "import gemmir; gemmir.quantize, gemmir.dequantize",
         "import gemmir.errors, gemmir.schedule, gemmir.legality, gemmir.manifest",
         "import gemmir.cli.main as m; m.make_parser().format_help()",
@@ -39,6 +38,11 @@ def seconds(code: str) -> float:
 )
 def test_nothing_heavy_is_loaded(code: str):
     assert loaded_by(code).isdisjoint(HEAVY)
+
+
+def test_products_of_tensors_load_what_tensors_are_made_with_and_nothing_else():
+    code = "import gemmir; gemmir.matmul, gemmir.grouped_matmul, gemmir.batched_matmul, gemmir.prepare"
+    assert loaded_by(code) & HEAVY <= loaded_by("import torch") | {"torch"}
 
 
 def test_every_public_name_is_listed_and_unknown_ones_are_refused():
