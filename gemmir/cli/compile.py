@@ -12,11 +12,13 @@ from typing import TYPE_CHECKING
 
 from gemmir.cli.diagnostics import UsageError, say
 from gemmir.cli.sources import FILE_HELP, read_module
+from gemmir.cli.watching import add_watching_arguments, watcher_for
 
 if TYPE_CHECKING:
     from xdsl.dialects.builtin import ModuleOp
 
     from gemmir.compiler import Lowered
+    from gemmir.pipeline import Observer
 
 HELP = "compile a program and show any stage of its way: IR, CUDA, PTX, machine code"
 
@@ -47,7 +49,7 @@ def configure(parser: argparse.ArgumentParser) -> None:
     )
     parser.add_argument("-o", "--output", metavar="PATH", default=STDOUT, help="a file, or DIR/ for several kinds")
     add_compiler_arguments(parser)
-    parser.add_argument("--print-ir-after-all", action="store_true", help="the IR after each pass, on stderr")
+    add_watching_arguments(parser)
 
 
 def add_compiler_arguments(parser: argparse.ArgumentParser) -> None:
@@ -106,25 +108,21 @@ class Destination:
 def execute(args: argparse.Namespace) -> int:
     destination = Destination(args.output, args.emit)
     destination.check()
-    lowered = lower_for(read_module(args.file), args)
+    watcher = watcher_for(args)
+    lowered = lower_for(read_module(args.file), args, watcher)
     produced: dict[str, bytes] = {}
     for kind in args.emit:
         destination.write(kind, file_name(lowered.module), artefact(kind, lowered, args.target, produced))
     return 0
 
 
-def lower_for(module: ModuleOp, args: argparse.Namespace) -> Lowered:
+def lower_for(module: ModuleOp, args: argparse.Namespace, watcher: Observer) -> Lowered:
     """Lower as far as the deepest kind that is asked for."""
     from gemmir.compiler import LEVELS, lower
 
     deepest = max(args.emit, key=list(SUFFIXES).index)
     until = dict(zip(map(str, LEVELS), LEVELS, strict=True)).get(deepest, "cuda")
-    on_pass = print_ir if args.print_ir_after_all else None
-    return lower(module, target=args.target, pipeline=args.pipeline, m=args.m, until=until, on_pass=on_pass)
-
-
-def print_ir(name: str, text: str) -> None:
-    say(f"// ----- after {name}\n{text.rstrip()}\n")
+    return lower(module, target=args.target, pipeline=args.pipeline, m=args.m, until=until, observer=watcher)
 
 
 def file_name(module: ModuleOp) -> str:

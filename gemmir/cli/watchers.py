@@ -1,0 +1,70 @@
+"""What `gemmir compile` shows of a program's way down: each of these is told of every pass."""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Sequence
+from pathlib import Path
+
+from xdsl.passes import ModulePass
+
+from gemmir.cli.diagnostics import say
+from gemmir.pipeline import Observer
+
+SOURCE_FILE = "source.cu"
+_NUMBERED = re.compile(r"[0-9]{2}-[a-z-]+\.mlir")
+
+
+class Several(Observer):
+    """Tells several, in order."""
+
+    def __init__(self, watchers: Sequence[Observer]):
+        self.watchers = tuple(watchers)
+
+    def starts(self, passes: tuple[ModulePass, ...], text: str) -> None:
+        for watcher in self.watchers:
+            watcher.starts(passes, text)
+
+    def ran(self, pass_: ModulePass, text: str, seconds: float) -> None:
+        for watcher in self.watchers:
+            watcher.ran(pass_, text, seconds)
+
+    def printed(self, source: str, seconds: float) -> None:
+        for watcher in self.watchers:
+            watcher.printed(source, seconds)
+
+
+class IRPrinter(Observer):
+    """Prints the IR after each pass on stderr."""
+
+    def ran(self, pass_: ModulePass, text: str, seconds: float) -> None:
+        say(f"// ----- after {pass_.name}\n{text.rstrip()}\n")
+
+
+class IRFolder(Observer):
+    """
+    Writes the IR into a folder: 00-input.mlir, a numbered file for each pass, and the CUDA source.
+
+    They are written as the passes run, so that those before a failure are there. What an earlier run left is removed.
+    """
+
+    def __init__(self, folder: Path):
+        self.folder = folder
+        self.count = 0
+
+    def starts(self, passes: tuple[ModulePass, ...], text: str) -> None:
+        self.folder.mkdir(parents=True, exist_ok=True)
+        for path in self.folder.iterdir():
+            if path.name == SOURCE_FILE or _NUMBERED.fullmatch(path.name):
+                path.unlink()
+        self._write("input", text)
+
+    def ran(self, pass_: ModulePass, text: str, seconds: float) -> None:
+        self._write(pass_.name, text)
+
+    def printed(self, source: str, seconds: float) -> None:
+        (self.folder / SOURCE_FILE).write_text(source)
+
+    def _write(self, name: str, text: str) -> None:
+        (self.folder / f"{self.count:02}-{name}.mlir").write_text(text.rstrip("\n") + "\n")
+        self.count += 1

@@ -1,0 +1,38 @@
+"""The options of `gemmir compile` that show a program's way down, and who carries them out."""
+
+from __future__ import annotations
+
+import argparse
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+from gemmir.cli.diagnostics import UsageError
+
+if TYPE_CHECKING:
+    from gemmir.pipeline import Observer
+
+
+def add_watching_arguments(parser: argparse.ArgumentParser) -> None:
+    add = parser.add_argument
+    add("--print-ir-after-all", action="store_true", help="print the IR after each pass on stderr")
+    add(
+        "--print-ir-dir",
+        type=Path,
+        metavar="DIR",
+        help="write the IR before the first pass and after each to DIR/00-input.mlir, DIR/01-..., and the CUDA source, "
+        "if it gets that far, to DIR/source.cu",
+    )
+
+
+def watcher_for(args: argparse.Namespace) -> Observer:
+    """Whoever is to be told of the passes. Raises UsageError, before any work is done, for what cannot be written."""
+    from gemmir.cli import watchers
+
+    found: list[Observer] = []
+    if args.print_ir_after_all:
+        found.append(watchers.IRPrinter())
+    if (folder := args.print_ir_dir) is not None:
+        if folder.exists() and not folder.is_dir():
+            raise UsageError(f"--print-ir-dir {folder}: it is a file; pass a folder")
+        found.append(watchers.IRFolder(folder))
+    return watchers.Several(found)

@@ -1,0 +1,45 @@
+"""`gemmir compile`: what it shows of a program's way down."""
+
+from pathlib import Path
+
+import pytest
+
+from gemmir.cli.main import main
+from gemmir.universe import PASSES
+
+ROOT = Path(__file__).resolve().parents[2]
+LAYER = str(ROOT / "examples" / "01_down_proj.mlir")
+NUMBERED = ["00-input.mlir", *(f"{n:02}-{name}.mlir" for n, name in enumerate(PASSES, 1))]
+
+
+def test_the_ir_after_each_pass_is_a_numbered_file(tmp_path: Path, capsys: pytest.CaptureFixture[str]):
+    folder = tmp_path / "a" / "ir"
+    assert main(["compile", LAYER, "--print-ir-dir", str(folder)]) == 0
+    source = capsys.readouterr().out
+    assert sorted(path.name for path in folder.iterdir()) == [*NUMBERED, "source.cu"]
+    assert (folder / "source.cu").read_text() == source
+    assert "schedule <" not in (folder / "01-gemm-canonicalize.mlir").read_text()
+    assert "schedule <family = tiles>" in (folder / "02-gemm-select-family.mlir").read_text()
+    assert "hopper.kernel" in (folder / "07-gemm-lower-to-hopper.mlir").read_text()
+
+
+def test_files_of_an_earlier_run_are_removed_and_others_are_left(tmp_path: Path):
+    (tmp_path / "notes.mlir").write_text("mine")
+    assert main(["compile", LAYER, "--print-ir-dir", str(tmp_path), "-o", str(tmp_path / "out.cu")]) == 0
+    short = ["--emit", "schedule", "-p", "gemm-canonicalize,gemm-select-family", "-o", str(tmp_path / "out.mlir")]
+    assert main(["compile", LAYER, "--print-ir-dir", str(tmp_path), *short]) == 0
+    assert {path.name for path in tmp_path.iterdir()} == {*NUMBERED[:3], "notes.mlir", "out.cu", "out.mlir"}
+
+
+def test_each_file_can_be_compiled_again(tmp_path: Path, capsys: pytest.CaptureFixture[str]):
+    assert main(["compile", LAYER, "--m", "64", "--print-ir-dir", str(tmp_path)]) == 0
+    source = capsys.readouterr().out
+    for name in ("00-input.mlir", "03-gemm-select-blocks.mlir", "08-hopper-check-sync.mlir"):
+        assert main(["compile", str(tmp_path / name)]) == 0
+        assert capsys.readouterr().out == source, name
+
+
+def test_a_file_is_no_folder_for_ir(tmp_path: Path, capsys: pytest.CaptureFixture[str]):
+    (tmp_path / "ir").write_text("")
+    assert main(["compile", LAYER, "--print-ir-dir", str(tmp_path / "ir")]) == 2
+    assert capsys.readouterr().err == f"error: --print-ir-dir {tmp_path / 'ir'}: it is a file; pass a folder\n"
