@@ -3,15 +3,19 @@
 from __future__ import annotations
 
 import re
+import sys
 from collections.abc import Sequence
+from difflib import unified_diff
 from pathlib import Path
 
 from xdsl.passes import ModulePass
 
-from gemmir.cli.diagnostics import say
+from gemmir.cli.diagnostics import BOLD, CYAN, GREEN, RED, RESET, say, wants_colour
 from gemmir.pipeline import Observer
 
 SOURCE_FILE = "source.cu"
+COLOURS = (("---", BOLD), ("+++", BOLD), ("@@", CYAN), ("-", RED), ("+", GREEN))
+"""Of the lines of a diff, by how they begin; the first that fits."""
 _NUMBERED = re.compile(r"[0-9]{2}-[a-z-]+\.mlir")
 
 
@@ -68,3 +72,26 @@ class IRFolder(Observer):
     def _write(self, name: str, text: str) -> None:
         (self.folder / f"{self.count:02}-{name}.mlir").write_text(text.rstrip("\n") + "\n")
         self.count += 1
+
+
+class Diffs(Observer):
+    """Prints what each pass changed as a unified diff on stderr; nothing for a pass that changed nothing."""
+
+    def __init__(self):
+        self.by, self.text = "input", ""
+
+    def starts(self, passes: tuple[ModulePass, ...], text: str) -> None:
+        self.text = text
+
+    def ran(self, pass_: ModulePass, text: str, seconds: float) -> None:
+        lines = unified_diff(self.text.splitlines(), text.splitlines(), self.by, pass_.name, lineterm="")
+        colour = wants_colour(sys.stderr)
+        if shown := [coloured(line) if colour else line for line in lines]:
+            say("\n".join(shown) + "\n")
+            self.by, self.text = pass_.name, text
+
+
+def coloured(line: str) -> str:
+    """A line of a diff in the colour that says what it is."""
+    found = next((colour for start, colour in COLOURS if line.startswith(start)), "")
+    return f"{found}{line}{RESET}" if found else line

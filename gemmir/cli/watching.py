@@ -22,6 +22,7 @@ def add_watching_arguments(parser: argparse.ArgumentParser) -> None:
         help="write the IR before the first pass and after each to DIR/00-input.mlir, DIR/01-..., and the CUDA source, "
         "if it gets that far, to DIR/source.cu",
     )
+    add("--diff", action="store_true", help="print what each pass changes on stderr, as a unified diff of the IR")
 
 
 def watcher_for(args: argparse.Namespace) -> Observer:
@@ -35,4 +36,6 @@ def watcher_for(args: argparse.Namespace) -> Observer:
         if folder.exists() and not folder.is_dir():
             raise UsageError(f"--print-ir-dir {folder}: it is a file; pass a folder")
         found.append(watchers.IRFolder(folder))
+    if args.diff:
+        found.append(watchers.Diffs())
     return watchers.Several(found)

@@ -1,5 +1,8 @@
 """`gemmir compile`: what it shows of a program's way down."""
 
+import re
+import sys
+from itertools import pairwise
 from pathlib import Path
 
 import pytest
@@ -43,3 +46,36 @@ def test_a_file_is_no_folder_for_ir(tmp_path: Path, capsys: pytest.CaptureFixtur
     (tmp_path / "ir").write_text("")
     assert main(["compile", LAYER, "--print-ir-dir", str(tmp_path / "ir")]) == 2
     assert capsys.readouterr().err == f"error: --print-ir-dir {tmp_path / 'ir'}: it is a file; pass a folder\n"
+
+
+def test_the_diff_of_each_pass_that_changes_something(tmp_path: Path, capsys: pytest.CaptureFixture[str]):
+    """Put one after another, the diffs lead from the input to the kernel: checked for the lines that they add."""
+    assert main(["compile", LAYER, "--emit", "hopper", "--diff", "--print-ir-dir", str(tmp_path)]) == 0
+    captured = capsys.readouterr()
+    names = re.findall(r"^[-+]{3} (.+)$", captured.err, re.MULTILINE)
+    texts = {path.stem[3:]: path.read_text() for path in sorted(tmp_path.iterdir())}
+    kept = list(dict.fromkeys(texts.values()))
+    changed = [next(name for name, text in texts.items() if text == one) for one in kept]
+    assert names == [name for pair in pairwise(changed) for name in pair]
+    assert "hopper-check-sync" not in names
+    for header, diff in zip(changed[1:], re.split(r"^--- .+\n\+\+\+ .+\n", captured.err, flags=re.M)[1:], strict=True):
+        added = [line[1:] for line in diff.splitlines() if line.startswith("+")]
+        assert added
+        assert set(added) <= set(texts[header].splitlines()), header
+    assert "\x1b" not in captured.err
+    assert "@@" not in captured.out
+
+
+@pytest.mark.parametrize(("variable", "is_coloured"), [("FORCE_COLOR", True), ("NO_COLOR", False)])
+def test_a_diff_is_coloured_where_a_person_reads_it(
+    variable: str, is_coloured: bool, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+):
+    monkeypatch.delenv("NO_COLOR", raising=False)
+    monkeypatch.setenv(variable, "1")
+    monkeypatch.setattr(sys.stderr, "isatty", lambda: True)
+    pipeline = "gemm-canonicalize,gemm-select-family"
+    assert main(["compile", LAYER, "--emit", "schedule", "-p", pipeline, "--diff"]) == 0
+    captured = capsys.readouterr().err
+    (line,) = [line for line in captured.splitlines() if "schedule <family = tiles>" in line]
+    assert ("\x1b[36m@@" in captured) is is_coloured
+    assert (line.startswith("\x1b[32m+") and line.endswith("\x1b[0m")) is is_coloured
