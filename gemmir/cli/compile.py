@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import argparse
-import json
 import re
 import sys
 from dataclasses import dataclass
@@ -12,7 +11,7 @@ from typing import TYPE_CHECKING
 
 from gemmir.cli.diagnostics import UsageError, say
 from gemmir.cli.sources import FILE_HELP, read_module
-from gemmir.cli.watching import add_watching_arguments, watcher_for
+from gemmir.cli.watching import add_watching_arguments, watching
 
 if TYPE_CHECKING:
     from xdsl.dialects.builtin import ModuleOp
@@ -22,7 +21,6 @@ if TYPE_CHECKING:
 
 HELP = "compile a program and show any stage of its way: IR, CUDA, PTX, machine code"
 
-IR_LEVELS = ("gemm", "schedule", "hopper")
 SUFFIXES = {
     "gemm": ".gemm.mlir",
     "schedule": ".schedule.mlir",
@@ -106,23 +104,27 @@ class Destination:
 
 
 def execute(args: argparse.Namespace) -> int:
+    from gemmir.cli.artefacts import Artefacts
+
     destination = Destination(args.output, args.emit)
     destination.check()
-    watcher = watcher_for(args)
-    lowered = lower_for(read_module(args.file), args, watcher)
-    produced: dict[str, bytes] = {}
-    for kind in args.emit:
-        destination.write(kind, file_name(lowered.module), artefact(kind, lowered, args.target, produced))
+    with watching(args) as (observer, times):
+        with times.stage("reading"):
+            module = read_module(args.file)
+        lowered = lower_for(module, args, observer)
+        made = Artefacts(lowered, args.target, times)
+        for kind in args.emit:
+            destination.write(kind, file_name(lowered.module), made.of(kind))
     return 0
 
 
-def lower_for(module: ModuleOp, args: argparse.Namespace, watcher: Observer) -> Lowered:
+def lower_for(module: ModuleOp, args: argparse.Namespace, observer: Observer) -> Lowered:
     """Lower as far as the deepest kind that is asked for."""
     from gemmir.compiler import LEVELS, lower
 
     deepest = max(args.emit, key=list(SUFFIXES).index)
     until = dict(zip(map(str, LEVELS), LEVELS, strict=True)).get(deepest, "cuda")
-    return lower(module, target=args.target, pipeline=args.pipeline, m=args.m, until=until, observer=watcher)
+    return lower(module, target=args.target, pipeline=args.pipeline, m=args.m, until=until, observer=observer)
 
 
 def file_name(module: ModuleOp) -> str:
@@ -131,45 +133,3 @@ def file_name(module: ModuleOp) -> str:
 
     names = [name.data for op in module.ops if isinstance(name := op.properties.get("sym_name"), StringAttr)]
     return names[0] if len(names) == 1 and FILE_NAME.fullmatch(names[0]) else "kernel"
-
-
-def artefact(kind: str, lowered: Lowered, target: str, produced: dict[str, bytes]) -> bytes:
-    """One kind of result as bytes; `produced` keeps the cubin, which two kinds need."""
-    if kind in IR_LEVELS:
-        if (text := lowered.ir.get(kind)) is None:
-            raise UsageError(f"--emit {kind}: the input is below that level already ({', '.join(lowered.ir)})")
-        return (text.rstrip("\n") + "\n").encode()
-    if kind == "cuda":
-        return lowered.source.encode()
-    if kind == "manifest":
-        return manifest(lowered)
-    if kind == "ptx":
-        from gemmir.backends.cuda.nvrtc import compile_ptx
-
-        return compile_ptx(lowered.source, target).encode()
-    if "cubin" not in produced:
-        produced["cubin"] = cubin(lowered, target)
-    return produced["cubin"] if kind == "cubin" else sass(produced["cubin"])
-
-
-def manifest(lowered: Lowered) -> bytes:
-    text = "{}" if lowered.manifest is None else lowered.manifest.to_json()
-    return (json.dumps(json.loads(text), indent=2) + "\n").encode()
-
-
-def cubin(lowered: Lowered, target: str) -> bytes:
-    """The machine code; a kernel that spills or whose WGMMAs were serialised is refused."""
-    from gemmir.backends.cuda.compiler_log import check_log
-    from gemmir.backends.cuda.nvrtc import compile_cubin
-
-    compiled = compile_cubin(lowered.source, target)
-    check_log(compiled.log)
-    return compiled.cubin
-
-
-def sass(code: bytes) -> bytes:
-    """The machine code as text, each instruction followed by how it is scheduled."""
-    from gemmir.backends.cuda.sass import disassemble
-    from gemmir.backends.cuda.sass_words import annotate
-
-    return annotate(disassemble(code, encodings=True)).encode()

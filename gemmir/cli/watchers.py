@@ -4,9 +4,11 @@ from __future__ import annotations
 
 import re
 import sys
-from collections.abc import Sequence
+from collections.abc import Generator, Sequence
+from contextlib import contextmanager
 from difflib import unified_diff
 from pathlib import Path
+from time import perf_counter
 
 from xdsl.passes import ModulePass
 
@@ -36,6 +38,41 @@ class Several(Observer):
     def printed(self, source: str, seconds: float) -> None:
         for watcher in self.watchers:
             watcher.printed(source, seconds)
+
+
+class Times(Observer):
+    """
+    Where the time went: reading, each pass (the proof is one of them), printing, the compiler; the rest, the total.
+
+    The rest is importing, printing IR and writing results. The total runs from when this object was made.
+    """
+
+    def __init__(self):
+        self.began = perf_counter()
+        self.rows: list[tuple[str, float]] = []
+
+    def ran(self, pass_: ModulePass, text: str, seconds: float) -> None:
+        self.rows.append((pass_.name, seconds))
+
+    def printed(self, source: str, seconds: float) -> None:
+        self.rows.append(("printing CUDA", seconds))
+
+    @contextmanager
+    def stage(self, name: str) -> Generator[None]:
+        """Time what is done inside, also if it fails."""
+        began = perf_counter()
+        try:
+            yield
+        finally:
+            self.rows.append((name, perf_counter() - began))
+
+    def table(self) -> str:
+        """A line for each stage in the order in which they ran: its name, milliseconds, and its part of the total."""
+        total = perf_counter() - self.began
+        rest = total - sum(seconds for _, seconds in self.rows)
+        rows = [*self.rows, ("rest", rest), ("total", total)]
+        width = max(len(name) for name, _ in rows)
+        return "\n".join(f"{name:{width}} {1e3 * t:10.2f} ms {100 * t / total:6.1f} %" for name, t in rows)
 
 
 class IRPrinter(Observer):

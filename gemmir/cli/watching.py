@@ -3,12 +3,15 @@
 from __future__ import annotations
 
 import argparse
+from collections.abc import Generator
+from contextlib import contextmanager
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from gemmir.cli.diagnostics import UsageError
+from gemmir.cli.diagnostics import UsageError, say
 
 if TYPE_CHECKING:
+    from gemmir.cli.watchers import Times
     from gemmir.pipeline import Observer
 
 
@@ -22,11 +25,30 @@ def add_watching_arguments(parser: argparse.ArgumentParser) -> None:
         help="write the IR before the first pass and after each to DIR/00-input.mlir, DIR/01-..., and the CUDA source, "
         "if it gets that far, to DIR/source.cu",
     )
+    add("--time-passes", action="store_true", help="print a table of where the time went on stderr")
     add("--diff", action="store_true", help="print what each pass changes on stderr, as a unified diff of the IR")
 
 
-def watcher_for(args: argparse.Namespace) -> Observer:
-    """Whoever is to be told of the passes. Raises UsageError, before any work is done, for what cannot be written."""
+@contextmanager
+def watching(args: argparse.Namespace) -> Generator[tuple[Observer, Times]]:
+    """
+    Whoever is to be told of the passes, and the clock for what comes before and after them.
+
+    Raises UsageError, before any work is done, for what cannot be written. The table of times is printed on leaving.
+    """
+    from gemmir.cli.watchers import Several, Times
+
+    times = Times()
+    observer = Several((times, *shown(args)))
+    try:
+        yield observer, times
+    finally:
+        if args.time_passes:
+            say(times.table())
+
+
+def shown(args: argparse.Namespace) -> list[Observer]:
+    """Those that show IR, as asked for."""
     from gemmir.cli import watchers
 
     found: list[Observer] = []
@@ -38,4 +60,4 @@ def watcher_for(args: argparse.Namespace) -> Observer:
         found.append(watchers.IRFolder(folder))
     if args.diff:
         found.append(watchers.Diffs())
-    return watchers.Several(found)
+    return found

@@ -79,3 +79,23 @@ def test_a_diff_is_coloured_where_a_person_reads_it(
     (line,) = [line for line in captured.splitlines() if "schedule <family = tiles>" in line]
     assert ("\x1b[36m@@" in captured) is is_coloured
     assert (line.startswith("\x1b[32m+") and line.endswith("\x1b[0m")) is is_coloured
+
+
+def test_the_time_of_each_stage_adds_up(tmp_path: Path, capsys: pytest.CaptureFixture[str]):
+    assert main(["compile", LAYER, "--emit", "ptx,sass", "-o", f"{tmp_path}/", "--time-passes"]) == 0
+    captured = capsys.readouterr()
+    found = re.findall(r"^(\S.*?) +([0-9.]+) ms +([0-9.]+) %$", captured.err, re.MULTILINE)
+    stages = ["printing CUDA", "NVRTC, to PTX", "NVRTC, to cubin", "disassembling", "rest", "total"]
+    assert [name for name, *_ in found] == ["reading", *PASSES, *stages]
+    times = {name: float(ms) for name, ms, _ in found}
+    total = times.pop("total")
+    assert sum(times.values()) == pytest.approx(total, abs=0.1)
+    assert times["NVRTC, to cubin"] > 20 > times["gemm-canonicalize"] > 0
+    assert found[-1][2] == "100.0"
+
+
+def test_the_times_of_a_failed_run_are_shown(capsys: pytest.CaptureFixture[str]):
+    assert main(["compile", LAYER, "-p", "gemm-canonicalize,gemm-lower-to-hopper", "--time-passes"]) == 1
+    err = capsys.readouterr().err
+    assert re.findall(r"^(\S+) .+ %$", err, re.MULTILINE) == ["reading", "gemm-canonicalize", "rest", "total"]
+    assert "error[GMR-S005]" in err
