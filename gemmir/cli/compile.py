@@ -108,11 +108,12 @@ def execute(args: argparse.Namespace) -> int:
 
     destination = Destination(args.output, args.emit)
     destination.check()
-    with watching(args) as (observer, times):
-        with times.stage("reading"):
+    with watching(args) as watch:
+        with watch.times.stage("reading"):
             module = read_module(args.file)
-        lowered = lower_for(module, args, observer)
-        made = Artefacts(lowered, args.target, times)
+        with watch.guard:
+            lowered = lower_for(module, args, watch.observer)
+        made = Artefacts(lowered, args.target, watch.times)
         for kind in args.emit:
             destination.write(kind, file_name(lowered.module), made.of(kind))
     return 0

@@ -4,10 +4,12 @@ from __future__ import annotations
 
 import argparse
 from collections.abc import Generator
-from contextlib import contextmanager
+from contextlib import AbstractContextManager, contextmanager, nullcontext
+from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING
 
+from gemmir.cli.destinations import check_destination
 from gemmir.cli.diagnostics import UsageError, say
 
 if TYPE_CHECKING:
@@ -25,23 +27,44 @@ def add_watching_arguments(parser: argparse.ArgumentParser) -> None:
         help="write the IR before the first pass and after each to DIR/00-input.mlir, DIR/01-..., and the CUDA source, "
         "if it gets that far, to DIR/source.cu",
     )
+    add(
+        "--crash-reproducer",
+        type=Path,
+        metavar="FILE",
+        help="if a pass fails, write the IR before it and the passes that are left, for `gemmir opt` to run again",
+    )
     add("--time-passes", action="store_true", help="print a table of where the time went on stderr")
     add("--diff", action="store_true", help="print what each pass changes on stderr, as a unified diff of the IR")
 
 
-@contextmanager
-def watching(args: argparse.Namespace) -> Generator[tuple[Observer, Times]]:
-    """
-    Whoever is to be told of the passes, and the clock for what comes before and after them.
+@dataclass(frozen=True, slots=True)
+class Watch:
+    """Whoever is told of the passes, the clock for what else is done, and what guards the passes."""
 
-    Raises UsageError, before any work is done, for what cannot be written. The table of times is printed on leaving.
+    observer: Observer
+    times: Times
+    guard: AbstractContextManager[None]
+
+
+@contextmanager
+def watching(args: argparse.Namespace) -> Generator[Watch]:
     """
+    What the options ask for. The table of times is printed on leaving, also after a failure.
+
+    Raises UsageError, before any work is done, for what cannot be written.
+    """
+    from gemmir.cli.reproducer import Reproducer
     from gemmir.cli.watchers import Several, Times
 
     times = Times()
-    observer = Several((times, *shown(args)))
+    told: list[Observer] = [times, *shown(args)]
+    guard: AbstractContextManager[None] = nullcontext()
+    if args.crash_reproducer is not None:
+        check_destination(args.crash_reproducer, "--crash-reproducer")
+        told.append(reproducer := Reproducer(args.crash_reproducer))
+        guard = reproducer.guarding()
     try:
-        yield observer, times
+        yield Watch(Several(told), times, guard)
     finally:
         if args.time_passes:
             say(times.table())
