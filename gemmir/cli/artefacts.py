@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+from collections.abc import Sequence
 from functools import cached_property
 from typing import TYPE_CHECKING
 
@@ -63,11 +64,23 @@ class Artefacts:
         with self.times.stage("NVRTC, to PTX"):
             return compile_ptx(self.lowered.source, self.target).encode()
 
-    def _sass(self) -> bytes:
-        """The machine code as text, each instruction followed by how it is scheduled."""
+    @cached_property
+    def disassembly(self) -> str:
         from gemmir.backends.cuda.sass import disassemble
-        from gemmir.backends.cuda.sass_words import annotate
 
         code = self.compiled.cubin
         with self.times.stage("disassembling"):
-            return annotate(disassemble(code, encodings=True)).encode()
+            return disassemble(code, encodings=True)
+
+    def check(self, conditions: Sequence[str]) -> None:
+        """CompileError (GMR-C002) if the machine code meets one of `conditions`."""
+        from gemmir.backends.cuda.code_conditions import check_conditions
+
+        if conditions:
+            check_conditions(conditions, self.compiled.log, self.disassembly)
+
+    def _sass(self) -> bytes:
+        """The machine code as text, each instruction followed by how it is scheduled."""
+        from gemmir.backends.cuda.sass_words import annotate
+
+        return annotate(self.disassembly).encode()

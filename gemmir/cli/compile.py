@@ -5,10 +5,12 @@ from __future__ import annotations
 import argparse
 import re
 import sys
+from collections.abc import Collection
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING
 
+from gemmir.backends.cuda.code_conditions import CONDITIONS
 from gemmir.cli.diagnostics import UsageError, say
 from gemmir.cli.sources import FILE_HELP, read_module
 from gemmir.cli.watching import add_watching_arguments, watching
@@ -47,6 +49,15 @@ def configure(parser: argparse.ArgumentParser) -> None:
     )
     parser.add_argument("-o", "--output", metavar="PATH", default=STDOUT, help="a file, or DIR/ for several kinds")
     add_compiler_arguments(parser)
+    parser.add_argument(
+        "--fail-on",
+        type=conditions_of,
+        default=(),
+        metavar="WHAT[,WHAT]",
+        help="write nothing and exit with 1 if one holds for the machine code: "
+        + ", ".join(f"{name} ({what})" for name, what in CONDITIONS.items())
+        + "; spills and stacks are refused in any case",
+    )
     add_watching_arguments(parser)
 
 
@@ -66,10 +77,19 @@ def positive(text: str) -> int:
 
 def kinds_of(text: str) -> tuple[str, ...]:
     """The kinds in a comma-separated list, each once."""
-    kinds = tuple(dict.fromkeys(text.split(",")))
-    if unknown := [kind for kind in kinds if kind not in SUFFIXES]:
-        raise argparse.ArgumentTypeError(f"{unknown[0]!r} is not one of {', '.join(SUFFIXES)}")
-    return kinds
+    return words_of(text, SUFFIXES)
+
+
+def conditions_of(text: str) -> tuple[str, ...]:
+    """What not to accept, in a comma-separated list, each once."""
+    return words_of(text, CONDITIONS)
+
+
+def words_of(text: str, known: Collection[str]) -> tuple[str, ...]:
+    words = tuple(dict.fromkeys(text.split(",")))
+    if unknown := [word for word in words if word not in known]:
+        raise argparse.ArgumentTypeError(f"{unknown[0][:40]!r} is not one of {', '.join(known)}")
+    return words
 
 
 @dataclass(frozen=True, slots=True)
@@ -114,6 +134,7 @@ def execute(args: argparse.Namespace) -> int:
         with watch.guard:
             lowered = lower_for(module, args, watch.observer)
         made = Artefacts(lowered, args.target, watch.times)
+        made.check(args.fail_on)
         for kind in args.emit:
             destination.write(kind, file_name(lowered.module), made.of(kind))
     return 0
@@ -123,7 +144,7 @@ def lower_for(module: ModuleOp, args: argparse.Namespace, observer: Observer) ->
     """Lower as far as the deepest kind that is asked for."""
     from gemmir.compiler import LEVELS, lower
 
-    deepest = max(args.emit, key=list(SUFFIXES).index)
+    deepest = "cubin" if args.fail_on else max(args.emit, key=list(SUFFIXES).index)
     until = dict(zip(map(str, LEVELS), LEVELS, strict=True)).get(deepest, "cuda")
     return lower(module, target=args.target, pipeline=args.pipeline, m=args.m, until=until, observer=observer)
 
