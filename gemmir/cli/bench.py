@@ -70,7 +70,6 @@ DENSE_DTYPES = ("f8E4M3FN", "bf16")
 
 
 def configure(parser: argparse.ArgumentParser) -> None:
-    parser.formatter_class = argparse.RawDescriptionHelpFormatter
     parser.description = f"{HELP}\n{DETAILS}"
     add = parser.add_argument
     sets = ", ".join(f"{name} ({len(shapes)} shapes)" for name, shapes in SETS.items())

@@ -5,11 +5,13 @@ from __future__ import annotations
 import argparse
 import importlib
 import sys
-from collections.abc import Callable, Collection, Iterator
+from collections.abc import Callable, Collection
+from itertools import chain
 from typing import Any
 
 from gemmir.cli import bench
 from gemmir.cli import compile as compile_command
+from gemmir.cli.parsers import actions_of, parsers_of
 from gemmir.errors import ToolMissingError
 
 HELP = "print a script that makes bash, zsh or fish complete this command"
@@ -40,7 +42,7 @@ def execute(args: argparse.Namespace) -> int:
 def script(shell: str, parser: argparse.ArgumentParser) -> str:
     """The script for `shell`. `parser` is for nothing else afterwards: its actions are marked with their words."""
     shtab = _shtab()
-    for action in _actions(parser):
+    for action in chain.from_iterable(map(actions_of, parsers_of(parser))):
         if words := next((words for reader, words in LISTS.items() if action.type is reader), None):
             action.choices = tuple(words)
         elif action.metavar in (*FILES, *FOLDERS):
@@ -56,12 +58,3 @@ def _shtab() -> Any:
         raise ToolMissingError(
             "GMR-C004", "the package shtab is not installed", fix='pip install "gemmir[completion]"'
         ) from None
-
-
-def _actions(parser: argparse.ArgumentParser) -> Iterator[argparse.Action]:
-    """Those of the parser and of its subcommands. NOTE: argparse has no public way to them."""
-    for action in parser._actions:  # pyright: ignore[reportPrivateUsage]
-        yield action
-        if isinstance(action, argparse._SubParsersAction):  # pyright: ignore[reportPrivateUsage]
-            for name in action.choices:
-                yield from _actions(action.choices[name])
