@@ -19,7 +19,7 @@ from gemmir.dialects.gemm import GemmFault, ScheduleFault
 from gemmir.errors import GemmirError, IRError, ScheduleError, SourceLocation
 from gemmir.universe import GEMMIR_UNIVERSE
 
-HELPS = {"disable_verify": "Do not verify attributes."}
+HELPS = {"disable_verify": "Do not verify attributes.", "version": "show program's version number and exit"}
 """Of options for which xdsl-opt has none."""
 HINT = "gemmir opt --help lists the passes"
 
