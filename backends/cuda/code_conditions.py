@@ -22,7 +22,8 @@ CONDITIONS = {
 
 WGMMAS = ("HGMMA", "QGMMA", "IGMMA", "BGMMA")
 LOCAL = ("LDL", "STL")
-_FIX = "use a smaller block_m or block_n, or more math_warpgroups"
+_SMALLER = "use a smaller block_m or block_n, or more math_warpgroups"
+_DEFECT = "report this with the program: every kernel of gemmir computes with WGMMA"
 
 
 def check_conditions(names: Sequence[str], log: str, sass: str) -> None:
@@ -38,7 +39,7 @@ def check_conditions(names: Sequence[str], log: str, sass: str) -> None:
             "GMR-C002",
             "; ".join(f"{name}: {what}" for name, what in found.items()),
             rule="; ".join(f"not wanted: {CONDITIONS[name]}" for name in found),
-            fix=_FIX if set(found) != {"no-wgmma"} else "use a schedule whose blocks WGMMA computes",
+            fix=_DEFECT if set(found) == {"no-wgmma"} else _SMALLER,
         )
 
 

@@ -135,8 +135,9 @@ def execute(args: argparse.Namespace) -> int:
             lowered = lower_for(module, args, watch.observer)
         made = Artefacts(lowered, args.target, watch.times)
         made.check(args.fail_on)
-        for kind in args.emit:
-            destination.write(kind, file_name(lowered.module), made.of(kind))
+        results = {kind: made.of(kind) for kind in args.emit}  # all, before the first is written
+        for kind, data in results.items():
+            destination.write(kind, file_name(lowered.module), data)
     return 0
 
 

@@ -98,6 +98,14 @@ def test_nothing_is_written_where_no_pass_fails(wrong: list[str], tmp_path: Path
     assert not list(tmp_path.iterdir())
 
 
+def test_a_file_that_cannot_be_written_is_no_failure_of_a_pass(tmp_path: Path, capsys: pytest.CaptureFixture[str]):
+    (tmp_path / "ir" / "source.cu").mkdir(parents=True)
+    file = tmp_path / "crash.mlir"
+    assert main(["compile", LAYER, "--print-ir-dir", str(tmp_path / "ir"), "--crash-reproducer", str(file)]) == 1
+    assert capsys.readouterr().err.startswith(f"error: {tmp_path / 'ir' / 'source.cu'}: ")
+    assert not file.exists()
+
+
 def test_a_place_that_cannot_be_written_is_refused_at_once(tmp_path: Path, capsys: pytest.CaptureFixture[str]):
     assert main(["compile", "no/such.mlir", "--crash-reproducer", str(tmp_path / "none" / "x")]) == 2
     assert capsys.readouterr().err.startswith("error: --crash-reproducer ")
