@@ -11,6 +11,7 @@ import logging
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
+from time import perf_counter
 from typing import TYPE_CHECKING, Literal, TypeAlias
 
 from gemmir.cache import Cache, is_key
@@ -26,6 +27,7 @@ if TYPE_CHECKING:
     from xdsl.passes import ModulePass
 
     from gemmir.decisions import Terms
+    from gemmir.pipeline import Observer
     from gemmir.program import Program
 
 Source: TypeAlias = "Program | str | Path | ModuleOp"
@@ -135,20 +137,21 @@ def lower(
     pipeline: str | None = None,
     m: int | None = None,
     until: Level = "cuda",
-    on_pass: Callable[[str, str], None] | None = None,
+    observer: Observer | None = None,
 ) -> Lowered:
     """
     Take a program down to level `until`; arguments as for `compile`.
 
-    `on_pass` is called with the name of each pass and the IR after it.
+    `observer` is told of each pass: the IR before the first and after each, and how long it took.
 
     IR that is at a lower level already is taken from there.
     """
     from gemmir.decisions import collect
     from gemmir.ir_text import verify_module
-    from gemmir.pipeline import parse_pipeline, run_passes
+    from gemmir.pipeline import Observer, parse_pipeline, run_passes
 
     find_target(target)
+    told = Observer() if observer is None else observer
     module = module_of(source)
     _expect(module, m)
     lowered = Lowered(module)
@@ -159,19 +162,24 @@ def lower(
         passes = tuple(p for p in passes if p.name.startswith("hopper-"))
 
     def after(pass_: ModulePass, module: ModuleOp) -> None:
-        text = str(module)
+        nonlocal began
+        seconds, text = perf_counter() - began, str(module)
         lowered.schedule = _schedule_text(module) or lowered.schedule
         lowered.ir["gemm" if pass_.name == "gemm-canonicalize" else _level(module)] = text
-        if on_pass is not None:
-            on_pass(pass_.name, text)
+        told.ran(pass_, text, seconds)
+        began = perf_counter()
 
+    told.starts(passes, lowered.ir[level])
+    began = perf_counter()
     with collect() as decisions:
         run_passes(module, passes, after)
     lowered.decisions = tuple(f"{d.by}: {d}" for d in decisions)
     lowered.ir.setdefault("schedule", lowered.ir.get("gemm", ""))
     if until == "cuda":
         verify_module(module)
+        began = perf_counter()
         _print(lowered, target, checked=bool(passes) and passes[-1].name == "hopper-check-sync")
+        told.printed(lowered.source, perf_counter() - began)
     return lowered
 
 

@@ -23,6 +23,19 @@ DEFAULT_PIPELINE = ",".join(PASSES)
 AfterPass = Callable[[ModulePass, ModuleOp], None]
 
 
+class Observer:
+    """Is told how a program comes down, and does nothing about it; times are in seconds."""
+
+    def starts(self, passes: tuple[ModulePass, ...], text: str) -> None:
+        """These passes will run on this IR."""
+
+    def ran(self, pass_: ModulePass, text: str, seconds: float) -> None:
+        """A pass has made this IR."""
+
+    def printed(self, source: str, seconds: float) -> None:
+        """The kernel was printed as CUDA source and compared with it; a kernel that no pass proved, was proven."""
+
+
 def parse_pipeline(spec: str | None) -> tuple[ModulePass, ...]:
     """The passes that `spec` names; `IRError` (GMR-R004) if it does not parse or names an unknown pass or option."""
     try:

@@ -9,12 +9,14 @@ import sys
 from pathlib import Path
 
 import pytest
+from xdsl.passes import ModulePass
 
 import gemmir
 from gemmir.cache import Cache
 from gemmir.compiler import lower
 from gemmir.errors import InputError, IRError, ScheduleError, SyncError
 from gemmir.ir_text import parse_module
+from gemmir.pipeline import Observer
 from gemmir.program import Program
 from gemmir.universe import PASSES
 from tests.gpu.problems import fp8_text
@@ -94,7 +96,12 @@ def test_what_is_fixed_no_pass_changes() -> None:
 
 def test_each_pass_is_shown() -> None:
     seen: list[str] = []
-    lower(TEXT, on_pass=lambda name, _: seen.append(name))
+
+    class Names(Observer):
+        def ran(self, pass_: ModulePass, text: str, seconds: float) -> None:
+            seen.append(pass_.name)
+
+    lower(TEXT, observer=Names())
     assert seen[:7] == [
         "gemm-canonicalize",
         "gemm-select-family",

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import argparse
-import os
 import sys
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import replace
@@ -27,6 +26,7 @@ from gemmir.bench.grouped import (
 from gemmir.bench.peers import PEERS
 from gemmir.bench.timing import LAUNCHES, REST_SECONDS
 from gemmir.cli.compile import positive
+from gemmir.cli.destinations import check_destination
 from gemmir.cli.diagnostics import UsageError, say
 from gemmir.decode import DECODE_ROWS, decode_split_k
 from gemmir.errors import InputError
@@ -70,7 +70,6 @@ DENSE_DTYPES = ("f8E4M3FN", "bf16")
 
 
 def configure(parser: argparse.ArgumentParser) -> None:
-    parser.formatter_class = argparse.RawDescriptionHelpFormatter
     parser.description = f"{HELP}\n{DETAILS}"
     add = parser.add_argument
     sets = ", ".join(f"{name} ({len(shapes)} shapes)" for name, shapes in SETS.items())
@@ -212,13 +211,6 @@ def check_graph(args: argparse.Namespace, cases: list[AnyCase]) -> None:
             rule="the layers of a graph are dense products, M x N x K",
             fix="measure groups in a run of their own, without --graph",
         )
-
-
-def check_destination(path: Path) -> None:
-    """UsageError, before minutes of measuring, if nothing can be written to `path`."""
-    folder = path.parent
-    if path.is_dir() or not folder.is_dir() or not os.access(folder, os.W_OK | os.X_OK):
-        raise UsageError(f"--json {path}: must be a file in a folder that exists and can be written to")
 
 
 def run(cases: list[AnyCase], args: argparse.Namespace, info: DeviceInfo) -> Report:

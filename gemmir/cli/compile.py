@@ -3,24 +3,26 @@
 from __future__ import annotations
 
 import argparse
-import json
 import re
 import sys
+from collections.abc import Collection
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING
 
+from gemmir.backends.cuda.code_conditions import CONDITIONS
 from gemmir.cli.diagnostics import UsageError, say
 from gemmir.cli.sources import FILE_HELP, read_module
+from gemmir.cli.watching import add_watching_arguments, watching
 
 if TYPE_CHECKING:
     from xdsl.dialects.builtin import ModuleOp
 
     from gemmir.compiler import Lowered
+    from gemmir.pipeline import Observer
 
 HELP = "compile a program and show any stage of its way: IR, CUDA, PTX, machine code"
 
-IR_LEVELS = ("gemm", "schedule", "hopper")
 SUFFIXES = {
     "gemm": ".gemm.mlir",
     "schedule": ".schedule.mlir",
@@ -47,7 +49,16 @@ def configure(parser: argparse.ArgumentParser) -> None:
     )
     parser.add_argument("-o", "--output", metavar="PATH", default=STDOUT, help="a file, or DIR/ for several kinds")
     add_compiler_arguments(parser)
-    parser.add_argument("--print-ir-after-all", action="store_true", help="the IR after each pass, on stderr")
+    parser.add_argument(
+        "--fail-on",
+        type=conditions_of,
+        default=(),
+        metavar="WHAT[,WHAT]",
+        help="write nothing and exit with 1 if one holds for the machine code: "
+        + ", ".join(f"{name} ({what})" for name, what in CONDITIONS.items())
+        + "; spills and stacks are refused in any case",
+    )
+    add_watching_arguments(parser)
 
 
 def add_compiler_arguments(parser: argparse.ArgumentParser) -> None:
@@ -66,10 +77,19 @@ def positive(text: str) -> int:
 
 def kinds_of(text: str) -> tuple[str, ...]:
     """The kinds in a comma-separated list, each once."""
-    kinds = tuple(dict.fromkeys(text.split(",")))
-    if unknown := [kind for kind in kinds if kind not in SUFFIXES]:
-        raise argparse.ArgumentTypeError(f"{unknown[0]!r} is not one of {', '.join(SUFFIXES)}")
-    return kinds
+    return words_of(text, SUFFIXES)
+
+
+def conditions_of(text: str) -> tuple[str, ...]:
+    """What not to accept, in a comma-separated list, each once."""
+    return words_of(text, CONDITIONS)
+
+
+def words_of(text: str, known: Collection[str]) -> tuple[str, ...]:
+    words = tuple(dict.fromkeys(text.split(",")))
+    if unknown := [word for word in words if word not in known]:
+        raise argparse.ArgumentTypeError(f"{unknown[0][:40]!r} is not one of {', '.join(known)}")
+    return words
 
 
 @dataclass(frozen=True, slots=True)
@@ -104,27 +124,30 @@ class Destination:
 
 
 def execute(args: argparse.Namespace) -> int:
+    from gemmir.cli.artefacts import Artefacts
+
     destination = Destination(args.output, args.emit)
     destination.check()
-    lowered = lower_for(read_module(args.file), args)
-    produced: dict[str, bytes] = {}
-    for kind in args.emit:
-        destination.write(kind, file_name(lowered.module), artefact(kind, lowered, args.target, produced))
+    with watching(args) as watch:
+        with watch.times.stage("reading"):
+            module = read_module(args.file)
+        with watch.guard:
+            lowered = lower_for(module, args, watch.observer)
+        made = Artefacts(lowered, args.target, watch.times)
+        made.check(args.fail_on)
+        results = {kind: made.of(kind) for kind in args.emit}  # all, before the first is written
+        for kind, data in results.items():
+            destination.write(kind, file_name(lowered.module), data)
     return 0
 
 
-def lower_for(module: ModuleOp, args: argparse.Namespace) -> Lowered:
+def lower_for(module: ModuleOp, args: argparse.Namespace, observer: Observer) -> Lowered:
     """Lower as far as the deepest kind that is asked for."""
     from gemmir.compiler import LEVELS, lower
 
-    deepest = max(args.emit, key=list(SUFFIXES).index)
+    deepest = "cubin" if args.fail_on else max(args.emit, key=list(SUFFIXES).index)
     until = dict(zip(map(str, LEVELS), LEVELS, strict=True)).get(deepest, "cuda")
-    on_pass = print_ir if args.print_ir_after_all else None
-    return lower(module, target=args.target, pipeline=args.pipeline, m=args.m, until=until, on_pass=on_pass)
-
-
-def print_ir(name: str, text: str) -> None:
-    say(f"// ----- after {name}\n{text.rstrip()}\n")
+    return lower(module, target=args.target, pipeline=args.pipeline, m=args.m, until=until, observer=observer)
 
 
 def file_name(module: ModuleOp) -> str:
@@ -133,45 +156,3 @@ def file_name(module: ModuleOp) -> str:
 
     names = [name.data for op in module.ops if isinstance(name := op.properties.get("sym_name"), StringAttr)]
     return names[0] if len(names) == 1 and FILE_NAME.fullmatch(names[0]) else "kernel"
-
-
-def artefact(kind: str, lowered: Lowered, target: str, produced: dict[str, bytes]) -> bytes:
-    """One kind of result as bytes; `produced` keeps the cubin, which two kinds need."""
-    if kind in IR_LEVELS:
-        if (text := lowered.ir.get(kind)) is None:
-            raise UsageError(f"--emit {kind}: the input is below that level already ({', '.join(lowered.ir)})")
-        return (text.rstrip("\n") + "\n").encode()
-    if kind == "cuda":
-        return lowered.source.encode()
-    if kind == "manifest":
-        return manifest(lowered)
-    if kind == "ptx":
-        from gemmir.backends.cuda.nvrtc import compile_ptx
-
-        return compile_ptx(lowered.source, target).encode()
-    if "cubin" not in produced:
-        produced["cubin"] = cubin(lowered, target)
-    return produced["cubin"] if kind == "cubin" else sass(produced["cubin"])
-
-
-def manifest(lowered: Lowered) -> bytes:
-    text = "{}" if lowered.manifest is None else lowered.manifest.to_json()
-    return (json.dumps(json.loads(text), indent=2) + "\n").encode()
-
-
-def cubin(lowered: Lowered, target: str) -> bytes:
-    """The machine code; a kernel that spills or whose WGMMAs were serialised is refused."""
-    from gemmir.backends.cuda.compiler_log import check_log
-    from gemmir.backends.cuda.nvrtc import compile_cubin
-
-    compiled = compile_cubin(lowered.source, target)
-    check_log(compiled.log)
-    return compiled.cubin
-
-
-def sass(code: bytes) -> bytes:
-    """The machine code as text, each instruction followed by how it is scheduled."""
-    from gemmir.backends.cuda.sass import disassemble
-    from gemmir.backends.cuda.sass_words import annotate
-
-    return annotate(disassemble(code, encodings=True)).encode()

@@ -9,7 +9,7 @@ from typing import TextIO
 
 from gemmir.errors import GemmirError
 
-RED, CYAN, BOLD, RESET = "\x1b[1;31m", "\x1b[36m", "\x1b[1m", "\x1b[0m"
+RED, GREEN, CYAN, BOLD, RESET = "\x1b[1;31m", "\x1b[32m", "\x1b[36m", "\x1b[1m", "\x1b[0m"
 
 
 class UsageError(Exception):

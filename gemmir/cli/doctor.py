@@ -4,13 +4,13 @@ from __future__ import annotations
 
 import argparse
 import json
-import os
 import platform
 import sys
 from collections.abc import Callable
-from dataclasses import asdict, dataclass
+from dataclasses import asdict
 from importlib.metadata import PackageNotFoundError, version
 
+from gemmir.cli.doctor_check import Check, Need, Status
 from gemmir.errors import GemmirError
 from gemmir.target import SM_90A
 
@@ -24,48 +24,45 @@ DRIVER_FIX = "install an NVIDIA driver, R580 or newer; compiling works without o
 GPU_FIX = "use a Hopper GPU (H100, H200, GH200); `gemmir run --backend reference` works without one"
 
 
-@dataclass(frozen=True, slots=True)
-class Check:
-    """One line: `needed_for` is "everything", "compiling", "running" or "looking", `fix` is empty where all is well."""
-
-    name: str
-    ok: bool
-    found: str
-    needed_for: str
-    fix: str = ""
-
-
 def configure(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--json", action="store_true", help="one JSON object, for programs")
 
 
 def execute(args: argparse.Namespace) -> int:
     """0 if programs can be compiled here, 3 if something for that is missing; a GPU is not needed for that."""
-    checks = [check() for check in CHECKS]
+    from gemmir.cli.doctor_settings import cache_checks, variable_checks
+
+    checks = [*(check() for check in CHECKS), *cache_checks(), *variable_checks()]
+    code = MISSING if any(check.stops_compiling for check in checks) else 0
     if args.json:
-        sys.stdout.write(json.dumps({check.name: asdict(check) for check in checks}, indent=2) + "\n")
+        found = {"exit_code": code, "checks": [asdict(check) for check in checks]}
+        sys.stdout.write(json.dumps(found, indent=2) + "\n")
     else:
         sys.stdout.write("".join(line(check) for check in checks))
-    broken = any(not check.ok and check.needed_for in ("everything", "compiling") for check in checks)
-    return MISSING if broken else 0
+    return code
 
 
 def line(check: Check) -> str:
-    text = f"{'ok' if check.ok else 'missing':8} {check.name:13} {check.found}"
-    return text + (f"\n{'':22} for {check.needed_for}: {check.fix}\n" if check.fix else "\n")
+    text = f"{check.status:8} {check.name:16} {check.value}"
+    return text + (f"\n{'':25} for {check.needed_for}: {check.fix}\n" if check.fix else "\n")
+
+
+def state(ok: bool) -> Status:
+    return "ok" if ok else "missing"
 
 
 def python() -> Check:
     ok = sys.version_info >= (3, 11)
-    return Check("python", ok, platform.python_version(), "everything", "" if ok else "install Python 3.11 or newer")
+    fix = "" if ok else "install Python 3.11 or newer"
+    return Check("python", state(ok), platform.python_version(), "everything", fix)
 
 
-def package(name: str, requirement: str) -> Check:
+def package(name: str, requirement: str, needed_for: Need = "everything") -> Check:
     """Whether a distribution is installed; pip has checked the version."""
     try:
-        return Check(name, True, version(name), "everything")
+        return Check(name, "ok", version(name), needed_for)
     except PackageNotFoundError:
-        return Check(name, False, "not installed", "everything", f'pip install "{requirement}"')
+        return Check(name, "missing", "not installed", needed_for, f'pip install "{requirement}"')
 
 
 def nvrtc() -> Check:
@@ -73,18 +70,18 @@ def nvrtc() -> Check:
 
     try:
         major, minor = nvrtc.version()
-        return Check("nvrtc", True, f"{major}.{minor}  {nvrtc.library_path()}", "compiling")
+        return Check("nvrtc", "ok", f"{major}.{minor}  {nvrtc.library_path()}", "compiling")
     except GemmirError as error:
-        return Check("nvrtc", False, error.what, "compiling", error.fix or "")
+        return Check("nvrtc", "missing", error.what, "compiling", error.fix or "")
 
 
 def tool(name: str) -> Check:
     from gemmir.backends.cuda.sass import find_tool
 
     try:
-        return Check(name, True, str(find_tool(name)), "looking")
+        return Check(name, "ok", str(find_tool(name)), "looking")
     except GemmirError as error:
-        return Check(name, False, error.what, "looking", error.fix or "")
+        return Check(name, "missing", error.what, "looking", error.fix or "")
 
 
 def driver() -> Check:
@@ -93,10 +90,10 @@ def driver() -> Check:
     try:
         number: int = checked(bindings().cuDriverGetVersion(), "cuDriverGetVersion")
     except GemmirError as error:
-        return Check("driver", False, error.what, "running", DRIVER_FIX)
+        return Check("driver", "missing", error.what, "running", DRIVER_FIX)
     major, minor = number // 1000, number % 1000 // 10
     new_enough = major >= OLDEST_CUDA
-    return Check("driver", new_enough, f"for CUDA {major}.{minor}", "running", "" if new_enough else DRIVER_FIX)
+    return Check("driver", state(new_enough), f"for CUDA {major}.{minor}", "running", "" if new_enough else DRIVER_FIX)
 
 
 def gpu() -> Check:
@@ -109,19 +106,7 @@ def gpu() -> Check:
         devices = []
     found = ", ".join("{} (sm_{}{})".format(d.name, *d.compute_capability) for d in devices)
     ok = any(d.compute_capability == SM_90A.compute_capability for d in devices)
-    return Check("gpu", ok, found or "none", "running", "" if ok else GPU_FIX)
-
-
-def cache() -> Check:
-    from gemmir.cache import Cache
-
-    if os.environ.get("GEMMIR_CACHE") == "0":
-        return Check("cache", True, "switched off by GEMMIR_CACHE=0", "looking")
-    try:
-        kept = Cache(required=True)
-    except GemmirError as error:
-        return Check("cache", False, error.what, "looking", error.fix or "")
-    return Check("cache", True, f"{kept.directory}  {len(kept.entries())} kernels", "looking")
+    return Check("gpu", state(ok), found or "none", "running", "" if ok else GPU_FIX)
 
 
 CHECKS: tuple[Callable[[], Check], ...] = (
@@ -135,5 +120,5 @@ CHECKS: tuple[Callable[[], Check], ...] = (
     gpu,
     lambda: tool("nvdisasm"),
     lambda: tool("cuobjdump"),
-    cache,
+    lambda: package("shtab", "gemmir[completion]", "completion"),
 )

@@ -29,7 +29,7 @@ def execute(args: argparse.Namespace) -> int:
 
     module = read_module(args.file)
     problem = problem_of(the_matmul(module))
-    lowered = lower(module, target=args.target, pipeline=args.pipeline, m=args.m, until="schedule", on_pass=None)
+    lowered = lower(module, target=args.target, pipeline=args.pipeline, m=args.m, until="schedule")
     sys.stdout.write(f"{problem}, {args.target}\n\n{table(lowered.decisions)}\n{columns(cost_terms(lowered))}")
     return 0
 

@@ -15,9 +15,10 @@ from collections.abc import Callable, Sequence
 from typing import Protocol
 
 from gemmir import __version__
-from gemmir.cli import bench, cache, doctor, explain, opt, run
+from gemmir.cli import bench, cache, completion, doctor, explain, opt, run
 from gemmir.cli import compile as compile_command
 from gemmir.cli.diagnostics import UsageError, debugging, report, say, wants_colour
+from gemmir.cli.parsers import dress
 from gemmir.errors import GemmirError
 
 OK, FAILED, USAGE, INTERRUPTED = 0, 1, 2, 130
@@ -44,15 +45,12 @@ COMMANDS: dict[str, Command] = {
     "explain": explain,
     "doctor": doctor,
     "cache": cache,
+    "completion": completion,
 }
 
 
 def make_parser() -> argparse.ArgumentParser:
-    parser = argparse.ArgumentParser(
-        prog="gemmir",
-        description="A GEMM compiler for NVIDIA Hopper.",
-        epilog="exit codes: 0 ok, 1 error, 2 usage, 3 a tool, driver or GPU is missing, 130 interrupted",
-    )
+    parser = argparse.ArgumentParser(prog="gemmir", description="A GEMM compiler for NVIDIA Hopper.")
     parser.add_argument("--version", action="version", version=f"gemmir {__version__}")
     parser.add_argument("--debug", action="store_true", help="show Python tracebacks")
     commands = parser.add_subparsers(dest="command", metavar="COMMAND", required=True)
@@ -62,6 +60,7 @@ def make_parser() -> argparse.ArgumentParser:
         sub.add_argument("--debug", action="store_true", default=argparse.SUPPRESS, help="show Python tracebacks")
         command.configure(sub)
         sub.set_defaults(execute=command.execute)
+    dress(parser)
     return parser
 
 

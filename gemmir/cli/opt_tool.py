@@ -14,10 +14,13 @@ from xdsl.parser import Parser
 from xdsl.utils.exceptions import ArgSpecParseError, DiagnosticException, ParseError
 from xdsl.xdsl_opt_main import xDSLOptMain
 
+from gemmir.cli.parsers import actions_of, dress
 from gemmir.dialects.gemm import GemmFault, ScheduleFault
 from gemmir.errors import GemmirError, IRError, ScheduleError, SourceLocation
 from gemmir.universe import GEMMIR_UNIVERSE
 
+HELPS = {"disable_verify": "Do not verify attributes.", "version": "show program's version number and exit"}
+"""Of options for which xdsl-opt has none."""
 HINT = "gemmir opt --help lists the passes"
 
 
@@ -48,6 +51,9 @@ class GemmirOpt(xDSLOptMain):
     def register_all_arguments(self, arg_parser: argparse.ArgumentParser) -> None:
         arg_parser.prog = "gemmir opt"
         super().register_all_arguments(arg_parser)
+        for action in actions_of(arg_parser):
+            action.help = HELPS.get(action.dest, action.help or "").replace(",", ", ").replace(",  ", ", ")
+        dress(arg_parser)
 
     def parse_chunk(self, chunk: IO[bytes], file_extension: str, start_offset: int = 0) -> ModuleOp | None:
         if file_extension != "mlir":

@@ -26,8 +26,8 @@ from gemmir.bench.flush import FLUSH_BYTES
 from gemmir.bench.peers import PEERS, Refusal, prepared
 from gemmir.bench.timing import kernel_us
 from gemmir.cache_files import publish
-from gemmir.cli.bench import check_destination
 from gemmir.cli.compile import positive
+from gemmir.cli.destinations import check_destination
 from gemmir.compiler import compile
 from gemmir.errors import GemmirError
 from gemmir.kernel import CompiledKernel

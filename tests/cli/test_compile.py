@@ -71,8 +71,10 @@ def test_a_level_above_the_input_is_refused(
     everything: dict[str, bytes], tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ):
     (tmp_path / "low.mlir").write_bytes(everything["down_proj.hopper.mlir"])
-    assert main(["compile", str(tmp_path / "low.mlir"), "--emit", "gemm"]) == 2
+    out = tmp_path / "out"
+    assert main(["compile", str(tmp_path / "low.mlir"), "--emit", "cuda,gemm", "-o", f"{out}/"]) == 2
     assert "--emit gemm: the input is below that level already" in capsys.readouterr().err
+    assert not out.exists()
 
 
 def test_stdin_is_read(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]):

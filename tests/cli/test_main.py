@@ -1,5 +1,6 @@
 """Exit codes, and how the command speaks when something is wrong."""
 
+import re
 import subprocess
 import sys
 from pathlib import Path
@@ -20,8 +21,8 @@ def test_help_names_every_subcommand(capsys: pytest.CaptureFixture[str]):
         main(["--help"])
     assert end.value.code == 0
     text = capsys.readouterr().out
-    for name in ("compile", "run", "bench", "opt", "explain", "doctor", "cache"):
-        assert f"\n    {name} " in text
+    for name in ("compile", "run", "bench", "opt", "explain", "doctor", "cache", "completion"):
+        assert re.search(rf"^    {name}\s", text, re.MULTILINE), name
 
 
 @pytest.mark.parametrize(

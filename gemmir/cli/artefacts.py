@@ -1,0 +1,86 @@
+"""The kinds of result of `gemmir compile`: each level of IR, CUDA, PTX, machine code and its manifest, as bytes."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Sequence
+from functools import cached_property
+from typing import TYPE_CHECKING
+
+from gemmir.cli.diagnostics import UsageError
+
+if TYPE_CHECKING:
+    from gemmir.backends.cuda.nvrtc import Compiled
+    from gemmir.cli.watchers import Times
+    from gemmir.compiler import Lowered
+
+IR_LEVELS = ("gemm", "schedule", "hopper")
+
+
+class Artefacts:
+    """What `lowered` is on its way to `target`; each is made when it is first asked for, on the clock `times`."""
+
+    def __init__(self, lowered: Lowered, target: str, times: Times):
+        self.lowered = lowered
+        self.target = target
+        self.times = times
+
+    def of(self, kind: str) -> bytes:
+        """One kind of result. Raises UsageError for a level above that of the input, and CompileError."""
+        if kind in IR_LEVELS:
+            return self._ir(kind)
+        if kind == "cuda":
+            return self.lowered.source.encode()
+        if kind == "manifest":
+            return self._manifest()
+        if kind == "ptx":
+            return self._ptx()
+        return self.compiled.cubin if kind == "cubin" else self._sass()
+
+    @cached_property
+    def compiled(self) -> Compiled:
+        """The machine code with the compiler's log; a kernel that spills or whose WGMMAs were serialised is refused."""
+        from gemmir.backends.cuda.compiler_log import check_log
+        from gemmir.backends.cuda.nvrtc import compile_cubin
+
+        with self.times.stage("NVRTC, to cubin"):
+            compiled = compile_cubin(self.lowered.source, self.target)
+        check_log(compiled.log)
+        return compiled
+
+    def _ir(self, level: str) -> bytes:
+        if (text := self.lowered.ir.get(level)) is None:
+            above = ", ".join(self.lowered.ir)
+            raise UsageError(f"--emit {level}: the input is below that level already ({above})")
+        return (text.rstrip("\n") + "\n").encode()
+
+    def _manifest(self) -> bytes:
+        text = "{}" if self.lowered.manifest is None else self.lowered.manifest.to_json()
+        return (json.dumps(json.loads(text), indent=2) + "\n").encode()
+
+    def _ptx(self) -> bytes:
+        from gemmir.backends.cuda.nvrtc import compile_ptx
+
+        with self.times.stage("NVRTC, to PTX"):
+            return compile_ptx(self.lowered.source, self.target).encode()
+
+    @cached_property
+    def disassembly(self) -> str:
+        from gemmir.backends.cuda.sass import disassemble
+
+        code = self.compiled.cubin
+        with self.times.stage("disassembling"):
+            return disassemble(code, encodings=True)
+
+    def check(self, conditions: Sequence[str]) -> None:
+        """CompileError (GMR-C002) if the machine code meets one of `conditions`."""
+        from gemmir.backends.cuda.code_conditions import check_conditions
+
+        if conditions:
+            check_conditions(conditions, self.compiled.log, self.disassembly)
+
+    def _sass(self) -> bytes:
+        """The machine code as text, each instruction followed by how it is scheduled."""
+        from gemmir.backends.cuda.sass_words import annotate
+
+        return annotate(self.disassembly).encode()

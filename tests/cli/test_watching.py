@@ -1,0 +1,101 @@
+"""`gemmir compile`: what it shows of a program's way down."""
+
+import re
+import sys
+from itertools import pairwise
+from pathlib import Path
+
+import pytest
+
+from gemmir.cli.main import main
+from gemmir.universe import PASSES
+
+ROOT = Path(__file__).resolve().parents[2]
+LAYER = str(ROOT / "examples" / "01_down_proj.mlir")
+NUMBERED = ["00-input.mlir", *(f"{n:02}-{name}.mlir" for n, name in enumerate(PASSES, 1))]
+
+
+def test_the_ir_after_each_pass_is_a_numbered_file(tmp_path: Path, capsys: pytest.CaptureFixture[str]):
+    folder = tmp_path / "a" / "ir"
+    assert main(["compile", LAYER, "--print-ir-dir", str(folder)]) == 0
+    source = capsys.readouterr().out
+    assert sorted(path.name for path in folder.iterdir()) == [*NUMBERED, "source.cu"]
+    assert (folder / "source.cu").read_text() == source
+    assert "schedule <" not in (folder / "01-gemm-canonicalize.mlir").read_text()
+    assert "schedule <family = tiles>" in (folder / "02-gemm-select-family.mlir").read_text()
+    assert "hopper.kernel" in (folder / "07-gemm-lower-to-hopper.mlir").read_text()
+
+
+def test_files_of_an_earlier_run_are_removed_and_others_are_left(tmp_path: Path):
+    (tmp_path / "notes.mlir").write_text("mine")
+    assert main(["compile", LAYER, "--print-ir-dir", str(tmp_path), "-o", str(tmp_path / "out.cu")]) == 0
+    short = ["--emit", "schedule", "-p", "gemm-canonicalize,gemm-select-family", "-o", str(tmp_path / "out.mlir")]
+    assert main(["compile", LAYER, "--print-ir-dir", str(tmp_path), *short]) == 0
+    assert {path.name for path in tmp_path.iterdir()} == {*NUMBERED[:3], "notes.mlir", "out.cu", "out.mlir"}
+
+
+def test_each_file_can_be_compiled_again(tmp_path: Path, capsys: pytest.CaptureFixture[str]):
+    assert main(["compile", LAYER, "--m", "64", "--print-ir-dir", str(tmp_path)]) == 0
+    source = capsys.readouterr().out
+    for name in ("00-input.mlir", "03-gemm-select-blocks.mlir", "08-hopper-check-sync.mlir"):
+        assert main(["compile", str(tmp_path / name)]) == 0
+        assert capsys.readouterr().out == source, name
+
+
+def test_a_file_is_no_folder_for_ir(tmp_path: Path, capsys: pytest.CaptureFixture[str]):
+    (tmp_path / "ir").write_text("")
+    assert main(["compile", LAYER, "--print-ir-dir", str(tmp_path / "ir")]) == 2
+    assert capsys.readouterr().err == f"error: --print-ir-dir {tmp_path / 'ir'}: it is a file; pass a folder\n"
+
+
+def test_the_diff_of_each_pass_that_changes_something(tmp_path: Path, capsys: pytest.CaptureFixture[str]):
+    """Put one after another, the diffs lead from the input to the kernel: checked for the lines that they add."""
+    assert main(["compile", LAYER, "--emit", "hopper", "--diff", "--print-ir-dir", str(tmp_path)]) == 0
+    captured = capsys.readouterr()
+    names = re.findall(r"^[-+]{3} (.+)$", captured.err, re.MULTILINE)
+    texts = {path.stem[3:]: path.read_text() for path in sorted(tmp_path.iterdir())}
+    kept = list(dict.fromkeys(texts.values()))
+    changed = [next(name for name, text in texts.items() if text == one) for one in kept]
+    assert names == [name for pair in pairwise(changed) for name in pair]
+    assert "hopper-check-sync" not in names
+    for header, diff in zip(changed[1:], re.split(r"^--- .+\n\+\+\+ .+\n", captured.err, flags=re.M)[1:], strict=True):
+        added = [line[1:] for line in diff.splitlines() if line.startswith("+")]
+        assert added
+        assert set(added) <= set(texts[header].splitlines()), header
+    assert "\x1b" not in captured.err
+    assert "@@" not in captured.out
+
+
+@pytest.mark.parametrize(("variable", "is_coloured"), [("FORCE_COLOR", True), ("NO_COLOR", False)])
+def test_a_diff_is_coloured_where_a_person_reads_it(
+    variable: str, is_coloured: bool, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+):
+    monkeypatch.delenv("NO_COLOR", raising=False)
+    monkeypatch.setenv(variable, "1")
+    monkeypatch.setattr(sys.stderr, "isatty", lambda: True)
+    pipeline = "gemm-canonicalize,gemm-select-family"
+    assert main(["compile", LAYER, "--emit", "schedule", "-p", pipeline, "--diff"]) == 0
+    captured = capsys.readouterr().err
+    (line,) = [line for line in captured.splitlines() if "schedule <family = tiles>" in line]
+    assert ("\x1b[36m@@" in captured) is is_coloured
+    assert (line.startswith("\x1b[32m+") and line.endswith("\x1b[0m")) is is_coloured
+
+
+def test_the_time_of_each_stage_adds_up(tmp_path: Path, capsys: pytest.CaptureFixture[str]):
+    assert main(["compile", LAYER, "--emit", "ptx,sass", "-o", f"{tmp_path}/", "--time-passes"]) == 0
+    captured = capsys.readouterr()
+    found = re.findall(r"^(\S.*?) +([0-9.]+) ms +([0-9.]+) %$", captured.err, re.MULTILINE)
+    stages = ["printing CUDA", "NVRTC, to PTX", "NVRTC, to cubin", "disassembling", "rest", "total"]
+    assert [name for name, *_ in found] == ["reading", *PASSES, *stages]
+    times = {name: float(ms) for name, ms, _ in found}
+    total = times.pop("total")
+    assert sum(times.values()) == pytest.approx(total, abs=0.1)
+    assert times["NVRTC, to cubin"] > 20 > times["gemm-canonicalize"] > 0
+    assert found[-1][2] == "100.0"
+
+
+def test_the_times_of_a_failed_run_are_shown(capsys: pytest.CaptureFixture[str]):
+    assert main(["compile", LAYER, "-p", "gemm-canonicalize,gemm-lower-to-hopper", "--time-passes"]) == 1
+    err = capsys.readouterr().err
+    assert re.findall(r"^(\S+) .+ %$", err, re.MULTILINE) == ["reading", "gemm-canonicalize", "rest", "total"]
+    assert "error[GMR-S005]" in err
