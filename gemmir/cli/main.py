@@ -15,7 +15,7 @@ from collections.abc import Callable, Sequence
 from typing import Protocol
 
 from gemmir import __version__
-from gemmir.cli import bench, cache, doctor, explain, opt, run
+from gemmir.cli import bench, cache, doctor, errors, explain, opt, run
 from gemmir.cli import compile as compile_command
 from gemmir.cli.diagnostics import UsageError, debugging, report, say, wants_colour
 from gemmir.errors import GemmirError
@@ -44,6 +44,7 @@ COMMANDS: dict[str, Command] = {
     "explain": explain,
     "doctor": doctor,
     "cache": cache,
+    "errors": errors,
 }
 
 

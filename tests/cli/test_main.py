@@ -20,7 +20,7 @@ def test_help_names_every_subcommand(capsys: pytest.CaptureFixture[str]):
         main(["--help"])
     assert end.value.code == 0
     text = capsys.readouterr().out
-    for name in ("compile", "run", "bench", "opt", "explain", "doctor", "cache"):
+    for name in ("compile", "run", "bench", "opt", "explain", "doctor", "cache", "errors"):
         assert f"\n    {name} " in text
 
 
