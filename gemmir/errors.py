@@ -8,50 +8,17 @@ Every message says what was found, the rule that it breaks and the cheapest fix:
       fix: pad K to 32, or pass w.contiguous()
 
 Codes are `GMR-<letter><number>`: I input, U unsupported, R IR text and IR, S schedule, Y synchronisation,
-C compilation, K cache, D device. `CODES` is the one list of them.
+C compilation, K cache, D device. `gemmir.error_codes` is the one table of them.
 """
 
 from __future__ import annotations
 
 from dataclasses import dataclass
 
-CODES: dict[str, str] = {
-    "GMR-I001": "wrong dtype",
-    "GMR-I002": "shapes that disagree",
-    "GMR-I003": "misaligned address or stride",
-    "GMR-I004": "wrong device, or devices mixed",
-    "GMR-I005": "wrong number or kind of arguments",
-    "GMR-I006": "unsupported memory layout of a tensor",
-    "GMR-I007": "a size that the hardware cannot address",
-    "GMR-I008": "an output that overlaps an input",
-    "GMR-I009": "an option with an illegal value",
-    "GMR-U001": "a feature that this stage or backend does not lower",
-    "GMR-U002": "an unknown target",
-    "GMR-R001": "IR text that does not parse",
-    "GMR-R002": "IR that does not verify",
-    "GMR-R003": "IR over a size limit",
-    "GMR-R004": "a pass or pipeline that does not apply",
-    "GMR-S001": "shared memory over budget",
-    "GMR-S002": "registers over budget",
-    "GMR-S003": "a tile that WGMMA or TMA cannot express",
-    "GMR-S004": "a cluster that cannot be launched or split",
-    "GMR-S005": "a schedule that is incomplete where it must be complete",
-    "GMR-S006": "no legal schedule",
-    "GMR-Y001": "a synchronisation fault",
-    "GMR-C001": "the CUDA compiler failed",
-    "GMR-C002": "the CUDA compiler serialised WGMMA, spilled or ignored setmaxnreg",
-    "GMR-C003": "NVRTC is missing or too old",
-    "GMR-C004": "a tool is missing",
-    "GMR-C005": "CUDA source with something in it that gemmir does not print",
-    "GMR-K001": "the cache cannot be used",
-    "GMR-K002": "a key that is not that of one kernel in the cache",
-    "GMR-D001": "no driver or no GPU",
-    "GMR-D002": "a GPU that is not supported",
-    "GMR-D003": "a CUDA call failed",
-    "GMR-D004": "the device is lost",
-    "GMR-D005": "a kernel was not prepared before graph capture",
-    "GMR-D006": "CUDA used across a fork",
-}
+from gemmir.error_codes import ERROR_CODES
+
+CODES: dict[str, str] = {code: entry.title for code, entry in ERROR_CODES.items()}
+"""What each code means, in a few words."""
 
 
 @dataclass(frozen=True, slots=True)

@@ -15,7 +15,7 @@ from collections.abc import Callable, Sequence
 from typing import Protocol
 
 from gemmir import __version__
-from gemmir.cli import bench, cache, completion, doctor, explain, opt, run
+from gemmir.cli import bench, cache, completion, doctor, errors, explain, opt, run
 from gemmir.cli import compile as compile_command
 from gemmir.cli.diagnostics import UsageError, debugging, report, say, wants_colour
 from gemmir.cli.parsers import dress
@@ -46,6 +46,7 @@ COMMANDS: dict[str, Command] = {
     "doctor": doctor,
     "cache": cache,
     "completion": completion,
+    "errors": errors,
 }
 
 

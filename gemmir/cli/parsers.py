@@ -16,6 +16,7 @@ EXAMPLES = {
     "gemmir bench": "gemmir bench --shape 4096x7168x2048 --dtype bf16 --peers cublas",
     "gemmir opt": "gemmir opt layer.mlir -p 'gemm-canonicalize,gemm-select-family'",
     "gemmir explain": "gemmir explain layer.mlir --m 64",
+    "gemmir errors": "gemmir errors I003",
     "gemmir doctor": "gemmir doctor --json",
     "gemmir cache": "gemmir cache ls",
     "gemmir cache path": 'ls "$(gemmir cache path)"',

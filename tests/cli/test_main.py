@@ -21,7 +21,7 @@ def test_help_names_every_subcommand(capsys: pytest.CaptureFixture[str]):
         main(["--help"])
     assert end.value.code == 0
     text = capsys.readouterr().out
-    for name in ("compile", "run", "bench", "opt", "explain", "doctor", "cache", "completion"):
+    for name in ("compile", "run", "bench", "opt", "explain", "doctor", "cache", "completion", "errors"):
         assert re.search(rf"^    {name}\s", text, re.MULTILINE), name
 
 
