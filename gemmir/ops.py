@@ -260,9 +260,10 @@ def _resolve(grouping: Grouping, named: dict[str, torch.Tensor], asked: Asked) -
     """What computes a call with such tensors: its kernel, or the reference."""
     call = call_of(grouping, named, asked)
     device = named["a"].device.type
-    if device == "cuda":
+    nothing = named["b"].dim() > 0 and named["b"].shape[-1] == 0  # no columns, and no kernel that has none
+    if device == "cuda" and not nothing:
         return kernel_of(call)
-    if device == "cpu":
+    if device in ("cpu", "cuda"):
         return _reference(call)
     rule = "products are computed on CUDA devices, or by the reference on the CPU"
     raise InputError("GMR-I004", f"a: is on {device}", rule=rule, fix="pass tensors on a GPU")

@@ -107,6 +107,8 @@ def _multiple(name: str, size: int, element_bytes: int, of: str) -> Unlowered | 
 
 
 def _columns(p: GemmProblem) -> Unlowered | None:
+    if p.n == 0:
+        return Unlowered("N = 0", "kernels have columns to compute", "take an empty result")
     return _multiple("N", p.n, p.d.bytes, "rows of the result")
 
 

@@ -294,6 +294,18 @@ def test_a_kernel_is_compiled_once_and_called(compiled: list[Kernel]):
     assert "layout" not in kernel.program.text
 
 
+@pytest.mark.parametrize("m", [0, 3, 300])
+def test_a_product_without_columns_needs_no_kernel(m: int, compiled: list[Kernel]):
+    assert gemmir.matmul(bf16(m, 64), torch.zeros(0, 64).bfloat16().t()).shape == (m, 0)
+    grouped = gemmir.grouped_matmul(bf16(m, 64), torch.zeros(3, 0, 64).bfloat16().mT, offs=i32(0, 0, m))
+    assert grouped.shape == (m, 0)
+    assert isinstance(ops._resolve(Grouping.NONE, {"a": on_gpu(m, 64), "b": on_gpu(64, 0)}, PLAIN), ops.Reference)
+    assert compiled == []
+
+
+PLAIN = ops.Asked(True, True, True, True, False, None, None)
+
+
 def test_memory_order_of_16_bit_operands_is_part_of_the_program(compiled: list[Kernel]):
     ops.matmul(on_gpu(9, 64, strides=(1, 9)), on_gpu(64, 16))
     assert "layout <a = m, b = n>" in compiled[0].program.text

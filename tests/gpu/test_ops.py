@@ -114,3 +114,12 @@ def test_a_captured_step_reads_new_counts() -> None:
         model = gemm_model(problem, operands.a, operands.b, index=operands.index)
         wanted = torch.where(written(problem.grouping, operands), model, torch.full_like(out, HELD))
         assert torch.equal(out.view(torch.int16), wanted.view(torch.int16))
+
+
+def test_a_product_without_columns_is_empty() -> None:
+    weight, groups = (torch.zeros(shape, dtype=torch.bfloat16, device=DEVICE).mT for shape in ((0, 64), (3, 0, 64)))
+    ends = torch.tensor([0, 2, 5], dtype=torch.int32, device=DEVICE)
+    for m in (0, 5, 300):
+        a = torch.ones(m, 64, dtype=torch.bfloat16, device=DEVICE)
+        for result in (gemmir.matmul(a, weight), gemmir.grouped_matmul(a, groups, offs=ends)):
+            assert (tuple(result.shape), result.device.type) == ((m, 0), "cuda")
