@@ -19,6 +19,9 @@ MAX_DIGITS = 40
 MAX_WORD = 256
 """The parser reads a shape such as `4x4xf32` anew at each `x`."""
 
+MAX_TOKENS = 80_000
+"""Parsing takes up to 25 microseconds a token: this, not the bytes, bounds the time."""
+
 INTEGER_WIDTHS = (1, 4, 8, 16, 32, 64)
 MAX_SHOWN_LINE = 240
 """Longer source lines are not repeated in messages."""
@@ -35,6 +38,7 @@ _TOKEN = re.compile(
 _INTEGER_TYPE = re.compile(r"(?:^|x)[su]?i([0-9]+)$")
 _LONG_NUMBER = re.compile(rf"[0-9]{{{MAX_DIGITS + 1}}}")
 _DATA = ("dense", "dense_resource", "sparse")
+_AFFINE = ("affine_map", "affine_set")
 _OPENING = ("(", "[", "{", "<", "{-#")
 _CLOSING = (")", "]", "}", ">", "#-}")
 
@@ -82,10 +86,12 @@ class _Scan:
         """The token before, if it was a name with a sigil."""
 
     def run(self) -> None:
-        for match in _TOKEN.finditer(self.text):
+        tokens = (match for match in _TOKEN.finditer(self.text) if match.lastgroup != "skip")
+        for count, match in enumerate(tokens, 1):
             kind, token, start = match.lastgroup, match.group(), match.start()
-            if kind == "skip":
-                continue
+            if count > MAX_TOKENS:
+                rule = f"at most {MAX_TOKENS} words, numbers and marks"
+                self._refuse(f"more than {MAX_TOKENS} tokens", rule, "split the module", start)
             if kind == "mark":
                 self._mark(token, start)
             elif kind != "string":
@@ -121,6 +127,9 @@ class _Scan:
         if token in _DATA:
             rule = "IR text holds no arrays of data"
             self._refuse(f"'{token}' data", rule, "pass tensors as arguments", start, len(token))
+        if token in _AFFINE:
+            rule = "IR text holds no affine expressions: they are computed while they are parsed, to any size"
+            self._refuse(f"an '{token}'", rule, "leave it out", start, len(token))
         if (width := _INTEGER_TYPE.search(token)) is not None and int(width.group(1)) not in INTEGER_WIDTHS:
             widths = ", ".join(f"i{w}" for w in INTEGER_WIDTHS)
             self._refuse(f"an integer type of {width.group(1)} bits", f"one of {widths}", "use i32", start, len(token))

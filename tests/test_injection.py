@@ -80,8 +80,11 @@ def test_names_and_strings_of_a_program(piece: int):
     for payload in PAYLOADS[piece * len(AROUND) : (piece + 1) * len(AROUND)]:
         name = quoted(payload)
         hostile = text.replace("@layer(", f"@{name}(").replace(
-            "builtin.module {", f"builtin.module @{name} attributes {{note = {name}, {name} = {name}}} {{", 1
+            "builtin.module {",
+            f"builtin.module @{name} attributes {{a = {name}, {name} = {name}, b = [{name}], c = {{d = {name}}}}} {{",
+            1,
         )
+        hostile = hostile.rstrip().removesuffix("}") + f"}} loc({name}:2:3)\n"
         assert comes_out(hostile) in (None, harmless().source), payload
         assert comes_out(text.replace("@layer(", f"@{name}(")) == harmless().source, payload
 
@@ -134,6 +137,17 @@ def test_names_in_python_are_identifiers(payload: str):
         lower(CASE.text, pipeline=payload)
     with pytest.raises(GemmirError, match="GMR-U002"):
         lower(CASE.text, target=payload)
+
+
+def test_words_of_a_builder_are_from_lists():
+    p = gemmir.Program("layer")
+    a, b = p.input("a", (None, 64), "bf16"), p.input("b", (64, 64), "bf16")
+    for payload in PAYLOADS:
+        for options in ({"recipe": payload}, {"a_major": payload}, {"schedule": {payload: 1}}):
+            with pytest.raises(InputError):
+                p.matmul(a, b, **options)  # type: ignore[arg-type]
+        with pytest.raises(InputError):
+            p.input("c", (None, 64), payload)
 
 
 @pytest.mark.parametrize("piece", [piece for piece in PIECES if "/" not in piece])

@@ -178,6 +178,12 @@ HOSTILE = {
     "type alias": ("!t = tensor<4x4xf32>\nbuiltin.module {}", "GMR-R003"),
     "resources": ("{-# dialect_resources: {} #-} builtin.module {}", "GMR-R003"),
     "shape of 100000 dimensions": ("func.func private @f(tensor<" + "1x" * 100_000 + "f32>) -> ()", "GMR-R003"),
+    "a product that grows": (
+        "builtin.module attributes {a = affine_map<() -> (" + "9 * " * 20_000 + "9)>} {}",
+        "GMR-R003",
+    ),
+    "an affine set": ("builtin.module attributes {a = affine_set<(d0) : (d0 >= 0)>} {}", "GMR-R003"),
+    "200000 numbers": ("builtin.module attributes {a = [" + "1, " * 200_000 + "1]} {}", "GMR-R003"),
     "4 MiB and one byte": (" " * ((4 << 20) + 1), "GMR-R003"),
 }
 
