@@ -362,6 +362,23 @@ def test_a_lost_device_is_said_once_and_then_refused(gpu: RecordingDriver):
     assert len(gpu.calls) == asked
 
 
+def test_no_memory_for_a_result(gpu: RecordingDriver, monkeypatch: pytest.MonkeyPatch):
+    """Torch's error, with nothing launched and nothing half made: kernels themselves need no memory."""
+    call, arguments = launcher(), tensors(8)
+
+    def empty(*_: object, **__: object) -> DeviceTensor:
+        raise torch.OutOfMemoryError("CUDA out of memory")
+
+    with monkeypatch.context() as patch:
+        patch.setattr(torch, "empty_strided", empty)
+        for _ in range(2):
+            with pytest.raises(torch.OutOfMemoryError):
+                call(arguments)
+    assert gpu.launches == []
+    call(arguments)
+    assert len(gpu.launches) == 1
+
+
 def test_a_failed_launch_can_be_repeated(gpu: RecordingDriver):
     call = launcher()
     gpu.fail["cuLaunchKernelEx"] = Status("CUDA_ERROR_LAUNCH_OUT_OF_RESOURCES", 701)
