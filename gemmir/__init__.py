@@ -20,6 +20,7 @@ from typing import TYPE_CHECKING
 
 if TYPE_CHECKING:
     from gemmir import errors
+    from gemmir.bundle import load_bundle
     from gemmir.compiler import compile
     from gemmir.decode import decode_split_k
     from gemmir.kernel import CompiledKernel
@@ -38,6 +39,7 @@ __all__ = [
     "decode_split_k",
     "errors",
     "grouped_matmul",
+    "load_bundle",
     "matmul",
 ]
 
@@ -49,6 +51,7 @@ _HOMES = {
     "compile": "gemmir.compiler",
     "decode_split_k": "gemmir.decode",
     "grouped_matmul": "gemmir.ops",
+    "load_bundle": "gemmir.bundle",
     "matmul": "gemmir.ops",
 }
 

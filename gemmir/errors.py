@@ -8,7 +8,7 @@ Every message says what was found, the rule that it breaks and the cheapest fix:
       fix: pad K to 32, or pass w.contiguous()
 
 Codes are `GMR-<letter><number>`: I input, U unsupported, R IR text and IR, S schedule, Y synchronisation,
-C compilation, K cache, D device. `CODES` is the one list of them.
+C compilation, K cache, B bundle, D device. `CODES` is the one list of them.
 """
 
 from __future__ import annotations
@@ -43,6 +43,9 @@ CODES: dict[str, str] = {
     "GMR-C003": "NVRTC is missing or too old",
     "GMR-C004": "a tool is missing",
     "GMR-K001": "the cache cannot be used",
+    "GMR-B001": "a bundle that cannot be read or written",
+    "GMR-B002": "a file of a bundle that is not the one it was written with",
+    "GMR-B003": "a bundle of another version",
     "GMR-D001": "no driver or no GPU",
     "GMR-D002": "a GPU that is not supported",
     "GMR-D003": "a CUDA call failed",
@@ -157,6 +160,10 @@ class ToolMissingError(CompileError):
 
 class CacheError(GemmirError):
     """The kernel cache cannot be used (`GMR-K...`); raised only where the user asked for the cache itself."""
+
+
+class BundleError(GemmirError):
+    """A bundle that cannot be read, written or trusted (`GMR-B...`)."""
 
 
 class DeviceError(GemmirError):

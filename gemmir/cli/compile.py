@@ -30,6 +30,7 @@ SUFFIXES = {
     "cubin": ".cubin",
     "sass": ".sass",
     "manifest": ".json",
+    "bundle": "",
 }
 """Kind -> how its file ends, from the program to the machine."""
 STDOUT = "-"
@@ -81,6 +82,8 @@ class Destination:
 
     def check(self) -> None:
         """Raises UsageError before any work is done for nothing."""
+        if "bundle" in self.kinds and (self.kinds != ("bundle",) or self.output == STDOUT):
+            raise UsageError("--emit bundle writes a folder of its own: --emit bundle -o DIR/")
         if len(self.kinds) > 1 and not self.is_folder:
             raise UsageError(f"--emit {','.join(self.kinds)} needs a folder: -o DIR/")
         if self.output == STDOUT and self.kinds == ("cubin",) and sys.stdout.isatty():
@@ -107,6 +110,8 @@ def execute(args: argparse.Namespace) -> int:
     destination = Destination(args.output, args.emit)
     destination.check()
     lowered = lower_for(read_module(args.file), args)
+    if args.emit == ("bundle",):
+        return write_bundle(lowered, args.target, args.output)
     produced: dict[str, bytes] = {}
     for kind in args.emit:
         destination.write(kind, file_name(lowered.module), artefact(kind, lowered, args.target, produced))
@@ -167,6 +172,18 @@ def cubin(lowered: Lowered, target: str) -> bytes:
     compiled = compile_cubin(lowered.source, target)
     check_log(compiled.log)
     return compiled.cubin
+
+
+def write_bundle(lowered: Lowered, target: str, output: str) -> int:
+    """The kernel as a folder that runs without gemmir's compiler."""
+    from gemmir import bundle
+    from gemmir.backends.cuda.nvrtc import library_path
+    from gemmir.kernel import CompiledKernel
+
+    assert lowered.manifest is not None
+    kernel = CompiledKernel(lowered.manifest, lowered.source, cubin(lowered, target), "", lowered.ir, None)
+    say(f"wrote {bundle.write_bundle(kernel, output, nvrtc=library_path().name)}/")
+    return 0
 
 
 def sass(code: bytes) -> bytes:
