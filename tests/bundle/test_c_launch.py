@@ -60,7 +60,7 @@ PROBLEMS: dict[str, tuple[GemmProblem, Schedule]] = {
     "fp8-offs-balanced": (grouped(FP8, Grouping.OFFS), Schedule()),
     "bf16-k_offs": (grouped(half_problem(256, 512, 1024, BF16, F32), Grouping.K_OFFS), Schedule()),
 }
-SIZES = (1, 7, 128, 1000, 4096)
+SIZES = (1, 7, 8, 128, 1000, 4096, 40_000)
 
 
 class Tensor(ctypes.Structure):
