@@ -11,6 +11,8 @@ NVRTC_OLDEST := 13.0.88
 export GEMMIR_NVRTC_13_0 := $(CURDIR)/$(VENV)/nvrtc-$(NVRTC_OLDEST)
 # compute-sanitizer, which only `make test-gpu` needs.
 SANITIZER := 13.5.25
+# cuda.h, for tests that compile C. A CUDA build of torch brings its own.
+CUDA_HEADERS := 13.5.37
 
 PIP := $(BIN)/python -m pip --disable-pip-version-check --quiet
 
@@ -45,6 +47,7 @@ $(BIN)/python:
 $(STAMP): requirements-dev.txt pyproject.toml Makefile | $(BIN)/python
 	$(PIP) install -r requirements-dev.txt
 	$(PIP) install --no-deps nvidia-cuda-nvrtc==$(NVRTC_NEWEST)
+	$(PIP) show nvidia-cuda-runtime >/dev/null 2>&1 || $(PIP) install --no-deps nvidia-cuda-runtime==$(CUDA_HEADERS)
 	$(PIP) install --no-deps --no-build-isolation -e .
 	rm -rf $(GEMMIR_NVRTC_13_0)
 	$(PIP) install --no-deps --target $(GEMMIR_NVRTC_13_0) nvidia-cuda-nvrtc==$(NVRTC_OLDEST)

@@ -21,6 +21,7 @@ from typing import TYPE_CHECKING
 
 if TYPE_CHECKING:
     from gemmir import errors, torch_ops
+    from gemmir.bundle import load_bundle
     from gemmir.compiler import compile
     from gemmir.decode import decode_split_k
     from gemmir.kernel import CompiledKernel
@@ -46,6 +47,7 @@ __all__ = [
     "grouped_matmul",
     "limit_sms",
     "linear",
+    "load_bundle",
     "matmul",
     "prepare",
     "quantize",
@@ -64,6 +66,7 @@ _HOMES = {
     "grouped_matmul": "gemmir.ops",
     "limit_sms": "gemmir.sm_limit",
     "linear": "gemmir.linear",
+    "load_bundle": "gemmir.bundle",
     "matmul": "gemmir.ops",
     "prepare": "gemmir.preparing",
     "quantize": "gemmir.quantization",

@@ -220,6 +220,27 @@ _CACHE = {
     ),
 }
 
+_BUNDLE = {
+    "GMR-B001": ErrorCode(
+        "a bundle that cannot be read or written",
+        "BundleError",
+        "A directory that is none, or holds something else; a file that is missing, too large or no regular file.",
+        "write it again, or name another directory",
+    ),
+    "GMR-B002": ErrorCode(
+        "a file of a bundle that is not the one it was written with",
+        "BundleError",
+        "The SHA-256 of a file is not the one that bundle.json has of it.",
+        "copy the bundle again",
+    ),
+    "GMR-B003": ErrorCode(
+        "a bundle of another version",
+        "BundleError",
+        "Its schema, or the rule by which its grid is found, is not the one that this gemmir knows.",
+        "write it again with this version",
+    ),
+}
+
 _DEVICE = {
     "GMR-D001": ErrorCode(
         "no driver or no GPU",
@@ -267,6 +288,7 @@ ERROR_CODES: dict[str, ErrorCode] = {
     **_SYNC,
     **_COMPILE,
     **_CACHE,
+    **_BUNDLE,
     **_DEVICE,
 }
 """Every code, in the order of the page."""

@@ -8,7 +8,7 @@ Every message says what was found, the rule that it breaks and the cheapest fix:
       fix: pad K to 32, or pass w.contiguous()
 
 Codes are `GMR-<letter><number>`: I input, U unsupported, R IR text and IR, S schedule, Y synchronisation,
-C compilation, K cache, D device. `gemmir.error_codes` is the one table of them.
+C compilation, K cache, B bundle, D device. `gemmir.error_codes` is the one table of them.
 """
 
 from __future__ import annotations
@@ -126,6 +126,10 @@ class ToolMissingError(CompileError):
 
 class CacheError(GemmirError):
     """The kernel cache cannot be used (`GMR-K...`); raised only where the user asked for the cache itself."""
+
+
+class BundleError(GemmirError):
+    """A bundle that cannot be read, written or trusted (`GMR-B...`)."""
 
 
 class DeviceError(GemmirError):

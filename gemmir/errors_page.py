@@ -52,6 +52,7 @@ _FAILED = {
     "Y": "the synchronisation of a kernel could not be proven",
     "C": "the CUDA compiler; a tool that is missing",
     "K": "the kernel cache, where the user asked for the cache itself",
+    "B": "a bundle that is written or loaded",
     "D": "the driver, the GPU, or a CUDA call",
 }
 """By the letter of the codes."""

@@ -101,6 +101,30 @@ _PARAMS: dict[str, type[Param]] = {
 
 
 @dataclass(frozen=True, slots=True)
+class GridRule:
+    """
+    How many CTAs a call with M rows gets where `resident` clusters run at once:
+
+        tall = ceil(M / rows) * repeats + extra, if extra > 0 at most M
+        tiles = tall * columns
+        clusters = min(resident, tiles); if balanced, ceil(tiles / ceil(tiles / resident))
+        grid = clusters * cluster_ctas
+    """
+
+    rows: int
+    repeats: int
+    extra: int
+    columns: int
+    cluster_ctas: int
+    balanced: bool
+
+    def tiles(self, m: int) -> int:
+        """Cluster tiles that there can be."""
+        tall = -(-m // self.rows) * self.repeats + self.extra
+        return (min(m, tall) if self.extra else tall) * self.columns
+
+
+@dataclass(frozen=True, slots=True)
 class Manifest:
     """
     One kernel: its entry point, its parameters in order, and how to launch it.
@@ -143,17 +167,23 @@ class Manifest:
         """CTAs of a cluster."""
         return self.cluster_m * self.cluster_n * self.split_k
 
+    @property
+    def grid_rule(self) -> GridRule:
+        """The rule of the grid as numbers; a kernel of several groups balances its tiles itself."""
+        rows, columns = self.block_m * self.cluster_m, self.block_n * self.cluster_n
+        extra = 0
+        if self.grouping == Grouping.OFFS.value:
+            repeats, extra = 1, 2 * self.groups  # each group's first and last rows may fill only part of a tile
+        elif self.grouping == Grouping.GROUP_IDS.value:
+            rows, repeats = GROUP_ALIGNMENT, -(-GROUP_ALIGNMENT // rows)
+        else:
+            repeats = 1 if self.grouping == Grouping.NONE.value else self.groups
+        balanced = self.balanced and self.grouping == Grouping.NONE.value
+        return GridRule(rows, repeats, extra, -(-self.n // columns), self.cluster_ctas, balanced)
+
     def most_cluster_tiles(self, m: int) -> int:
         """Cluster tiles that a call with this M can have: how many there are, where one product is computed."""
-        rows, columns = self.block_m * self.cluster_m, self.block_n * self.cluster_n
-        tall = -(-m // rows)
-        if self.grouping == Grouping.OFFS.value:
-            tall = min(m, tall + 2 * self.groups)  # each group's first and last rows may fill only part of a tile
-        elif self.grouping == Grouping.GROUP_IDS.value:
-            tall = -(-m // GROUP_ALIGNMENT) * -(-GROUP_ALIGNMENT // rows)
-        elif self.grouping != Grouping.NONE.value:
-            tall *= self.groups
-        return tall * -(-self.n // columns)
+        return self.grid_rule.tiles(m)
 
     def to_json(self) -> str:
         return json.dumps({"schema": SCHEMA, **asdict(self)}, sort_keys=True)

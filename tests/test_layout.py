@@ -34,6 +34,7 @@ KNOWN_ONLY_BY = {
         "gemmir.pipeline",
         "gemmir.compiler",
         "gemmir.kernel",
+        "gemmir.bundle",
         "gemmir.ops",
         "gemmir.preparing",
         "gemmir.quantization",

@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 from collections.abc import Sequence
 from functools import cached_property
+from pathlib import Path
 from typing import TYPE_CHECKING
 
 from gemmir.cli.diagnostics import UsageError
@@ -36,6 +37,18 @@ class Artefacts:
         if kind == "ptx":
             return self._ptx()
         return self.compiled.cubin if kind == "cubin" else self._sass()
+
+    def bundle(self, output: str) -> Path:
+        """Write the kernel as a folder that runs without gemmir's compiler; BundleError if it cannot be."""
+        from gemmir import bundle
+        from gemmir.backends.cuda.nvrtc import library_path
+        from gemmir.kernel import CompiledKernel
+
+        lowered = self.lowered
+        assert lowered.manifest is not None
+        compiled = self.compiled
+        kernel = CompiledKernel(lowered.manifest, lowered.source, compiled.cubin, compiled.log, lowered.ir, None)
+        return bundle.write_bundle(kernel, output, nvrtc=library_path().name)
 
     @cached_property
     def compiled(self) -> Compiled:

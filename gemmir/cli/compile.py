@@ -32,6 +32,7 @@ SUFFIXES = {
     "cubin": ".cubin",
     "sass": ".sass",
     "manifest": ".json",
+    "bundle": "",
 }
 """Kind -> how its file ends, from the program to the machine."""
 STDOUT = "-"
@@ -101,6 +102,8 @@ class Destination:
 
     def check(self) -> None:
         """Raises UsageError before any work is done for nothing."""
+        if "bundle" in self.kinds and (self.kinds != ("bundle",) or self.output == STDOUT):
+            raise UsageError("--emit bundle writes a folder of its own: --emit bundle -o DIR/")
         if len(self.kinds) > 1 and not self.is_folder:
             raise UsageError(f"--emit {','.join(self.kinds)} needs a folder: -o DIR/")
         if self.output == STDOUT and self.kinds == ("cubin",) and sys.stdout.isatty():
@@ -135,6 +138,9 @@ def execute(args: argparse.Namespace) -> int:
             lowered = lower_for(module, args, watch.observer)
         made = Artefacts(lowered, args.target, watch.times)
         made.check(args.fail_on)
+        if args.emit == ("bundle",):
+            say(f"wrote {made.bundle(args.output)}/")
+            return 0
         results = {kind: made.of(kind) for kind in args.emit}  # all, before the first is written
         for kind, data in results.items():
             destination.write(kind, file_name(lowered.module), data)

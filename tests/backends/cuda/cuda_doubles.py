@@ -245,6 +245,9 @@ class DeviceTensor:
 
 
 MIB = 1 << 20
+STREAM = 0x77
+RESULT = 1 << 45
+"""Where new results lie, again and again."""
 
 
 def tensors(m: int, device: str = "cuda:0", first: int = 1 << 40) -> list[Any]:

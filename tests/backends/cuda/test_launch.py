@@ -1,8 +1,6 @@
 """Launching, as far as it can be seen without a GPU: what is asked of the driver, how often, and what is refused."""
 
-import itertools
 import threading
-from collections.abc import Iterator
 from dataclasses import replace
 from typing import Any
 
@@ -11,8 +9,7 @@ import torch
 from hypothesis import given
 from hypothesis import strategies as st
 
-from gemmir import calls
-from gemmir.backends.cuda import driver, launch, plan
+from gemmir.backends.cuda import driver
 from gemmir.backends.cuda.launch import Launcher, grid_size
 from gemmir.bench.cases import Case
 from gemmir.compiler import lower
@@ -23,29 +20,16 @@ from gemmir.sm_limit import limit_sms
 from tests.backends.cuda.cuda_doubles import (
     MANIFEST,
     MIB,
+    RESULT,
+    STREAM,
     DeviceTensor,
     Launch,
     RecordingDriver,
     Status,
-    recorded,
     tensors,
 )
 
-STREAM = 0x77
 BF16 = torch.bfloat16
-RESULT = 1 << 45
-
-
-@pytest.fixture
-def gpu(monkeypatch: pytest.MonkeyPatch) -> Iterator[RecordingDriver]:
-    """A machine of two GPUs on which `torch.empty` hands out the same addresses again and again."""
-
-    def empty(shape: tuple[int, ...], strides: tuple[int, ...], dtype: torch.dtype, device: Any) -> DeviceTensor:
-        return DeviceTensor(shape, dtype, RESULT, strides, str(device))
-
-    monkeypatch.setattr(torch, "empty_strided", empty)
-    with recorded(monkeypatch, STREAM) as recording:
-        yield recording
 
 
 def launcher(manifest: Manifest = MANIFEST) -> Any:
@@ -180,48 +164,6 @@ def test_outputs_of_the_callers_are_checked_every_time(gpu: RecordingDriver):
                 call(arguments, out=out)
             assert error.value.code == code
     assert len(gpu.launches) == 1
-
-
-def test_more_calls_than_are_remembered(gpu: RecordingDriver, monkeypatch: pytest.MonkeyPatch):
-    monkeypatch.setattr(calls, "MAX_CALLS", 20)
-    call, arguments = launcher(), tensors(8)
-    outs = [DeviceTensor((8, 7168), BF16, (1 << 46) + i * MIB) for i in range(50)]
-    for out in outs * 2:
-        call(arguments, out=out)
-    assert [int(address) for address in gpu.moved[3::4]] == [out.data_ptr() for out in (outs * 2)[1:]]
-    assert (len(gpu.launches), len(call._calls), len(call._plans)) == (100, 20, 1)
-
-
-def test_more_new_outputs_than_are_remembered(gpu: RecordingDriver, monkeypatch: pytest.MonkeyPatch):
-    addresses = itertools.count(1 << 46, MIB)
-    monkeypatch.setattr(
-        torch, "empty_strided", lambda shape, strides, **_: DeviceTensor(shape, BF16, next(addresses), strides)
-    )
-    call, arguments = launcher(), tensors(8)
-    for _ in range(3 * plan.MAX_OUTPUTS):
-        call(arguments)
-    (ready,) = call._calls._ready.values()
-    assert len(ready.blocks) == plan.MAX_OUTPUTS
-    assert len(gpu.launches) == 3 * plan.MAX_OUTPUTS
-
-
-def test_more_kinds_of_calls_than_are_remembered(gpu: RecordingDriver):
-    call = launcher()
-    for m in range(1, launch.MAX_PLANS + 50):
-        call(tensors(m))
-    assert len(call._plans) == launch.MAX_PLANS
-
-
-def test_streams_are_remembered_up_to_a_limit(gpu: RecordingDriver):
-    call, arguments = launcher(), tensors(8)
-    call(arguments)
-    (made,) = call._plans.values()
-    streams = [*range(1, 2 * plan.MAX_STREAMS)]
-    for stream in streams:
-        made.stream_of = lambda device, stream=stream: stream
-        call(arguments)
-    assert [run.stream for run in gpu.launches] == [STREAM, *streams]
-    assert [*made.configs] == streams[-plan.MAX_STREAMS :]
 
 
 # ------------------------------------------------------------ nothing to compute
