@@ -25,7 +25,7 @@ if TYPE_CHECKING:
     from gemmir.compiler import compile
     from gemmir.decode import decode_split_k
     from gemmir.kernel import CompiledKernel
-    from gemmir.linear import linear
+    from gemmir.linear_layer import linear
     from gemmir.ops import batched_matmul, grouped_matmul, matmul
     from gemmir.preparing import prepare
     from gemmir.program import Program
@@ -65,7 +65,7 @@ _HOMES = {
     "dequantize": "gemmir.quantization",
     "grouped_matmul": "gemmir.ops",
     "limit_sms": "gemmir.sm_limit",
-    "linear": "gemmir.linear",
+    "linear": "gemmir.linear_layer",
     "load_bundle": "gemmir.bundle",
     "matmul": "gemmir.ops",
     "prepare": "gemmir.preparing",

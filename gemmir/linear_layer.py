@@ -141,7 +141,8 @@ def _columns(rows: torch.Tensor) -> torch.Tensor:
 
 
 def _add(y: torch.Tensor, bias: torch.Tensor | None) -> torch.Tensor:
-    return y if bias is None else y.add_(bias)
+    # Not in place: torch 2.11 compiles a Function that changes a result of its own to one whose gradients are zero.
+    return y if bias is None else (y + bias).to(y.dtype)
 
 
 def _sum(dy: torch.Tensor, dtype: torch.dtype) -> torch.Tensor:
