@@ -141,8 +141,12 @@ def _columns(rows: torch.Tensor) -> torch.Tensor:
 
 
 def _add(y: torch.Tensor, bias: torch.Tensor | None) -> torch.Tensor:
-    # Not in place: torch 2.11 compiles a Function that changes a result of its own to one whose gradients are zero.
-    return y if bias is None else (y + bias).to(y.dtype)
+    if bias is None:
+        return y
+    # Neither in place nor by a conversion that does nothing: of a result that was changed, or is another one's alias,
+    # torch 2.11 compiles gradients that are zero.
+    total = y + bias
+    return total if total.dtype == y.dtype else total.to(y.dtype)
 
 
 def _sum(dy: torch.Tensor, dtype: torch.dtype) -> torch.Tensor:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import os
 import statistics
 import subprocess
 import sys
@@ -14,7 +15,7 @@ pytestmark = pytest.mark.gpu
 
 ROOT = Path(__file__).resolve().parents[2]
 BUDGET_MS = 100.0
-"""From `import gemmir` to the result, torch and its CUDA being there. 60 to 69 were seen; 40 is wanted."""
+"""From `import gemmir` to the result, torch and its CUDA being there. 60 to 71 were seen; 40 is wanted."""
 
 PROGRAM = """
 import json, sys, time, torch
@@ -34,7 +35,9 @@ print(json.dumps([(imported - start) * 1e3, (done - start) * 1e3, "xdsl" in sys.
 
 
 def first_result() -> tuple[float, float, bool]:
-    done = subprocess.run([sys.executable, "-c", PROGRAM], cwd=ROOT, capture_output=True, text=True)
+    # Modules are compiled once, as where gemmir is installed.
+    environment = {name: value for name, value in os.environ.items() if name != "PYTHONDONTWRITEBYTECODE"}
+    done = subprocess.run([sys.executable, "-c", PROGRAM], cwd=ROOT, env=environment, capture_output=True, text=True)
     assert done.returncode == 0, done.stderr
     return json.loads(done.stdout)
 
