@@ -21,8 +21,9 @@ PIP := $(BIN)/python -m pip --disable-pip-version-check --quiet
 demo: setup
 	$(BIN)/python examples/demo.py
 
+# GPU tests take turns, others do not.
 test: setup
-	$(BIN)/python -m pytest
+	$(BIN)/python -m pytest -n auto --maxprocesses 8 --dist worksteal
 
 test-gpu: setup
 	$(PIP) install --no-deps nvidia-cuda-sanitizer-api==$(SANITIZER)

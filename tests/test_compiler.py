@@ -204,7 +204,7 @@ def test_a_second_process_finds_the_kernel_without_xdsl(tmp_path: Path) -> None:
     assert loaded == []
     assert entry == kernel.manifest.entry
     assert length == len(kernel.ir("hopper"))
-    assert seconds < 0.15, "processor time, imports included"
+    assert seconds < 0.6, "processor time, imports included: 0.1 on an idle machine"
 
 
 WITHOUT_CHECK = ",".join(PASSES[:-1])

@@ -70,7 +70,7 @@ def test_the_digest_of_the_sources_is_fast():
         sources_digest()
         return time.process_time() - start
 
-    assert min(seconds() for _ in range(30)) < 3e-3
+    assert min(seconds() for _ in range(30)) < 2e-2, "0.003 on an idle machine"
 
 
 def test_the_version_of_xdsl_is_found_without_importing_it():

