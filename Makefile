@@ -1,4 +1,4 @@
-# make demo | test | test-gpu | check | format | clean: each sets up what it needs in .venv, once.
+# make demo | test | test-gpu | check | format | docs | clean: each sets up what it needs in .venv, once.
 
 PYTHON ?= python3
 VENV := .venv
@@ -16,7 +16,7 @@ CUDA_HEADERS := 13.5.37
 
 PIP := $(BIN)/python -m pip --disable-pip-version-check --quiet
 
-.PHONY: demo test test-gpu check format setup clean
+.PHONY: demo test test-gpu check format docs setup clean
 
 demo: setup
 	$(BIN)/python examples/demo.py
@@ -33,6 +33,10 @@ check: setup
 	$(BIN)/ruff check
 	$(BIN)/ruff format --check
 	$(BIN)/basedpyright
+
+docs: setup
+	$(BIN)/python -m gemmir.reference_pages docs/reference
+	$(BIN)/python -m mkdocs build
 
 format: setup
 	$(BIN)/ruff check --fix
@@ -55,4 +59,4 @@ $(STAMP): requirements-dev.txt pyproject.toml Makefile | $(BIN)/python
 	touch $@
 
 clean:
-	rm -rf $(VENV) build dist *.egg-info .pytest_cache .ruff_cache .hypothesis
+	rm -rf $(VENV) build dist site *.egg-info .pytest_cache .ruff_cache .hypothesis
