@@ -9,6 +9,7 @@ import pytest
 
 from gemmir.reference_pages import pages
 from gemmir.universe import GEMMIR_UNIVERSE, PASSES
+from tests import tutorial_page
 
 ROOT = Path(__file__).resolve().parents[1]
 DOCS = ROOT / "docs"
@@ -40,6 +41,14 @@ def test_the_quick_start_runs(capsys: pytest.CaptureFixture[str]):
     assert len(blocks) == 3
     assert tuple(names["y"].shape) == (8, 256)  # type: ignore[attr-defined]
     assert "gemm-select-family" in capsys.readouterr().out
+
+
+def test_the_tutorial_prints_what_its_commands_print():
+    """Else: python -m tests.tutorial_page"""
+    page = tutorial_page.PAGE.read_text()
+    assert page == tutorial_page.refreshed(page)
+    assert page.count("```diff") == 7
+    assert page.count("\nGMR-") == 3
 
 
 def test_limits_are_those_of_the_readme():
