@@ -11,7 +11,7 @@ import torch
 
 import gemmir
 import gemmir.compat.deep_gemm as deep_gemm
-from gemmir.compat.deep_gemm.missing import MISSING
+from gemmir.compat.deep_gemm.missing import HELPERS, MISSING, TESTING
 from gemmir.errors import DeviceError, GemmirError, InputError, UnsupportedError
 from gemmir.sm_limit import limit
 
@@ -66,17 +66,27 @@ def test_everything_that_is_exported_is_there():
     assert deep_gemm.fp8_m_grouped_gemm_nt_masked is deep_gemm.m_grouped_fp8_gemm_nt_masked
 
 
-@pytest.mark.parametrize("name", MISSING)
-def test_what_gemmir_has_not_says_what_to_use(name: str):
-    function: Any = getattr(deep_gemm, name)
+ABSENT: list[tuple[Any, dict[str, str]]] = [
+    (deep_gemm, MISSING),
+    (deep_gemm, HELPERS),
+    (deep_gemm.utils, HELPERS),
+    (deep_gemm.utils.math, HELPERS),
+    (deep_gemm.utils.layout, HELPERS),
+    (deep_gemm.testing, TESTING),
+]
+
+
+@pytest.mark.parametrize(("module", "name"), [(module, name) for module, table in ABSENT for name in table])
+def test_what_gemmir_has_not_says_what_to_use(module: Any, name: str):
     with pytest.raises(UnsupportedError, match=f"GMR-U001: deep_gemm.{name}") as error:
-        function(1, 2, option=3)
-    assert error.value.fix == MISSING[name]
+        getattr(module, name)(1, 2, option=3)
+    assert error.value.fix == (MISSING | HELPERS | TESTING)[name]
 
 
-def test_other_names_are_not_there():
-    with pytest.raises(AttributeError, match="no attribute 'fp4_gemm'"):
-        deep_gemm.fp4_gemm  # noqa: B018
+@pytest.mark.parametrize("module", [module for module, _ in ABSENT], ids=lambda module: module.__name__)
+def test_other_names_are_not_there(module: Any):
+    with pytest.raises(AttributeError, match=f"module '{module.__name__}' has no attribute 'fp4_gemm'"):
+        module.fp4_gemm  # noqa: B018
 
 
 # ------------------------------------------------------------ dense products
@@ -261,6 +271,19 @@ def check_groups(d: torch.Tensor, x: torch.Tensor, y: torch.Tensor, c: torch.Ten
 
 ROWS, COLUMNS = tokens(M), tokens(N)
 OUT = torch.empty(M, N, dtype=BF16)
+BLANK, STACK, LAYOUT = torch.ones(M, K, dtype=BF16), torch.zeros(G, N, N), torch.tensor(KS, dtype=torch.int32)
+
+
+def by_ends(ends: Any) -> None:
+    plain = torch.ones(G, N, K, dtype=BF16)
+    deep_gemm.m_grouped_bf16_gemm_nt_contiguous(BLANK, plain, OUT, ends, use_psum_layout=True)
+
+
+def along_k(ks: Any, layout: Any = LAYOUT) -> None:
+    rows = torch.ones(sum(KS), N, dtype=BF16)
+    deep_gemm.k_grouped_bf16_gemm_tn_contiguous(rows, rows, STACK, ks, layout)
+
+
 WRONG: dict[str, tuple[str, Callable[[], object]]] = {
     "scales of another recipe": ("GMR-I002", lambda: deep_gemm.fp8_gemm_nt(ROWS, COLUMNS, OUT)),
     "a recipe for FP4": ("GMR-U001", lambda: deep_gemm.fp8_gemm_nt(ROWS, weights(), OUT, recipe=(1, 1, 32))),
@@ -283,6 +306,32 @@ WRONG: dict[str, tuple[str, Callable[[], object]]] = {
         "GMR-U001",
         lambda: deep_gemm.k_grouped_bf16_gemm_tn_contiguous(OUT, OUT, OUT, [M], OUT, use_psum_layout=True),
     ),
+    "no D": ("GMR-I005", lambda: deep_gemm.bf16_gemm_nt(BLANK, BLANK, None)),  # pyright: ignore
+    "an operand without scales": ("GMR-I005", lambda: deep_gemm.fp8_gemm_nt(ROWS[0], weights(), OUT)),  # pyright: ignore
+    "an operand with no scales": ("GMR-I005", lambda: deep_gemm.fp8_gemm_nt((ROWS[0], None), weights(), OUT)),  # pyright: ignore
+    "a vector": ("GMR-I002", lambda: deep_gemm.bf16_gemm_nt(BLANK, BLANK[0], OUT)),
+    "a vector turned": ("GMR-I002", lambda: deep_gemm.bf16_gemm_tn(BLANK[0], BLANK, OUT)),
+    "a recipe of one number": ("GMR-I005", lambda: deep_gemm.fp8_gemm_nt(ROWS, weights(), OUT, recipe=128)),  # pyright: ignore
+    "C of another type": ("GMR-I001", lambda: deep_gemm.fp8_gemm_nt(ROWS, weights(), OUT, c=OUT.float())),
+    "ends of two groups for three": ("GMR-I002", lambda: by_ends(torch.tensor([3, 130], dtype=torch.int32))),
+    "the groups of rows for ends": ("GMR-I002", lambda: by_ends(torch.zeros(M, dtype=torch.int32))),
+    "ends of another type": ("GMR-I001", lambda: by_ends(torch.tensor([3, 30, 40]))),
+    "no ends": ("GMR-I005", lambda: by_ends(None)),
+    "groups with more rows than there are": ("GMR-I002", lambda: along_k([128, 0, 512])),
+    "K of groups that is no list": ("GMR-I009", lambda: along_k(3)),
+    "K of groups in words": ("GMR-I009", lambda: along_k(["128", "0", "128"])),
+    "K of two groups for three": ("GMR-I009", lambda: along_k([128, 128])),
+    "K of groups on the device as float": ("GMR-I001", lambda: along_k(KS, torch.tensor(KS).float())),
+    "flat operands of another type": (
+        "GMR-I001",
+        lambda: deep_gemm.k_grouped_fp8_gemm_nt_contiguous((OUT, ROWS[1]), (OUT, ROWS[1]), STACK, KS, LAYOUT),
+    ),
+    "elements that 16 bytes are no multiple of": ("GMR-I009", lambda: deep_gemm.get_tma_aligned_size(5, 3)),
+    "scales of SM100": (
+        "GMR-U001",
+        lambda: deep_gemm.transform_sf_into_required_layout(weights()[1].int(), N, K, (128, 128)),
+    ),
+    "blocks of nothing": ("GMR-I009", lambda: deep_gemm.per_token_cast_to_fp8(OUT, False, gran_k=0)),
     "a block size": ("GMR-U001", lambda: deep_gemm.set_block_size_multiple_of(64)),
     "another alignment": ("GMR-U001", lambda: deep_gemm.set_mk_alignment_for_contiguous_layout(64)),
     "packed scales": ("GMR-U001", lambda: deep_gemm.per_token_cast_to_fp8(OUT, True, use_packed_ue8m0=True)),
@@ -300,6 +349,7 @@ def test_what_is_wrong_is_refused(what: str):
         call()
     assert error.value.code == code
     assert bool((OUT == 3).all())
+    assert not STACK.any()
 
 
 # ------------------------------------------------------------ settings and helpers
@@ -370,6 +420,20 @@ def test_padding_of_quantisation():
         deep_gemm.per_channel_cast_to_fp8(draw(130, 3), use_ue8m0=False)
     with pytest.raises(InputError, match="GMR-I002: x: shape"):
         deep_gemm.per_channel_cast_to_fp8(draw(2, 128, 3), use_ue8m0=False)
+
+
+def test_quantisation_along_any_dimensions():
+    x = draw(4, 6, 8)
+    q, scale = deep_gemm.per_custom_dims_cast_to_fp8(x, (0, 1), use_ue8m0=False)
+    assert (q.shape, q.dtype) == (x.shape, FP8)
+    assert torch.equal(scale, x.abs().amax(2) / 448)
+    assert bool(((q.float() * scale[..., None] - x).abs() <= x.abs() * 2**-4 + scale[..., None] * 2**-10).all())
+
+
+@pytest.mark.parametrize("name", ["token", "channel", "block"])
+def test_nothing_is_quantised_to_nothing(name: str):
+    q, scale = getattr(deep_gemm, f"per_{name}_cast_to_fp8")(torch.empty(0, 256), use_ue8m0=False)
+    assert (q.shape, scale.shape[0]) == ((0, 256), 0)
 
 
 def test_powers_of_two():

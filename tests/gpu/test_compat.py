@@ -10,7 +10,9 @@ import torch
 
 import gemmir
 import gemmir.compat.deep_gemm as deep_gemm
+from gemmir.testing import check_bound, check_exact
 from tests import test_compat_deep_gemm as cpu
+from tests import test_compat_oracles as oracles
 from tests.test_compat_deep_gemm import BF16, F32, IDS, KS, K, M, N
 
 pytestmark = pytest.mark.gpu
@@ -117,6 +119,30 @@ def test_fewer_sms_change_no_bit(sms: int) -> None:
         gemmir.limit_sms(None)
     assert torch.equal(d, wanted)
     assert torch.equal(again, grouped)
+
+
+@pytest.mark.parametrize("m", [1, 64])
+@pytest.mark.parametrize("sms", [1, 2, 3, 77])
+def test_fewer_sms_change_no_bit_of_few_rows(sms: int, m: int) -> None:
+    """K may be in parts there, which the CTAs of a cluster sum: one cluster is launched at least."""
+    x, w = there(cpu.tokens(m, 7168)), there(cpu.weights(2112, 7168))
+    wanted, d = (torch.empty(m, 2112, dtype=BF16, device="cuda") for _ in range(2))
+    deep_gemm.fp8_gemm_nt(x, w, wanted)
+    try:
+        deep_gemm.set_num_sms(sms)
+        deep_gemm.fp8_gemm_nt(x, w, d)
+        torch.cuda.synchronize()
+    finally:
+        gemmir.limit_sms(None)
+    assert torch.equal(d, wanted)
+
+
+@pytest.mark.parametrize("m", [8, 40, 256])
+@pytest.mark.parametrize("case", oracles.CASES)
+def test_integers_exactly_and_random_data_within_the_bound(case: str, m: int) -> None:
+    product, kernel = oracles.CASES[case]
+    check_exact(kernel, product, m, device="cuda")
+    check_bound(kernel, product, m, device="cuda")
 
 
 def test_the_number_of_sms_is_the_devices() -> None:

@@ -32,7 +32,7 @@ from gemmir.compat.deep_gemm.grouped import (
     m_grouped_fp8_gemm_nt_contiguous,
     m_grouped_fp8_gemm_nt_masked,
 )
-from gemmir.compat.deep_gemm.missing import MISSING, missing
+from gemmir.compat.deep_gemm.missing import HELPERS, MISSING, refusing
 from gemmir.compat.deep_gemm.runtime import (
     get_num_sms,
     get_pdl,
@@ -46,6 +46,7 @@ from gemmir.compat.deep_gemm.runtime import (
 from gemmir.compat.deep_gemm.utils import (
     align,
     ceil_div,
+    ceil_to_ue8m0,
     get_k_alignment_for_contiguous_layout,
     get_m_alignment_for_contiguous_layout,
     get_mk_alignment_for_contiguous_layout,
@@ -54,6 +55,7 @@ from gemmir.compat.deep_gemm.utils import (
     get_tma_aligned_size,
     per_block_cast_to_fp8,
     per_channel_cast_to_fp8,
+    per_custom_dims_cast_to_fp8,
     per_token_cast_to_fp8,
     set_mk_alignment_for_contiguous_layout,
     transform_sf_into_required_layout,
@@ -74,6 +76,7 @@ __all__ = [
     "bf16_gemm_tt",
     "bf16_m_grouped_gemm_nt_masked",
     "ceil_div",
+    "ceil_to_ue8m0",
     "fp8_fp4_gemm_nn",
     "fp8_fp4_gemm_nt",
     "fp8_fp4_gemm_tn",
@@ -105,6 +108,7 @@ __all__ = [
     "m_grouped_fp8_gemm_nt_masked",
     "per_block_cast_to_fp8",
     "per_channel_cast_to_fp8",
+    "per_custom_dims_cast_to_fp8",
     "per_token_cast_to_fp8",
     "set_block_size_multiple_of",
     "set_ignore_compile_dims",
@@ -117,9 +121,4 @@ __all__ = [
     "utils",
 ]
 
-
-def __getattr__(name: str) -> object:
-    """What DeepGEMM has and gemmir has not: it can be imported, and raises when it is called."""
-    if name in MISSING:
-        return missing(name)
-    raise AttributeError(f"module 'gemmir.compat.deep_gemm' has no attribute '{name}'")
+__getattr__ = refusing(__name__, MISSING | HELPERS)

@@ -7,17 +7,15 @@ its scales, of e4m3 and float32; each is contiguous along K, however it is passe
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING, TypeAlias
+from typing import TYPE_CHECKING
 
 import gemmir
+from gemmir.compat.deep_gemm.operands import Scaled, check_result, scaled, tensor
 from gemmir.compat.deep_gemm.runtime import settings
 from gemmir.compat.deep_gemm.scaling import Granularity, Recipe, check_scales, granularity_of_b, laid_out
 
 if TYPE_CHECKING:
     import torch
-
-Scaled: TypeAlias = "tuple[torch.Tensor, torch.Tensor]"
-"""An FP8 operand and its scales."""
 
 
 def fp8_gemm_nt(
@@ -34,10 +32,11 @@ def fp8_gemm_nt(
     """
     A (M, K) with scales (M, ceil(K/128)), B (N, K) with scales (ceil(N/128), ceil(K/128)), D (M, N).
 
-    With `recipe=(1, 1, 128)` the scales of B are (N, ceil(K/128)). D, and C where it is given, are bfloat16 or float32;
-    C may be D. `compiled_dims` and `disable_ue8m0_cast` change nothing.
+    With `recipe=(1, 1, 128)` the scales of B are (N, ceil(K/128)). D is bfloat16 or float32, and C
+    of the same type; C may be D. `compiled_dims` and `disable_ue8m0_cast` change nothing.
     """
-    (x, scale_x), (w, scale_w) = a, b
+    (x, scale_x), (w, scale_w) = scaled("a", a, 2), scaled("b", b, 2)
+    check_result(d, c, 2)
     granularity = granularity_of_b(recipe, recipe_a, recipe_b)
     check_scales("a", scale_x, x.shape[0], 1, x.shape[-1], None)
     check_scales("b", scale_w, w.shape[0], granularity, w.shape[-1], None)
@@ -57,7 +56,7 @@ def fp8_gemm_nn(
     disable_ue8m0_cast: bool = False,
 ) -> None:
     """As `fp8_gemm_nt`, with B and its scales transposed."""
-    fp8_gemm_nt(a, _turned(b), d, c, recipe, recipe_a, recipe_b)
+    fp8_gemm_nt(a, _turned("b", b), d, c, recipe, recipe_a, recipe_b)
 
 
 def fp8_gemm_tn(
@@ -72,7 +71,7 @@ def fp8_gemm_tn(
     disable_ue8m0_cast: bool = False,
 ) -> None:
     """As `fp8_gemm_nt`, with A, B and their scales transposed."""
-    fp8_gemm_nt(_turned(a), _turned(b), d, c, recipe, recipe_a, recipe_b)
+    fp8_gemm_nt(_turned("a", a), _turned("b", b), d, c, recipe, recipe_a, recipe_b)
 
 
 def fp8_gemm_tt(
@@ -87,36 +86,38 @@ def fp8_gemm_tt(
     disable_ue8m0_cast: bool = False,
 ) -> None:
     """As `fp8_gemm_nt`, with A and its scales transposed."""
-    fp8_gemm_nt(_turned(a), b, d, c, recipe, recipe_a, recipe_b)
+    fp8_gemm_nt(_turned("a", a), b, d, c, recipe, recipe_a, recipe_b)
 
 
 def bf16_gemm_nt(
     a: torch.Tensor, b: torch.Tensor, d: torch.Tensor, c: torch.Tensor | None = None, compiled_dims: str = "nk"
 ) -> None:
     """A (M, K), B (N, K), D (M, N) in bfloat16 or float32, C (M, N) of D's type, which may be D."""
-    gemmir.matmul(a, b.mT, c=c, out=d, overlap=settings.pdl)
+    check_result(d, c, 2)
+    gemmir.matmul(tensor("a", a, 2), tensor("b", b, 2).mT, c=c, out=d, overlap=settings.pdl)
 
 
 def bf16_gemm_nn(
     a: torch.Tensor, b: torch.Tensor, d: torch.Tensor, c: torch.Tensor | None = None, compiled_dims: str = "nk"
 ) -> None:
     """As `bf16_gemm_nt`, with B (K, N)."""
-    bf16_gemm_nt(a, b.mT, d, c)
+    bf16_gemm_nt(a, tensor("b", b, 2).mT, d, c)
 
 
 def bf16_gemm_tn(
     a: torch.Tensor, b: torch.Tensor, d: torch.Tensor, c: torch.Tensor | None = None, compiled_dims: str = "mn"
 ) -> None:
     """As `bf16_gemm_nt`, with A (K, M) and B (K, N)."""
-    bf16_gemm_nt(a.mT, b.mT, d, c)
+    bf16_gemm_nt(tensor("a", a, 2).mT, tensor("b", b, 2).mT, d, c)
 
 
 def bf16_gemm_tt(
     a: torch.Tensor, b: torch.Tensor, d: torch.Tensor, c: torch.Tensor | None = None, compiled_dims: str = "mn"
 ) -> None:
     """As `bf16_gemm_nt`, with A (K, M)."""
-    bf16_gemm_nt(a.mT, b, d, c)
+    bf16_gemm_nt(tensor("a", a, 2).mT, b, d, c)
 
 
-def _turned(operand: Scaled) -> Scaled:
-    return operand[0].mT, operand[1].mT
+def _turned(name: str, operand: Scaled) -> Scaled:
+    matrix, scales = scaled(name, operand, 2)
+    return matrix.mT, tensor(f"scales of {name}", scales, 2).mT

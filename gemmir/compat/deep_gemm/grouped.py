@@ -8,10 +8,11 @@ Rows in groups (m_grouped): A is (M, K), or with "masked" (G, M, K); B has a mat
 from __future__ import annotations
 
 from collections.abc import Sequence
+from operator import index as whole
 from typing import TYPE_CHECKING
 
 import gemmir
-from gemmir.compat.deep_gemm.dense import Scaled
+from gemmir.compat.deep_gemm.operands import Scaled, check_result, index, scaled, tensor
 from gemmir.compat.deep_gemm.scaling import Granularity, Recipe, check_scales, granularity_of_b, laid_out
 from gemmir.errors import InputError, UnsupportedError
 from gemmir.problem import GROUP_ALIGNMENT
@@ -43,14 +44,15 @@ def m_grouped_fp8_gemm_nt_contiguous(
     `use_psum_layout` it is (G,) and has where each group ends; the next one starts at the next multiple of 128. Rows of
     no group are not written.
     """
-    (x, scale_x), (w, scale_w) = a, b
+    (x, scale_x), (w, scale_w) = scaled("a", a, 2), scaled("b", b, 3)
+    check_result(d, None, 2)
     granularity = granularity_of_b(recipe, recipe_a, recipe_b)
     check_scales("a", scale_x, x.shape[0], 1, x.shape[-1], None)
     check_scales("b", scale_w, w.shape[-2], granularity, w.shape[-1], w.shape[0])
     gemmir.grouped_matmul(
         x,
         w.mT,
-        group_ids=_group_ids(grouped_layout, x.shape[0]) if use_psum_layout else grouped_layout,
+        group_ids=_ids(grouped_layout, use_psum_layout, w.shape[0], x.shape[0]),
         scale_a=gemmir.align_scales(scale_x),
         scale_b=laid_out(scale_w, granularity),
         out=d,
@@ -72,7 +74,8 @@ def m_grouped_fp8_gemm_nn_contiguous(
     ensure_zero_padding: bool = True,
 ) -> None:
     """As `m_grouped_fp8_gemm_nt_contiguous`, with B and its scales transposed; B is contiguous along K all the same."""
-    turned = b[0].mT, b[1].mT
+    w, scale_w = scaled("b", b, 3)
+    turned = w.mT, tensor("scales of b", scale_w, 3).mT
     m_grouped_fp8_gemm_nt_contiguous(
         a, turned, d, grouped_layout, recipe, recipe_a, recipe_b, use_psum_layout=use_psum_layout
     )
@@ -96,7 +99,8 @@ def m_grouped_fp8_gemm_nt_masked(
     `masked_m` (G,) has how many rows of each group count; others are not written. `expected_m`: how many are expected
     to, on average. M may be any.
     """
-    (x, scale_x), (w, scale_w) = a, b
+    (x, scale_x), (w, scale_w) = scaled("a", a, 3), scaled("b", b, 3)
+    check_result(d, None, 3)
     granularity = granularity_of_b(recipe, recipe_a, recipe_b)
     check_scales("a", scale_x, x.shape[-2], 1, x.shape[-1], x.shape[0])
     check_scales("b", scale_w, w.shape[-2], granularity, w.shape[-1], w.shape[0])
@@ -115,9 +119,11 @@ def m_grouped_bf16_gemm_nt_contiguous(
     expected_m_for_psum_layout: int | None = None,
 ) -> None:
     """As `m_grouped_fp8_gemm_nt_contiguous`, in bfloat16 and without scales."""
-    ids = _group_ids(grouped_layout, a.shape[0]) if use_psum_layout else grouped_layout
-    expected_m = _expected(expected_m_for_psum_layout, b.shape[0])
-    gemmir.grouped_matmul(a, b.mT, group_ids=ids, out=d, expected_m=expected_m)
+    x, w = tensor("a", a, 2), tensor("b", b, 3)
+    check_result(d, None, 2)
+    ids = _ids(grouped_layout, use_psum_layout, w.shape[0], x.shape[0])
+    expected_m = _expected(expected_m_for_psum_layout, w.shape[0])
+    gemmir.grouped_matmul(x, w.mT, group_ids=ids, out=d, expected_m=expected_m)
 
 
 def m_grouped_bf16_gemm_nn_contiguous(
@@ -130,7 +136,7 @@ def m_grouped_bf16_gemm_nn_contiguous(
     ensure_zero_padding: bool = True,
 ) -> None:
     """As `m_grouped_bf16_gemm_nt_contiguous`, with B (G, K, N)."""
-    m_grouped_bf16_gemm_nt_contiguous(a, b.mT, d, grouped_layout, use_psum_layout=use_psum_layout)
+    m_grouped_bf16_gemm_nt_contiguous(a, tensor("b", b, 3).mT, d, grouped_layout, use_psum_layout=use_psum_layout)
 
 
 def m_grouped_bf16_gemm_nt_masked(
@@ -142,7 +148,8 @@ def m_grouped_bf16_gemm_nt_masked(
     compiled_dims: str = "nk",
 ) -> None:
     """As `m_grouped_fp8_gemm_nt_masked`, in bfloat16 and without scales."""
-    gemmir.grouped_matmul(a, b.mT, counts=masked_m, out=d, expected_m=expected_m)
+    check_result(d, None, 3)
+    gemmir.grouped_matmul(tensor("a", a, 3), tensor("b", b, 3).mT, counts=masked_m, out=d, expected_m=expected_m)
 
 
 def k_grouped_fp8_gemm_nt_contiguous(
@@ -163,15 +170,16 @@ def k_grouped_fp8_gemm_nt_contiguous(
     of K; B likewise, with N. `ks_cpu` has the K of each group, multiples of 128, and `grouped_layout` (G,) the same on
     the device. gemmir's kernel takes rows along all of K, so both operands are copied once.
     """
-    if tuple(recipe) != (1, 1, 128) or use_psum_layout:
+    if use_psum_layout or granularity_of_b(recipe, None, None) != 1:
         what = "ends of groups" if use_psum_layout else f"recipe {recipe}"
         raise UnsupportedError("GMR-U001", what, rule="kernels for Hopper have (1, 1, 128) and a K for each group")
-    ks = _checked_ks(ks_cpu, grouped_layout)
-    (x, scale_x), (w, scale_w) = a, b
+    (x, scale_x), (w, scale_w) = scaled("a", a), scaled("b", b)
+    check_result(d, c, 3)
+    ends, ks = _ends(grouped_layout, d.shape[0]), _checked_ks(ks_cpu, d.shape[0])
     gemmir.grouped_matmul(
         _along_k("a", x, d.shape[-2], ks),
         _along_k("b", w, d.shape[-1], ks).t(),
-        offs=_ends(grouped_layout),
+        offs=ends,
         scale_a=gemmir.align_scales(scale_x),
         scale_b=laid_out(scale_w, 1),
         c=c,
@@ -189,22 +197,37 @@ def k_grouped_bf16_gemm_tn_contiguous(
     compiled_dims: str = "mn",
     use_psum_layout: bool = False,
 ) -> None:
-    """A (K, M) and B (K, N) with the groups' rows one after another, D (G, M, N), C as D; the rest as for FP8."""
+    """
+    A (K, M) and B (K, N) with the groups' rows one after another, D (G, M, N), C as D; the rest as for FP8.
+
+    Rows of A and B that follow those of the last group are not read.
+    """
     if use_psum_layout:
         raise UnsupportedError("GMR-U001", "ends of groups", rule="kernels for Hopper have a K for each group")
-    _checked_ks(ks_cpu, grouped_layout)
-    gemmir.grouped_matmul(a.t(), b, offs=_ends(grouped_layout), c=c, out=d)
+    check_result(d, c, 3)
+    ends, ks = _ends(grouped_layout, d.shape[0]), _checked_ks(ks_cpu, d.shape[0])
+    x, w = tensor("a", a, 2), tensor("b", b, 2)
+    if sum(ks) > x.shape[0]:
+        rule = f"the groups have {sum(ks)} rows"
+        raise InputError("GMR-I002", f"a: {x.shape[0]} rows", rule=rule, fix="pass the rows of all groups")
+    gemmir.grouped_matmul(x.t(), w, offs=ends, c=c, out=d)
 
 
-def _checked_ks(ks: Sequence[int] | None, layout: torch.Tensor) -> Sequence[int]:
-    if not ks or len(ks) != layout.shape[0] or any(k < 0 or k % K_ALIGNMENT for k in ks):
-        rule = f"the K of each of the {layout.shape[0]} groups, multiples of {K_ALIGNMENT}"
+def _checked_ks(ks: Sequence[int] | None, groups: int) -> list[int]:
+    try:
+        found = [whole(k) for k in ks or ()]
+    except (TypeError, RuntimeError):  # no sequence of integers, or a tensor, whose truth is not one
+        found = []
+    if len(found) != groups or any(k < 0 or k % K_ALIGNMENT for k in found):
+        rule = f"the K of each of the {groups} groups, multiples of {K_ALIGNMENT}, in a list"
         raise InputError("GMR-I009", f"ks_cpu = {ks!r:.60}", rule=rule, fix="pad each group with zeros")
-    return ks
+    return found
 
 
 def _along_k(name: str, flat: torch.Tensor, rows: int, ks: Sequence[int]) -> torch.Tensor:
     """(rows, all of K) out of the groups' matrices one after another."""
+    if flat.element_size() != 1:
+        raise InputError("GMR-I001", f"{name}: dtype is {flat.dtype}", rule="it is FP8", fix="quantise it")
     if flat.numel() != rows * sum(ks):
         rule = f"{rows} x K of each group, one after another: {rows * sum(ks)} elements"
         raise InputError("GMR-I002", f"{name}: {flat.numel()} elements", rule=rule)
@@ -215,11 +238,16 @@ def _along_k(name: str, flat: torch.Tensor, rows: int, ks: Sequence[int]) -> tor
     return bytes_.view(flat.dtype)
 
 
-def _ends(ks: torch.Tensor) -> torch.Tensor:
-    """Where each group ends, on the device."""
+def _ends(ks: torch.Tensor, groups: int) -> torch.Tensor:
+    """Where each of `groups` ends, on the device."""
     import torch
 
-    return ks.cumsum(0, dtype=torch.int32)
+    return index("grouped_layout", ks, groups).cumsum(0, dtype=torch.int32)
+
+
+def _ids(layout: torch.Tensor, has_ends: bool, groups: int, m: int) -> torch.Tensor:
+    """The group of each of `m` rows, which `layout` holds, or else where each of `groups` ends."""
+    return _group_ids(index("grouped_layout", layout, groups), m) if has_ends else layout
 
 
 def _group_ids(ends: torch.Tensor, m: int) -> torch.Tensor:

@@ -45,7 +45,7 @@ def get_pdl() -> bool:
 
 def set_tc_util(new_tc_util: int) -> None:
     """Kept for `get_tc_util`; as in DeepGEMM, kernels for Hopper do not depend on it."""
-    if not 0 <= new_tc_util <= 100:
+    if not isinstance(new_tc_util, int) or not 0 <= new_tc_util <= 100:  # pyright: ignore
         raise InputError("GMR-I009", f"tc_util = {new_tc_util}", rule="a percentage", fix="pass 100")
     settings.tc_util = new_tc_util
 

@@ -25,13 +25,22 @@ def granularity_of_b(recipe: Recipe | None, of_a: Granularity | None, of_b: Gran
         rule = "scales are described by recipe, or by recipe_a and recipe_b"
         raise InputError("GMR-I005", "recipes that do not go together", rule=rule, fix="pass recipe=(1, 128, 128)")
     if of_a is not None and of_b is not None:
-        found = (of_a[0], of_b[0], of_a[1]) if of_a[1] == of_b[1] else (0, 0, 0)
+        (rows, along_k), (columns, other) = _numbers(of_a, 2), _numbers(of_b, 2)
+        found = (rows, columns, along_k) if along_k == other else (rows, columns, along_k, other)
     else:
-        found = DEFAULT if recipe is None else tuple(recipe)
+        found = DEFAULT if recipe is None else _numbers(recipe, 3)
     if found not in ((1, 128, 128), (1, 1, 128)):
         rule = "kernels for Hopper have scales by (1, 128, 128) or (1, 1, 128)"
         raise UnsupportedError("GMR-U001", f"recipe {found}", rule=rule, fix="quantise by blocks of 128")
     return found[1]
+
+
+def _numbers(recipe: object, count: int) -> tuple[int, ...]:
+    """`recipe`; `InputError` (GMR-I005) unless it is so many of them."""
+    if not isinstance(recipe, tuple | list) or len(recipe) != count:
+        fix = "pass recipe=(1, 128, 128)"
+        raise InputError("GMR-I005", f"recipe {recipe!r:.40}", rule=f"a recipe is {count} numbers", fix=fix)
+    return tuple(recipe)
 
 
 def check_scales(name: str, scales: torch.Tensor, rows: int, granularity: int, k: int, groups: int | None) -> None:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from gemmir.compat.deep_gemm.missing import HELPERS, refusing
 from gemmir.compat.deep_gemm.utils.layout import (
     get_k_alignment_for_contiguous_layout,
     get_m_alignment_for_contiguous_layout,
@@ -18,6 +19,7 @@ from gemmir.compat.deep_gemm.utils.math import (
     ceil_to_ue8m0,
     per_block_cast_to_fp8,
     per_channel_cast_to_fp8,
+    per_custom_dims_cast_to_fp8,
     per_token_cast_to_fp8,
 )
 
@@ -33,7 +35,10 @@ __all__ = [
     "get_tma_aligned_size",
     "per_block_cast_to_fp8",
     "per_channel_cast_to_fp8",
+    "per_custom_dims_cast_to_fp8",
     "per_token_cast_to_fp8",
     "set_mk_alignment_for_contiguous_layout",
     "transform_sf_into_required_layout",
 ]
+
+__getattr__ = refusing(__name__, HELPERS)
