@@ -26,7 +26,7 @@ from gemmir.bench.grouped import (
 from gemmir.bench.peers import PEERS
 from gemmir.bench.timing import LAUNCHES, REST_SECONDS
 from gemmir.cli.compile import positive
-from gemmir.cli.destinations import check_destination
+from gemmir.cli.destinations import check_destination, write_whole
 from gemmir.cli.diagnostics import UsageError, say
 from gemmir.decode import DECODE_ROWS, decode_split_k
 from gemmir.errors import InputError
@@ -221,7 +221,6 @@ def run(cases: list[AnyCase], args: argparse.Namespace, info: DeviceInfo) -> Rep
     """
     from gemmir.bench.measure import Options, calibrate, machine, measure
     from gemmir.bench.report import Report
-    from gemmir.cache_files import publish
 
     layers = (args.layers or LAYERS) if args.graph else 0
     options = Options(args.launches, args.repeat, args.hot, flush=args.flush, layers=layers)
@@ -236,7 +235,7 @@ def run(cases: list[AnyCase], args: argparse.Namespace, info: DeviceInfo) -> Rep
         report = replace(report, rows=(*report.rows, row))
         say(f"{len(report.rows)} of {len(cases)}: {progress(row)}")
         if args.json is not None:
-            publish(args.json, report.to_json().encode())
+            write_whole(args.json, report.to_json().encode())
     return report
 
 

@@ -11,6 +11,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from gemmir.backends.cuda.code_conditions import CONDITIONS
+from gemmir.cli.destinations import write_whole
 from gemmir.cli.diagnostics import UsageError, say
 from gemmir.cli.sources import FILE_HELP, read_module
 from gemmir.cli.watching import add_watching_arguments, watching
@@ -122,7 +123,7 @@ class Destination:
         if self.is_folder:
             path.mkdir(parents=True, exist_ok=True)
             path = path / f"{name}{SUFFIXES[kind]}"
-        path.write_bytes(data)
+        write_whole(path, data)
         say(f"wrote {path}")
 
 

@@ -3,9 +3,11 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
+from io import BytesIO
 from pathlib import Path
 from typing import TYPE_CHECKING
 
+from gemmir.cli.destinations import write_whole
 from gemmir.cli.diagnostics import UsageError
 from gemmir.errors import InputError, ToolMissingError
 
@@ -121,5 +123,6 @@ def save_output(path: Path, result: torch.Tensor) -> None:
 
     result = result.cpu().contiguous()
     plain = result.view(torch.uint16) if result.dtype == torch.bfloat16 else result
-    with path.open("wb") as file:
-        np.savez(file, output=plain.numpy())
+    file = BytesIO()
+    np.savez(file, output=plain.numpy())
+    write_whole(path, file.getvalue())

@@ -15,9 +15,9 @@ from pathlib import Path
 from xdsl.passes import ModulePass
 
 from gemmir import __version__
-from gemmir.cache_files import publish
 from gemmir.cache_keys import xdsl_version
 from gemmir.cli.cache_facts import printable
+from gemmir.cli.destinations import PRIVATE, write_whole
 from gemmir.cli.diagnostics import say
 from gemmir.errors import GemmirError
 from gemmir.pipeline import Observer
@@ -52,7 +52,7 @@ class Reproducer(Observer):
     def _write(self, text: str, error: Exception) -> None:
         lines = [f"// {printable(line)}\n" for line in self._header(error)]
         try:
-            publish(self.file, ("".join(lines) + text.rstrip("\n") + "\n").encode())
+            write_whole(self.file, ("".join(lines) + text.rstrip("\n") + "\n").encode(), PRIVATE)
         except OSError as refusal:  # the failure itself matters more
             say(f"error: --crash-reproducer {self.file}: {refusal.strerror}")
             return

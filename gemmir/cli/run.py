@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING
 
 from gemmir.cli.backends import BACKENDS, Options, run_on
 from gemmir.cli.compile import add_compiler_arguments, positive
+from gemmir.cli.destinations import check_destination
 from gemmir.cli.diagnostics import UsageError
 from gemmir.cli.sources import FILE_HELP, read_module
 
@@ -57,6 +58,8 @@ def execute(args: argparse.Namespace) -> int:
     from gemmir.cli.inputs import arguments_of, load_inputs, save_output
     from gemmir.dialects.gemm import problem_of, the_matmul
 
+    if args.output is not None:
+        check_destination(args.output, "--output")
     module = read_module(args.file)
     op = the_matmul(module)
     if args.inputs is None:
