@@ -14,11 +14,13 @@ from xdsl.passes import ModulePass
 
 from gemmir.cli.diagnostics import BOLD, CYAN, GREEN, RED, RESET, say, wants_colour
 from gemmir.pipeline import Observer
+from gemmir.universe import PASSES
 
 SOURCE_FILE = "source.cu"
 COLOURS = (("---", BOLD), ("+++", BOLD), ("@@", CYAN), ("-", RED), ("+", GREEN))
 """Of the lines of a diff, by how they begin; the first that fits."""
-_NUMBERED = re.compile(r"[0-9]{2}-[a-z-]+\.mlir")
+INPUT = "input"
+_NUMBERED = re.compile(rf"[0-9]{{2}}-(?:{'|'.join((INPUT, *PASSES))})\.mlir")
 
 
 class Several(Observer):
@@ -95,16 +97,20 @@ class IRFolder(Observer):
 
     def starts(self, passes: tuple[ModulePass, ...], text: str) -> None:
         self.folder.mkdir(parents=True, exist_ok=True)
-        for path in self.folder.iterdir():
-            if path.name == SOURCE_FILE or _NUMBERED.fullmatch(path.name):
-                path.unlink()
-        self._write("input", text)
+        if (self.folder / f"00-{INPUT}.mlir").exists():
+            self._clear()
+        self._write(INPUT, text)
 
     def ran(self, pass_: ModulePass, text: str, seconds: float) -> None:
         self._write(pass_.name, text)
 
     def printed(self, source: str, seconds: float) -> None:
         (self.folder / SOURCE_FILE).write_text(source)
+
+    def _clear(self) -> None:
+        for path in self.folder.iterdir():
+            if path.name == SOURCE_FILE or _NUMBERED.fullmatch(path.name):
+                path.unlink()
 
     def _write(self, name: str, text: str) -> None:
         (self.folder / f"{self.count:02}-{name}.mlir").write_text(text.rstrip("\n") + "\n")

@@ -34,6 +34,17 @@ def test_files_of_an_earlier_run_are_removed_and_others_are_left(tmp_path: Path)
     assert {path.name for path in tmp_path.iterdir()} == {*NUMBERED[:3], "notes.mlir", "out.cu", "out.mlir"}
 
 
+def test_files_of_a_person_are_no_files_of_an_earlier_run(tmp_path: Path):
+    mine = ("01-layer.mlir", "42-my-notes.mlir", "source.cu")
+    for name in mine:
+        (tmp_path / name).write_bytes(Path(LAYER).read_bytes())
+    short = ["--emit", "schedule", "-p", "gemm-canonicalize", "--print-ir-dir", str(tmp_path)]
+    assert main(["compile", str(tmp_path / mine[0]), *short]) == 0
+    assert {path.name for path in tmp_path.iterdir()} == {*NUMBERED[:2], *mine}
+    assert main(["compile", str(tmp_path / mine[0]), *short]) == 0
+    assert {path.name for path in tmp_path.iterdir()} == {*NUMBERED[:2], *mine[:2]}
+
+
 def test_each_file_can_be_compiled_again(tmp_path: Path, capsys: pytest.CaptureFixture[str]):
     assert main(["compile", LAYER, "--m", "64", "--print-ir-dir", str(tmp_path)]) == 0
     source = capsys.readouterr().out
