@@ -48,6 +48,11 @@ class GemmirOpt(xDSLOptMain):
 
     version_format = "gemmir opt, on xdsl {xdsl_version}"
 
+    def get_input_stream(self) -> tuple[IO[bytes], str]:
+        if self.args.input_file == "-":
+            self.args.input_file = None  # stdin, for xdsl-opt
+        return super().get_input_stream()
+
     def register_all_arguments(self, arg_parser: argparse.ArgumentParser) -> None:
         arg_parser.prog = "gemmir opt"
         super().register_all_arguments(arg_parser)

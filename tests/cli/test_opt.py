@@ -1,6 +1,8 @@
 """`gemmir opt`: xdsl-opt that knows gemmir, with typed errors."""
 
+import io
 import re
+import sys
 from pathlib import Path
 
 import pytest
@@ -30,6 +32,13 @@ def test_generic_form_round_trips(tmp_path: Path, capsys: pytest.CaptureFixture[
 def test_a_pass_of_ours_fills_the_schedule(capsys: pytest.CaptureFixture[str]):
     assert main(["opt", LAYER, "-p", "gemm-canonicalize,gemm-select-family"]) == 0
     assert "family = tiles" in capsys.readouterr().out
+
+
+@pytest.mark.parametrize("argv", [["opt"], ["opt", "-"], ["opt", "-", "-p", "gemm-canonicalize"]])
+def test_stdin_is_read(argv: list[str], monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]):
+    monkeypatch.setattr(sys, "stdin", io.TextIOWrapper(io.BytesIO(Path(LAYER).read_bytes())))
+    assert main(argv) == 0
+    assert "gemm.matmul" in capsys.readouterr().out
 
 
 def test_xdsl_passes_are_there_too(capsys: pytest.CaptureFixture[str]):
