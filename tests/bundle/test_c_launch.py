@@ -108,8 +108,9 @@ def manifest_of(name: str) -> Manifest:
     return replace(found, balanced=found.balanced or name.endswith("-balanced"))
 
 
-@pytest.fixture(scope="module")
+@pytest.fixture(scope="session")
 def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """With a libcuda of our own, of which a process can have but one: by its name a second one would be the first."""
     folder = tmp_path_factory.mktemp("native")
     options = ("-shared", "-fPIC", "-Wl,-soname,libcuda.so.1")
     build("c", HERE / "fake_cuda.c", folder / "libcuda.so.1", *options)
@@ -118,10 +119,16 @@ def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 @pytest.fixture(scope="module", params=PROBLEMS)
 def native(request: pytest.FixtureRequest, folder: Path) -> Native:
-    return compiled(manifest_of(request.param), folder / request.param)
+    return compiled(request.param, folder)
 
 
-def compiled(manifest: Manifest, folder: Path) -> Native:
+@cache
+def compiled(problem: str, libraries: Path) -> Native:
+    """Once a process, in whatever order its tests come: what was loaded must not be written again."""
+    return built(manifest_of(problem), libraries / problem)
+
+
+def built(manifest: Manifest, folder: Path) -> Native:
     """Two functions over the header: load, and launch with the tensors as an array."""
     folder.mkdir()
     (folder / "layer.h").write_text(print_header(manifest))
