@@ -73,7 +73,7 @@ class _Half(torch.autograd.Function):
 
     @staticmethod
     def result(x: torch.Tensor, weight: torch.Tensor, bias: torch.Tensor | None) -> tuple[torch.Tensor, ...]:
-        return _add(_product(x, weight.t()), bias), x, weight
+        return _add(matmul(x, weight.t()), bias), x, weight
 
     @staticmethod
     def forward(ctx: Any, x: torch.Tensor, weight: torch.Tensor, bias: torch.Tensor | None) -> torch.Tensor:
@@ -87,8 +87,8 @@ class _Half(torch.autograd.Function):
         x, weight = ctx.saved_tensors
         dy = grads[0].contiguous()
         needs_x, needs_weight, needs_bias = ctx.needs_input_grad
-        dx = _product(dy, weight) if needs_x else None
-        dw = _product(dy.t(), x) if needs_weight else None
+        dx = matmul(dy, weight) if needs_x else None
+        dw = matmul(dy.t(), x) if needs_weight else None
         return dx, dw, _sum(dy, ctx.bias_dtype) if needs_bias else None
 
 
@@ -99,7 +99,7 @@ class _BlockWise(torch.autograd.Function):
     def result(x: torch.Tensor, weight: torch.Tensor, bias: torch.Tensor | None) -> tuple[torch.Tensor, ...]:
         qx, x_scale = quantize(x, ROW_SCALES)
         qw, w_scale = quantize(weight, BLOCK_SCALES)
-        y = _product(qx, qw.t(), scale_a=x_scale, scale_b=w_scale.t(), out_dtype=x.dtype)
+        y = matmul(qx, qw.t(), scale_a=x_scale, scale_b=w_scale.t(), out_dtype=x.dtype)
         return _add(y, bias), x, qw, w_scale
 
     @staticmethod
@@ -119,19 +119,12 @@ class _BlockWise(torch.autograd.Function):
         if needs_x:
             qdy, dy_scale = quantize(dy, ROW_SCALES)
             w = qw.t().contiguous().t()
-            dx = _product(qdy, w, scale_a=dy_scale, scale_b=w_scale, out_dtype=x.dtype)
+            dx = matmul(qdy, w, scale_a=dy_scale, scale_b=w_scale, out_dtype=x.dtype)
         if needs_weight:
             qdy, dy_scale = quantize(_columns(dy), ROW_SCALES)
             qx, x_scale = quantize(_columns(x), ROW_SCALES)
-            dw = _product(qdy, qx.t(), scale_a=dy_scale, scale_b=x_scale.t(), out_dtype=ctx.weight_dtype)
+            dw = matmul(qdy, qx.t(), scale_a=dy_scale, scale_b=x_scale.t(), out_dtype=ctx.weight_dtype)
         return dx, dw, _sum(dy, ctx.bias_dtype) if needs_bias else None
-
-
-def _product(a: torch.Tensor, b: torch.Tensor, **options: Any) -> torch.Tensor:
-    """`matmul`, also where the result has no columns, which there are no kernels for."""
-    if b.shape[1] == 0:
-        return a.new_empty((a.shape[0], 0), dtype=options.get("out_dtype", a.dtype))
-    return matmul(a, b, **options)
 
 
 def _columns(rows: torch.Tensor) -> torch.Tensor:

@@ -12,6 +12,7 @@ from dataclasses import asdict, dataclass
 from typing import Any
 
 from gemmir.problem import GROUP_ALIGNMENT, Grouping
+from gemmir.target import balanced_clusters
 
 SCHEMA = 4
 
@@ -122,6 +123,12 @@ class GridRule:
         """Cluster tiles that there can be."""
         tall = -(-m // self.rows) * self.repeats + self.extra
         return (min(m, tall) if self.extra else tall) * self.columns
+
+    def ctas(self, m: int, resident: int) -> int:
+        """CTAs to launch where `resident` clusters run at once."""
+        tiles = self.tiles(m)
+        clusters = balanced_clusters(tiles, resident) if self.balanced else min(resident, tiles)
+        return clusters * self.cluster_ctas
 
 
 @dataclass(frozen=True, slots=True)

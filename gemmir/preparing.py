@@ -12,8 +12,9 @@ from typing import TYPE_CHECKING, TypeAlias
 
 from gemmir.decode import DECODE_ROWS
 from gemmir.errors import InputError
+from gemmir.matmul_rules import operand_scale_shape
 from gemmir.ops import FEW_ROWS, INDICES, Asked, Call, call_of, kernel_of
-from gemmir.problem import SCALE_BLOCK, Grouping
+from gemmir.problem import RECIPES, Grouping, Recipe
 
 if TYPE_CHECKING:
     import torch
@@ -120,8 +121,8 @@ def _stand_ins(
     """Tensors without data, as a call with this shape would have them."""
     import torch
 
-    def empty(*extents: int, dtype: torch.dtype = torch.float32) -> torch.Tensor:
-        return torch.empty(extents, dtype=dtype, device="meta")
+    def empty(*extents: int | None, dtype: torch.dtype = torch.float32) -> torch.Tensor:
+        return torch.empty([extent or 0 for extent in extents], dtype=dtype, device="meta")
 
     m, n, k = shape
     of_a = (groups,) if grouping in (Grouping.BATCH, Grouping.COUNTS) else ()
@@ -131,28 +132,19 @@ def _stand_ins(
         rows = m if grouping is Grouping.GROUP_IDS else groups
         tensors[INDICES[grouping]] = empty(rows, dtype=torch.int32)
     if dtype.itemsize == 1:
-        scale_a, scale_b = _scale_shapes(recipe or ("block_wise_1x128", "block_wise_128x128"), (m, n, k))
-        tensors["scale_a"] = empty(*(of_a if scale_a else ()), *scale_a)
-        tensors["scale_b"] = empty(*(of_b if scale_b else ()), *scale_b)
+        recipe_a, recipe_b = _recipes(recipe or ("block_wise_1x128", "block_wise_128x128"))
+        tensors["scale_a"] = empty(*operand_scale_shape(recipe_a, (*of_a, m, k), k_axis=1))
+        tensors["scale_b"] = empty(*operand_scale_shape(recipe_b, (*of_b, k, n), k_axis=0))
     if c_dtype is not None:
         tensors["c"] = empty(*((groups,) if grouping.stacked else ()), m, n, dtype=c_dtype)
     return tensors
 
 
-def _scale_shapes(recipe: tuple[str, str], shape: tuple[int, int, int]) -> tuple[tuple[int, ...], tuple[int, ...]]:
-    """Of the scales of A (M, K) and of B (K, N)."""
-    m, n, k = shape
-    depth, columns = -(-k // SCALE_BLOCK), -(-n // SCALE_BLOCK)
-    of_a: dict[str, tuple[int, ...]] = {"tensor_wise": (), "row_wise": (m, 1), "block_wise_1x128": (m, depth)}
-    of_b: dict[str, tuple[int, ...]] = {
-        "tensor_wise": (),
-        "row_wise": (1, n),
-        "block_wise_1x128": (depth, n),
-        "block_wise_128x128": (depth, columns),
-    }
-    if recipe[0] in of_a and recipe[1] in of_b:
-        return of_a[recipe[0]], of_b[recipe[1]]
-    raise InputError("GMR-I009", f"recipe {recipe!r}"[:80], rule="two names of gemmir.problem.Recipe")
+def _recipes(names: tuple[str, str]) -> tuple[Recipe, Recipe]:
+    """How A and B are scaled."""
+    if names[0] in RECIPES and names[1] in RECIPES:
+        return RECIPES[names[0]], RECIPES[names[1]]
+    raise InputError("GMR-I009", f"recipe {names!r}"[:80], rule="two names of gemmir.problem.Recipe")
 
 
 def _bar(done: int, total: int, kernel: CompiledKernel) -> None:

@@ -7,11 +7,13 @@ On a GPU fused kernels quantise by blocks, in one pass; all else is torch's own 
 from __future__ import annotations
 
 import threading
+from collections import OrderedDict
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from itertools import combinations
 from typing import TYPE_CHECKING, Any
 
+from gemmir.calls import remember
 from gemmir.problem import Recipe
 from gemmir.quantization_checks import (
     DEFAULT_RECIPE,
@@ -104,7 +106,8 @@ def quantize(
     if plan is None or not plan.accepts(x, addresses):
         plan = _planned(x, recipe, dtype, power_of_two, out)
         if key is not None:
-            _remember(key, plan)
+            with _lock:
+                remember(_plans, key, plan, MAX_PLANS)
     made = plan.new() if out is None else out
     plan.run(x, *made)
     return made
@@ -151,7 +154,7 @@ class Plan:
             self.launch.run(x.data_ptr(), q.data_ptr(), scale.data_ptr())
 
 
-_plans: dict[object, Plan] = {}
+_plans: OrderedDict[object, Plan] = OrderedDict()
 _lock = threading.Lock()
 
 
@@ -252,11 +255,3 @@ def _planned(x: Any, recipe: str, dtype: Any, power_of_two: bool, out: Any) -> P
     from gemmir.backends.cuda.quantize import prepare
 
     return replace(plan, launch=prepare(scaling, x, q, scale, least=LEAST_AMAX, power_of_two=plan.power_of_two))
-
-
-def _remember(key: object, plan: Plan) -> None:
-    """Keep a plan, instead of the oldest one if need be; a lookup needs no lock."""
-    with _lock:
-        while len(_plans) >= MAX_PLANS:
-            del _plans[next(iter(_plans))]
-        _plans[key] = plan

@@ -1,41 +1,16 @@
 """The way in for IR text: places of errors, limits, hostile text, and nothing but typed errors."""
 
 import random
-import re
 import sys
-from io import StringIO
 
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
-from xdsl.printer import Printer
 
 from gemmir.errors import GemmirError, IRError, ScheduleError, UnsupportedError
 from gemmir.ir_text import MAX_OPS, MAX_REGIONS, parse_module, verify_module
-
-TEXT = """\
-func.func @up(%x: tensor<?x512xf8E4M3FN>, %xs: tensor<?x4xf32>, %w: tensor<512x256xf8E4M3FN>, %ws: tensor<4x2xf32>,
-              %bias: tensor<256xbf16>, %c: tensor<?x256xf32>) -> tensor<?x256xbf16> {
-  %y = gemm.matmul %x, %w scaled (%xs by 1x128, %ws by 128x128)
-      accumulate %c
-      layout <a = k, b = k>
-      numerics <promote_every = 128>
-      expect <m = 4096>
-      schedule <family = tiles, block = 128x256x128, warpgroups = 2 along n, turns = false, cluster = 2x1,
-                raster = along_m, group = 8, stages = 3>
-      epilogue (%bias by column) {
-      ^bb0(%acc: f32, %b: bf16):
-        %wide = arith.extf %b : bf16 to f32
-        %sum = arith.addf %acc, %wide : f32
-        %big = math.tanh %sum : f32
-        %r = arith.truncf %big : f32 to bf16
-        gemm.yield %r : bf16
-      }
-      : (tensor<?x512xf8E4M3FN>, tensor<512x256xf8E4M3FN>, tensor<?x4xf32>, tensor<4x2xf32>, tensor<?x256xf32>,
-         tensor<256xbf16>) -> tensor<?x256xbf16>
-  func.return %y : tensor<?x256xbf16>
-}
-"""
+from tests.fuzz.mutations import EPILOGUE as TEXT
+from tests.fuzz.mutations import GROUPED, generic, mutate
 
 
 def failure(text: str, kind: type[GemmirError] = IRError) -> GemmirError:
@@ -228,63 +203,6 @@ def test_too_many_regions_are_refused():
 
 def test_strings_and_comments_are_not_counted():
     parse_module('builtin.module attributes {a = "' + "[" * 500 + '"} { // i99999 dense ' + "(" * 500 + "\n}")
-
-
-WORDS = [
-    "-1",
-    "?",
-    "99999999999",
-    "i7",
-    "f64",
-    "%x",
-    "%acc",
-    "<>",
-    "(",
-    "}",
-    "128x",
-    "none",
-    "\x00",
-    "\u00e9",
-    "#",
-    ".",
-]
-NUMBERS = ["0", "1", "2", "3", "7", "64", "128", "129", "4096", "2147483648", "?"]
-
-
-def mutate(text: str, choose: random.Random) -> str:
-    """One to four small edits: change a number, or delete, repeat, reverse or overwrite a piece."""
-    for _ in range(choose.randint(1, 4)):
-        if choose.random() < 0.5:
-            number = choose.choice(list(re.finditer("[0-9]+", text)) or [re.match("", text)])
-            assert number is not None
-            text = text[: number.start()] + choose.choice(NUMBERS) + text[number.end() :]
-            continue
-        start = choose.randrange(len(text))
-        end = min(len(text), start + choose.choice((1, 1, 2, 5, 20, 80)))
-        piece = choose.choice(("", text[start:end] * 2, choose.choice(WORDS), text[start:end][::-1]))
-        text = text[:start] + piece + text[end:]
-    return text
-
-
-GROUPED = """\
-func.func @down(%x: tensor<?x512xf8E4M3FN>, %xs: tensor<?x4xf32>, %w: tensor<6x512x256xf8E4M3FN>,
-                %ws: tensor<6x4x2xf32>, %ends: tensor<6xi32>, %bias: tensor<6x256xf32>) -> tensor<?x256xf32> {
-  %y = gemm.grouped_matmul %x, %w groups (%ends by offs) scaled (%xs by 1x128, %ws by 128x128)
-      epilogue (%bias by column) {
-      ^bb0(%acc: f32, %b: f32):
-        %sum = arith.addf %acc, %b : f32
-        gemm.yield %sum : f32
-      }
-      : (tensor<?x512xf8E4M3FN>, tensor<6x512x256xf8E4M3FN>, tensor<6xi32>, tensor<?x4xf32>, tensor<6x4x2xf32>,
-         tensor<6x256xf32>) -> tensor<?x256xf32>
-  func.return %y : tensor<?x256xf32>
-}"""
-
-
-def generic(text: str) -> str:
-    stream = StringIO()
-    Printer(stream, print_generic_format=True).print_op(parse_module(text))
-    return stream.getvalue()
 
 
 @settings(derandomize=True, deadline=None, max_examples=300)

@@ -28,9 +28,8 @@ from gemmir.dtypes import DTYPES
 from gemmir.errors import CaptureError, DeviceError, InputError
 from gemmir.guards import Facts, guard
 from gemmir.manifest import Manifest, TensorMapParam
-from gemmir.problem import Grouping
 from gemmir.sm_limit import limit
-from gemmir.target import balanced_clusters, find_target
+from gemmir.target import find_target
 
 if TYPE_CHECKING:
     import torch
@@ -45,13 +44,7 @@ def grid_size(manifest: Manifest, m: int, resident_clusters: int) -> int:
 
     The tiles of groups are counted on the device; here, the most that there can be.
     """
-    tiles = manifest.most_cluster_tiles(m)
-    alone = manifest.grouping == Grouping.NONE.value
-    if manifest.balanced and alone:
-        clusters = balanced_clusters(tiles, resident_clusters)
-    else:  # a kernel of several groups counts its tiles, and balances them, itself
-        clusters = min(resident_clusters, tiles)
-    return clusters * manifest.cluster_ctas
+    return manifest.grid_rule.ctas(m, resident_clusters)
 
 
 class Launcher:

@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING
 import gemmir
 from gemmir.compat.deep_gemm.operands import Scaled, check_result, scaled, tensor
 from gemmir.compat.deep_gemm.runtime import settings
-from gemmir.compat.deep_gemm.scaling import Granularity, Recipe, check_scales, granularity_of_b, laid_out
+from gemmir.compat.deep_gemm.scaling import Granularity, Recipe, both_laid_out, granularity_of_b
 
 if TYPE_CHECKING:
     import torch
@@ -38,9 +38,7 @@ def fp8_gemm_nt(
     (x, scale_x), (w, scale_w) = scaled("a", a, 2), scaled("b", b, 2)
     check_result(d, c, 2)
     granularity = granularity_of_b(recipe, recipe_a, recipe_b)
-    check_scales("a", scale_x, x.shape[0], 1, x.shape[-1], None)
-    check_scales("b", scale_w, w.shape[0], granularity, w.shape[-1], None)
-    scale_a, scale_b = gemmir.align_scales(scale_x), laid_out(scale_w, granularity)
+    scale_a, scale_b = both_laid_out(x, scale_x, w, scale_w, granularity)
     gemmir.matmul(x, w.t(), scale_a=scale_a, scale_b=scale_b, c=c, out=d, overlap=settings.pdl)
 
 

@@ -13,7 +13,7 @@ from typing import TYPE_CHECKING
 
 import gemmir
 from gemmir.compat.deep_gemm.operands import Scaled, check_result, index, scaled, tensor
-from gemmir.compat.deep_gemm.scaling import Granularity, Recipe, check_scales, granularity_of_b, laid_out
+from gemmir.compat.deep_gemm.scaling import Granularity, Recipe, both_laid_out, granularity_of_b, laid_out
 from gemmir.errors import InputError, UnsupportedError
 from gemmir.problem import GROUP_ALIGNMENT
 
@@ -47,14 +47,13 @@ def m_grouped_fp8_gemm_nt_contiguous(
     (x, scale_x), (w, scale_w) = scaled("a", a, 2), scaled("b", b, 3)
     check_result(d, None, 2)
     granularity = granularity_of_b(recipe, recipe_a, recipe_b)
-    check_scales("a", scale_x, x.shape[0], 1, x.shape[-1], None)
-    check_scales("b", scale_w, w.shape[-2], granularity, w.shape[-1], w.shape[0])
+    scale_a, scale_b = both_laid_out(x, scale_x, w, scale_w, granularity)
     gemmir.grouped_matmul(
         x,
         w.mT,
         group_ids=_ids(grouped_layout, use_psum_layout, w.shape[0], x.shape[0]),
-        scale_a=gemmir.align_scales(scale_x),
-        scale_b=laid_out(scale_w, granularity),
+        scale_a=scale_a,
+        scale_b=scale_b,
         out=d,
         expected_m=_expected(expected_m_for_psum_layout, w.shape[0]),
     )
@@ -102,9 +101,7 @@ def m_grouped_fp8_gemm_nt_masked(
     (x, scale_x), (w, scale_w) = scaled("a", a, 3), scaled("b", b, 3)
     check_result(d, None, 3)
     granularity = granularity_of_b(recipe, recipe_a, recipe_b)
-    check_scales("a", scale_x, x.shape[-2], 1, x.shape[-1], x.shape[0])
-    check_scales("b", scale_w, w.shape[-2], granularity, w.shape[-1], w.shape[0])
-    scale_a, scale_b = gemmir.align_scales(scale_x), laid_out(scale_w, granularity)
+    scale_a, scale_b = both_laid_out(x, scale_x, w, scale_w, granularity)
     gemmir.grouped_matmul(x, w.mT, counts=masked_m, scale_a=scale_a, scale_b=scale_b, out=d, expected_m=expected_m)
 
 

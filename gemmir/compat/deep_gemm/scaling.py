@@ -51,6 +51,16 @@ def check_scales(name: str, scales: torch.Tensor, rows: int, granularity: int, k
         raise InputError("GMR-I002", f"{name}: scales have the shape {tuple(scales.shape)}", rule=rule)
 
 
+def both_laid_out(
+    x: torch.Tensor, scale_x: torch.Tensor, w: torch.Tensor, scale_w: torch.Tensor, granularity: int
+) -> tuple[torch.Tensor, torch.Tensor]:
+    """The scales of A and of B, whose rows lie along K, checked and as kernels take them; groups come first."""
+    for name, operand, scales, rows in (("a", x, scale_x, 1), ("b", w, scale_w, granularity)):
+        groups = operand.shape[0] if operand.dim() == 3 else None
+        check_scales(name, scales, operand.shape[-2], rows, operand.shape[-1], groups)
+    return gemmir.align_scales(scale_x), laid_out(scale_w, granularity)
+
+
 def laid_out(scales: torch.Tensor, granularity: int) -> torch.Tensor:
     """The scales of B, a row for each row or 128 rows of it, as kernels take them: (..., ceil(K/128), columns)."""
     return (gemmir.align_scales(scales) if granularity == 1 else scales).mT
