@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections import OrderedDict
 from collections.abc import Callable
 
 import numpy as np
@@ -231,7 +232,7 @@ def test_a_call_like_one_before_is_checked_too():
 
 
 def test_few_kinds_of_calls_are_remembered(monkeypatch: pytest.MonkeyPatch):
-    plans: dict[object, quantization.Plan] = {}
+    plans: OrderedDict[object, quantization.Plan] = OrderedDict()
     monkeypatch.setattr(quantization, "_plans", plans)
     monkeypatch.setattr(quantization, "MAX_PLANS", 2)
     for m in (1, 2, 1, 3, 4):
