@@ -8,9 +8,9 @@ import platform
 import sys
 from collections.abc import Callable
 from dataclasses import asdict
-from importlib.metadata import PackageNotFoundError, version
 
 from gemmir.cli.doctor_check import Check, Need, Status
+from gemmir.cli.versions import package_version
 from gemmir.errors import GemmirError
 from gemmir.target import SM_90A
 
@@ -59,10 +59,9 @@ def python() -> Check:
 
 def package(name: str, requirement: str, needed_for: Need = "everything") -> Check:
     """Whether a distribution is installed; pip has checked the version."""
-    try:
-        return Check(name, "ok", version(name), needed_for)
-    except PackageNotFoundError:
+    if (version := package_version(name)) is None:
         return Check(name, "missing", "not installed", needed_for, f'pip install "{requirement}"')
+    return Check(name, "ok", version, needed_for)
 
 
 def nvrtc() -> Check:

@@ -14,11 +14,11 @@ import traceback
 from collections.abc import Callable, Sequence
 from typing import Protocol
 
-from gemmir import __version__
 from gemmir.cli import bench, cache, completion, doctor, errors, explain, opt, run
 from gemmir.cli import compile as compile_command
 from gemmir.cli.diagnostics import UsageError, debugging, report, say, wants_colour
 from gemmir.cli.parsers import dress
+from gemmir.cli.versions import ShowVersions
 from gemmir.errors import GemmirError
 
 OK, FAILED, USAGE, INTERRUPTED = 0, 1, 2, 130
@@ -52,7 +52,7 @@ COMMANDS: dict[str, Command] = {
 
 def make_parser() -> argparse.ArgumentParser:
     parser = argparse.ArgumentParser(prog="gemmir", description="A GEMM compiler for NVIDIA Hopper.")
-    parser.add_argument("--version", action="version", version=f"gemmir {__version__}")
+    parser.add_argument("--version", action=ShowVersions, help="print gemmir's version and those of what it uses")
     parser.add_argument("--debug", action="store_true", help="show Python tracebacks")
     commands = parser.add_subparsers(dest="command", metavar="COMMAND", required=True)
     for name, command in COMMANDS.items():
