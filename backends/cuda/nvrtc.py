@@ -43,10 +43,11 @@ _PATH = re.compile(r"(?<![\w.*/])/(?:[^\s/:'\"()]+/)+([^\s/:'\"()]+)")
 
 @dataclass(frozen=True, slots=True)
 class Compiled:
-    """A kernel's machine code, and what the compiler said (`compiler_log.check_log` reads it)."""
+    """A kernel's machine code, what the compiler said (`compiler_log.check_log` reads it), and the PTX in between."""
 
     cubin: bytes
     log: str
+    ptx: str = ""
 
 
 def compile_cubin(source: str, target: str = SM_90A.name) -> Compiled:
@@ -57,15 +58,14 @@ def compile_cubin(source: str, target: str = SM_90A.name) -> Compiled:
     """
     with _compiled(source, (f"--gpu-architecture={find_target(target).name}", *OPTIONS)) as (nvrtc, program):
         cubin = _fetch(nvrtc.nvrtcGetCUBINSize, nvrtc.nvrtcGetCUBIN, program)
-        return Compiled(cubin, _log(nvrtc, program))
+        return Compiled(cubin, _log(nvrtc, program), _ptx(nvrtc, program))
 
 
 def compile_ptx(source: str, target: str = SM_90A.name) -> str:
     """The PTX of `source`; errors as in `compile_cubin`."""
     architecture = find_target(target).name.replace("sm_", "compute_")
     with _compiled(source, (f"--gpu-architecture={architecture}", *OPTIONS)) as (nvrtc, program):
-        # NOTE: the bytes end in a NUL, which ptxas takes for an unexpected end of file.
-        return _fetch(nvrtc.nvrtcGetPTXSize, nvrtc.nvrtcGetPTX, program).rstrip(b"\0").decode()
+        return _ptx(nvrtc, program)
 
 
 def check_syntax(source: str, target: str = SM_90A.name) -> None:
@@ -225,6 +225,11 @@ def readable_log(log: str) -> str:
 
 def _log(nvrtc: Any, program: Any) -> str:
     return _fetch(nvrtc.nvrtcGetProgramLogSize, nvrtc.nvrtcGetProgramLog, program).decode(errors="replace").rstrip("\0")
+
+
+def _ptx(nvrtc: Any, program: Any) -> str:
+    # NOTE: the bytes end in a NUL, which ptxas takes for an unexpected end of file.
+    return _fetch(nvrtc.nvrtcGetPTXSize, nvrtc.nvrtcGetPTX, program).rstrip(b"\0").decode()
 
 
 def _fetch(size_of: Callable[[Any], Any], read: Callable[[Any, bytearray], Any], program: Any) -> bytes:

@@ -4,27 +4,34 @@ from __future__ import annotations
 
 import json
 from collections.abc import Sequence
+from contextlib import suppress
 from functools import cached_property
 from pathlib import Path
 from typing import TYPE_CHECKING
 
 from gemmir.cli.diagnostics import UsageError
+from gemmir.errors import ToolMissingError
 
 if TYPE_CHECKING:
     from gemmir.backends.cuda.nvrtc import Compiled
-    from gemmir.cli.watchers import Times
+    from gemmir.cli.watchers import IRFolder, Times
     from gemmir.compiler import Lowered
 
 IR_LEVELS = ("gemm", "schedule", "hopper")
 
 
 class Artefacts:
-    """What `lowered` is on its way to `target`; each is made when it is first asked for, on the clock `times`."""
+    """
+    What `lowered` is on its way to `target`; each is made when it is first asked for, on the clock `times`.
 
-    def __init__(self, lowered: Lowered, target: str, times: Times):
+    What is made of the source is also left in `folder`, code that is refused included: there it can be looked at.
+    """
+
+    def __init__(self, lowered: Lowered, target: str, times: Times, folder: IRFolder | None = None):
         self.lowered = lowered
         self.target = target
         self.times = times
+        self.folder = folder
 
     def of(self, kind: str) -> bytes:
         """One kind of result. Raises UsageError for a level above that of the input, and CompileError."""
@@ -36,7 +43,8 @@ class Artefacts:
             return self._manifest()
         if kind == "ptx":
             return self._ptx()
-        return self.compiled.cubin if kind == "cubin" else self._sass()
+        compiled = self.compiled  # refused code is no result, in any form
+        return compiled.cubin if kind == "cubin" else self._sass()
 
     def bundle(self, output: str) -> Path:
         """Write the kernel as a folder that runs without gemmir's compiler; BundleError if it cannot be."""
@@ -54,12 +62,26 @@ class Artefacts:
     def compiled(self) -> Compiled:
         """The machine code with the compiler's log; a kernel that spills or whose WGMMAs were serialised is refused."""
         from gemmir.backends.cuda.compiler_log import check_log
+
+        compiled = self._unchecked
+        if self.folder is not None:
+            self._leave(compiled, self.folder)
+        check_log(compiled.log)
+        return compiled
+
+    @cached_property
+    def _unchecked(self) -> Compiled:
         from gemmir.backends.cuda.nvrtc import compile_cubin
 
         with self.times.stage("NVRTC, to cubin"):
-            compiled = compile_cubin(self.lowered.source, self.target)
-        check_log(compiled.log)
-        return compiled
+            return compile_cubin(self.lowered.source, self.target)
+
+    def _leave(self, compiled: Compiled, folder: IRFolder) -> None:
+        folder.keep("ptx", compiled.ptx.encode())
+        folder.keep("cubin", compiled.cubin)
+        folder.keep("log", (compiled.log.rstrip("\n") + "\n").encode())
+        with suppress(ToolMissingError):
+            folder.keep("sass", self._sass())
 
     def _ir(self, level: str) -> bytes:
         if (text := self.lowered.ir.get(level)) is None:
@@ -75,13 +97,16 @@ class Artefacts:
         from gemmir.backends.cuda.nvrtc import compile_ptx
 
         with self.times.stage("NVRTC, to PTX"):
-            return compile_ptx(self.lowered.source, self.target).encode()
+            ptx = compile_ptx(self.lowered.source, self.target).encode()
+        if self.folder is not None:
+            self.folder.keep("ptx", ptx)
+        return ptx
 
     @cached_property
     def disassembly(self) -> str:
         from gemmir.backends.cuda.sass import disassemble
 
-        code = self.compiled.cubin
+        code = self._unchecked.cubin
         with self.times.stage("disassembling"):
             return disassemble(code, encodings=True)
 

@@ -137,7 +137,7 @@ def execute(args: argparse.Namespace) -> int:
             module = read_module(args.file)
         with watch.guard:
             lowered = lower_for(module, args, watch.observer)
-        made = Artefacts(lowered, args.target, watch.times)
+        made = Artefacts(lowered, args.target, watch.times, watch.folder)
         made.check(args.fail_on)
         if args.emit == ("bundle",):
             say(f"wrote {made.bundle(args.output)}/")

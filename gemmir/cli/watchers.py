@@ -12,15 +12,17 @@ from time import perf_counter
 
 from xdsl.passes import ModulePass
 
+from gemmir.cli.destinations import write_whole
 from gemmir.cli.diagnostics import BOLD, CYAN, GREEN, RED, RESET, say, wants_colour
 from gemmir.pipeline import Observer
 from gemmir.universe import PASSES
 
-SOURCE_FILE = "source.cu"
+KERNEL = ("cu", "ptx", "cubin", "sass", "log")
+"""What follows the passes: suffixes of its files, in the order of their numbers."""
 COLOURS = (("---", BOLD), ("+++", BOLD), ("@@", CYAN), ("-", RED), ("+", GREEN))
 """Of the lines of a diff, by how they begin; the first that fits."""
 INPUT = "input"
-_NUMBERED = re.compile(rf"[0-9]{{2}}-(?:{'|'.join((INPUT, *PASSES))})\.mlir")
+_NUMBERED = re.compile(rf"[0-9]{{2}}-(?:(?:{'|'.join((INPUT, *PASSES))})\.mlir|kernel\.(?:{'|'.join(KERNEL)}))")
 
 
 class Several(Observer):
@@ -86,9 +88,9 @@ class IRPrinter(Observer):
 
 class IRFolder(Observer):
     """
-    Writes the IR into a folder: 00-input.mlir, a numbered file for each pass, and the CUDA source.
+    Writes the IR into a folder: 00-input.mlir, a numbered file for each pass, and for what the kernel becomes.
 
-    They are written as the passes run, so that those before a failure are there. What an earlier run left is removed.
+    They are written as they are made, so that those before a failure are there. What an earlier run left is removed.
     """
 
     def __init__(self, folder: Path):
@@ -105,15 +107,19 @@ class IRFolder(Observer):
         self._write(pass_.name, text)
 
     def printed(self, source: str, seconds: float) -> None:
-        (self.folder / SOURCE_FILE).write_text(source)
+        self.keep("cu", source.encode())
+
+    def keep(self, suffix: str, data: bytes) -> None:
+        """Write one of KERNEL, once the passes have run; its number is the same whether those before it are made."""
+        write_whole(self.folder / f"{self.count + KERNEL.index(suffix):02}-kernel.{suffix}", data)
 
     def _clear(self) -> None:
         for path in self.folder.iterdir():
-            if path.name == SOURCE_FILE or _NUMBERED.fullmatch(path.name):
+            if _NUMBERED.fullmatch(path.name):
                 path.unlink()
 
     def _write(self, name: str, text: str) -> None:
-        (self.folder / f"{self.count:02}-{name}.mlir").write_text(text.rstrip("\n") + "\n")
+        write_whole(self.folder / f"{self.count:02}-{name}.mlir", (text.rstrip("\n") + "\n").encode())
         self.count += 1
 
 

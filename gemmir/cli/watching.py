@@ -13,7 +13,7 @@ from gemmir.cli.destinations import check_destination
 from gemmir.cli.diagnostics import UsageError, say
 
 if TYPE_CHECKING:
-    from gemmir.cli.watchers import Times
+    from gemmir.cli.watchers import IRFolder, Times
     from gemmir.pipeline import Observer
 
 
@@ -24,8 +24,8 @@ def add_watching_arguments(parser: argparse.ArgumentParser) -> None:
         "--print-ir-dir",
         type=Path,
         metavar="DIR",
-        help="write the IR before the first pass and after each to DIR/00-input.mlir, DIR/01-..., and the CUDA source, "
-        "if it gets that far, to DIR/source.cu",
+        help="write the IR before the first pass and after each to DIR/00-input.mlir, DIR/01-..., and then, as far as "
+        "it is made, the kernel: .cu, .ptx, .cubin, .sass (with nvdisasm), .log",
     )
     add(
         "--crash-reproducer",
@@ -39,11 +39,12 @@ def add_watching_arguments(parser: argparse.ArgumentParser) -> None:
 
 @dataclass(frozen=True, slots=True)
 class Watch:
-    """Whoever is told of the passes, the clock for what else is done, and what guards the passes."""
+    """Whoever is told of the passes, the clock for what else is done, what guards the passes, and where all is kept."""
 
     observer: Observer
     times: Times
     guard: AbstractContextManager[None]
+    folder: IRFolder | None
 
 
 @contextmanager
@@ -56,31 +57,37 @@ def watching(args: argparse.Namespace) -> Generator[Watch]:
     from gemmir.cli.reproducer import Reproducer
     from gemmir.cli.watchers import Several, Times
 
-    times = Times()
-    told: list[Observer] = [times, *shown(args)]
+    times, folder = Times(), folder_of(args)
+    told: list[Observer] = [times, *shown(args), *([] if folder is None else [folder])]
     guard: AbstractContextManager[None] = nullcontext()
     if args.crash_reproducer is not None:
         check_destination(args.crash_reproducer, "--crash-reproducer")
         told.append(reproducer := Reproducer(args.crash_reproducer))
         guard = reproducer.guarding()
     try:
-        yield Watch(Several(told), times, guard)
+        yield Watch(Several(told), times, guard, folder)
     finally:
         if args.time_passes:
             say(times.table())
 
 
 def shown(args: argparse.Namespace) -> list[Observer]:
-    """Those that show IR, as asked for."""
+    """Those that show IR on stderr, as asked for."""
     from gemmir.cli import watchers
 
     found: list[Observer] = []
     if args.print_ir_after_all:
         found.append(watchers.IRPrinter())
-    if (folder := args.print_ir_dir) is not None:
-        if folder.exists() and not folder.is_dir():
-            raise UsageError(f"--print-ir-dir {folder}: it is a file; pass a folder")
-        found.append(watchers.IRFolder(folder))
     if args.diff:
         found.append(watchers.Diffs())
     return found
+
+
+def folder_of(args: argparse.Namespace) -> IRFolder | None:
+    """Where each stage is kept, if that is asked for."""
+    from gemmir.cli.watchers import IRFolder
+
+    folder: Path | None = args.print_ir_dir
+    if folder is not None and folder.exists() and not folder.is_dir():
+        raise UsageError(f"--print-ir-dir {folder}: it is a file; pass a folder")
+    return None if folder is None else IRFolder(folder)

@@ -34,6 +34,19 @@ def test_machine_code_without_wgmma_is_refused(
     assert main([*command, "--fail-on", "spill,local-memory"]) == 0
 
 
+def test_refused_code_is_left_in_the_folder_of_ir(tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
+    """Spills are refused without --fail-on; the machine code and its log are there to be looked at."""
+    other = nvrtc.compile_cubin(SOURCES["spill"])
+    monkeypatch.setattr(nvrtc, "compile_cubin", lambda *_: other)
+    folder, out = tmp_path / "ir", tmp_path / "out"
+    assert main(["compile", LAYER, "--emit", "sass", "-o", str(out), "--print-ir-dir", str(folder)]) == 1
+    assert not out.exists()
+    assert (folder / "11-kernel.cubin").read_bytes() == other.cubin
+    assert (folder / "10-kernel.ptx").read_text() == other.ptx
+    assert "bytes spill stores" in (folder / "13-kernel.log").read_text()
+    assert "STL" in (folder / "12-kernel.sass").read_text()
+
+
 @pytest.mark.parametrize("words", ["spills", "spill,", "", "spill,no-wgmma,fast"])
 def test_an_unknown_word_is_wrong_usage_and_lists_the_choices(words: str, capsys: pytest.CaptureFixture[str]):
     with pytest.raises(SystemExit) as end:

@@ -7,7 +7,10 @@ from pathlib import Path
 
 import pytest
 
+from gemmir.backends.cuda import nvrtc, sass
 from gemmir.cli.main import main
+from gemmir.cli.watchers import KERNEL
+from gemmir.errors import ToolMissingError
 from gemmir.universe import PASSES
 
 ROOT = Path(__file__).resolve().parents[2]
@@ -19,11 +22,69 @@ def test_the_ir_after_each_pass_is_a_numbered_file(tmp_path: Path, capsys: pytes
     folder = tmp_path / "a" / "ir"
     assert main(["compile", LAYER, "--print-ir-dir", str(folder)]) == 0
     source = capsys.readouterr().out
-    assert sorted(path.name for path in folder.iterdir()) == [*NUMBERED, "source.cu"]
-    assert (folder / "source.cu").read_text() == source
+    assert sorted(path.name for path in folder.iterdir()) == [*NUMBERED, "09-kernel.cu"]
+    assert (folder / "09-kernel.cu").read_text() == source
     assert "schedule <" not in (folder / "01-gemm-canonicalize.mlir").read_text()
     assert "schedule <family = tiles>" in (folder / "02-gemm-select-family.mlir").read_text()
     assert "hopper.kernel" in (folder / "07-gemm-lower-to-hopper.mlir").read_text()
+
+
+@pytest.mark.parametrize(
+    ("emit", "suffixes"),
+    [
+        ("hopper", []),
+        ("manifest", ["cu"]),
+        ("ptx", ["cu", "ptx"]),
+        ("cubin", ["cu", "ptx", "cubin", "sass", "log"]),
+        ("bundle", ["cu", "ptx", "cubin", "sass", "log"]),
+        ("gemm --fail-on no-wgmma", ["cu", "ptx", "cubin", "sass", "log"]),
+    ],
+)
+def test_what_the_kernel_becomes_is_left_as_far_as_it_is_made(emit: str, suffixes: list[str], tmp_path: Path):
+    folder = tmp_path / "ir"
+    assert (
+        main(["compile", LAYER, "-o", str(tmp_path / "out"), "--print-ir-dir", str(folder), "--emit", *emit.split()])
+        == 0
+    )
+    numbers = {suffix: 9 + n for n, suffix in enumerate(KERNEL)}
+    kernel = [f"{numbers[suffix]:02}-kernel.{suffix}" for suffix in suffixes]
+    assert sorted(path.name for path in folder.iterdir()) == [*NUMBERED, *kernel]
+
+
+def test_they_are_what_is_emitted_and_made_by_one_compile(tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
+    once, calls = nvrtc.compile_cubin, []
+    monkeypatch.setattr(nvrtc, "compile_cubin", lambda *args: calls.append(args) or once(*args))
+    monkeypatch.setattr(nvrtc, "compile_ptx", lambda *_: pytest.fail("a second compile"))
+    folder, out = tmp_path / "ir", tmp_path / "out"
+    command = ["compile", LAYER, "--emit", "cuda,cubin,sass", "-o", f"{out}/", "--print-ir-dir", str(folder)]
+    assert main(command) == 0
+    assert len(calls) == 1
+    for number, suffix in ((9, "cu"), (11, "cubin"), (12, "sass")):
+        left = (folder / f"{number:02}-kernel.{suffix}").read_bytes()
+        assert left == (out / f"down_proj.{suffix}").read_bytes()
+    assert "0 bytes spill stores, 0 bytes spill loads" in (folder / "13-kernel.log").read_text()
+    monkeypatch.undo()
+    assert main(["compile", LAYER, "--emit", "ptx", "-o", str(tmp_path / "out.ptx")]) == 0
+    assert (folder / "10-kernel.ptx").read_bytes() == (tmp_path / "out.ptx").read_bytes()
+
+
+def test_without_nvdisasm_there_is_no_sass(tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
+    def gone(name: str) -> Path:
+        raise ToolMissingError("GMR-C004", f"{name} was not found")
+
+    monkeypatch.setattr(sass, "find_tool", gone)
+    folder, out = tmp_path / "ir", tmp_path / "out"
+    assert main(["compile", LAYER, "--emit", "cubin", "-o", str(out), "--print-ir-dir", str(folder)]) == 0
+    kernel = ["09-kernel.cu", "10-kernel.ptx", "11-kernel.cubin", "13-kernel.log"]
+    assert sorted(path.name for path in folder.iterdir()) == [*NUMBERED, *kernel]
+    assert main(["compile", LAYER, "--emit", "sass", "-o", str(out)]) == 3
+
+
+def test_the_kernel_of_an_earlier_run_is_removed(tmp_path: Path):
+    folder, out = tmp_path / "ir", str(tmp_path / "out")
+    for emit, count in (("cubin", 5), ("cuda", 1), ("hopper", 0)):
+        assert main(["compile", LAYER, "--emit", emit, "-o", out, "--print-ir-dir", str(folder)]) == 0
+        assert len(list(folder.glob("*-kernel.*"))) == count
 
 
 def test_files_of_an_earlier_run_are_removed_and_others_are_left(tmp_path: Path):
@@ -35,14 +96,14 @@ def test_files_of_an_earlier_run_are_removed_and_others_are_left(tmp_path: Path)
 
 
 def test_files_of_a_person_are_no_files_of_an_earlier_run(tmp_path: Path):
-    mine = ("01-layer.mlir", "42-my-notes.mlir", "source.cu")
+    mine = ("01-layer.mlir", "42-my-notes.mlir", "source.cu", "09-kernel.txt")
     for name in mine:
         (tmp_path / name).write_bytes(Path(LAYER).read_bytes())
     short = ["--emit", "schedule", "-p", "gemm-canonicalize", "--print-ir-dir", str(tmp_path)]
     assert main(["compile", str(tmp_path / mine[0]), *short]) == 0
     assert {path.name for path in tmp_path.iterdir()} == {*NUMBERED[:2], *mine}
     assert main(["compile", str(tmp_path / mine[0]), *short]) == 0
-    assert {path.name for path in tmp_path.iterdir()} == {*NUMBERED[:2], *mine[:2]}
+    assert {path.name for path in tmp_path.iterdir()} == {*NUMBERED[:2], *mine}
 
 
 def test_each_file_can_be_compiled_again(tmp_path: Path, capsys: pytest.CaptureFixture[str]):

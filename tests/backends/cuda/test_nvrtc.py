@@ -134,6 +134,10 @@ def test_the_version_is_one_that_is_supported():
     assert (13, 0) <= nvrtc.version() < (14, 0)
 
 
+def test_the_ptx_of_machine_code_is_that_of_a_compile_to_ptx():
+    assert nvrtc.compile_cubin(KERNEL).ptx == nvrtc.compile_ptx(KERNEL)
+
+
 def test_the_build_id_is_that_of_the_library_in_use():
     before = nvrtc.build_id()
     nvrtc.version()
@@ -248,8 +252,8 @@ def test_every_supported_version(folder: str):
     said = run_with(
         folder,
         f"c = nvrtc.compile_cubin({KERNEL!r})\nprint(nvrtc.version(), c.cubin[:4])\nprint(nvrtc.library_path())\n"
-        f"nvrtc.check_syntax({KERNEL!r})\nprint('.entry k' in nvrtc.compile_ptx({KERNEL!r}))",
+        f"nvrtc.check_syntax({KERNEL!r})\np = nvrtc.compile_ptx({KERNEL!r})\nprint('.entry k' in p, c.ptx == p)",
     )
     version = (13, 0) if folder == OLDEST else nvrtc.version()
     path = Path(folder) / "nvidia/cu13/lib/libnvrtc.so.13" if folder == OLDEST else nvrtc.library_path()
-    assert said == [f"{version} b'\\x7fELF'", str(path), "True"]
+    assert said == [f"{version} b'\\x7fELF'", str(path), "True True"]
