@@ -1,12 +1,15 @@
 """`gemmir doctor`: what is here, what is missing, and how to get it."""
 
+import errno
 import json
 import os
 import re
+import shutil
 import subprocess
 import sys
 import tempfile
 from pathlib import Path
+from typing import NamedTuple
 
 import pytest
 
@@ -14,11 +17,19 @@ from gemmir.backends.cuda import nvrtc, sass
 from gemmir.cache import Cache
 from gemmir.cache_files import Entry
 from gemmir.cli import doctor
-from gemmir.cli.doctor_settings import VARIABLES
+from gemmir.cli.doctor_settings import ROOM_FIX, VARIABLES
 from gemmir.cli.main import main
 from gemmir.errors import ToolMissingError
 
 ROOT = Path(__file__).resolve().parents[2]
+
+
+class Usage(NamedTuple):
+    """What `shutil.disk_usage` returns, in bytes."""
+
+    total: int
+    used: int
+    free: int
 
 
 ALONE = """
@@ -52,7 +63,7 @@ def test_json_has_every_check(monkeypatch: pytest.MonkeyPatch, capsys: pytest.Ca
     monkeypatch.setenv("GEMMIR_CACHE_DIR", str(tmp_path))
     found = checks(capsys)
     names = "python gemmir xdsl torch cuda-bindings nvrtc driver gpu nvdisasm cuobjdump shtab GEMMIR_CACHE_DIR".split()
-    caches = [f"cache {what}" for what in ("directory", "access", "size", "entries")]
+    caches = [f"cache {what}" for what in ("directory", "access", "room", "size", "entries")]
     assert set(found) - {"GEMMIR_NVRTC_13_0"} == {*names, *caches}
     for check in found.values():
         assert set(check) == {"name", "status", "value", "needed_for", "fix"}
@@ -96,6 +107,51 @@ def test_a_cache_that_can_only_be_read_is_not_missing():
     assert (found["cache access"]["status"], found["cache access"]["value"]) == ("limited", "read-only")
     assert "GEMMIR_CACHE_DIR" in found["cache access"]["fix"]
     assert found["cache entries"]["value"] == "1"
+    assert "cache room" not in found
+
+
+@pytest.mark.parametrize(("free", "status"), [(1 << 30, "ok"), ((1 << 30) - 1, "limited"), (0, "limited")])
+def test_a_disk_that_is_nearly_full_is_warned_of(
+    free: int, status: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+):
+    asked: list[Path] = []
+    monkeypatch.setattr(shutil, "disk_usage", lambda path: asked.append(path) or Usage(1 << 40, (1 << 40) - free, free))
+    monkeypatch.setenv("GEMMIR_CACHE_DIR", str(tmp_path / "not" / "there"))
+    room = checks(capsys)["cache room"]
+    assert asked == [tmp_path]
+    assert room == {
+        "name": "cache room",
+        "status": status,
+        "value": f"{free} bytes free" + ("" if status == "ok" else ", under 1073741824"),
+        "needed_for": "looking",
+        "fix": "" if status == "ok" else ROOM_FIX,
+    }
+    assert main(["doctor"]) == 0
+    text = f"{status:8} cache room       {room['value']}\n"
+    assert text + ("" if status == "ok" else f"{'':25} for looking: {ROOM_FIX}\n") in capsys.readouterr().out
+
+
+def test_the_room_is_that_of_the_file_system_of_the_cache(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+):
+    asked: list[Path] = []
+    monkeypatch.setattr(shutil, "disk_usage", lambda path: asked.append(path) or Usage(0, 0, 0))
+    monkeypatch.setenv("GEMMIR_CACHE_DIR", str(tmp_path / "kernels"))
+    Cache(tmp_path / "kernels").put("0" * 64, Entry({}, b"machine code"))
+    room = checks(capsys)["cache room"]
+    assert asked == [tmp_path / "kernels" / "v1"]
+    assert (room["status"], room["value"], room["fix"]) == ("ok", "not known", "")
+
+
+def test_a_file_system_that_does_not_say_is_no_warning(
+    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+):
+    def unanswered(path: Path) -> Usage:
+        raise OSError(errno.EIO, "Input/output error", str(path))
+
+    monkeypatch.setattr(shutil, "disk_usage", unanswered)
+    room = checks(capsys)["cache room"]
+    assert (room["status"], room["value"], room["fix"]) == ("ok", "not known: Input/output error", "")
 
 
 def test_a_cache_that_others_can_write_is_refused(
