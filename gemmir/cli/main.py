@@ -1,8 +1,8 @@
 """
 `gemmir`: parse the command line, run one subcommand, turn every failure into a message and an exit code.
 
-0 it worked, 1 an error in the IR, a pass, the compile or a check, 2 wrong usage, 3 a tool, driver or GPU is missing,
-130 interrupted. A traceback is shown only with `--debug` or GEMMIR_DEBUG=1.
+0 it worked, 1 an error in the IR, a pass, the compile, a check or gemmir itself, 2 wrong usage, 3 a tool, driver or GPU
+is missing, 130 interrupted. A traceback is shown only with `--debug` or GEMMIR_DEBUG=1.
 """
 
 from __future__ import annotations

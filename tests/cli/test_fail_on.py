@@ -4,7 +4,7 @@ from pathlib import Path
 
 import pytest
 
-from gemmir.backends.cuda import nvrtc
+from gemmir.backends.cuda import code_conditions, nvrtc
 from gemmir.cli.main import main
 from tests.backends.cuda.test_compiler_log import SOURCES
 
@@ -32,6 +32,18 @@ def test_machine_code_without_wgmma_is_refused(
     assert capsys.readouterr().err.startswith("error[GMR-C002]: no-wgmma: none of ")
     assert not list(tmp_path.iterdir())
     assert main([*command, "--fail-on", "spill,local-memory"]) == 0
+
+
+def test_a_defect_has_the_same_exit_code_and_says_what_it_is(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+):
+    def broken(*_: object) -> None:
+        raise KeyError("no such word")
+
+    monkeypatch.setattr(code_conditions, "check_conditions", broken)
+    assert main(["compile", LAYER, "-o", str(tmp_path / "out"), "--fail-on", ALL]) == 1
+    assert capsys.readouterr().err.startswith("error: internal error: KeyError: 'no such word'\n")
+    assert not list(tmp_path.iterdir())
 
 
 def test_refused_code_is_left_in_the_folder_of_ir(tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
