@@ -1,4 +1,4 @@
-# make demo | test | test-gpu | check | format | docs | clean: each sets up what it needs in .venv, once.
+# make demo | test | test-nightly | test-gpu | check | format | docs | clean: each sets up what it needs in .venv, once.
 
 PYTHON ?= python3
 VENV := .venv
@@ -16,7 +16,7 @@ CUDA_HEADERS := 13.5.37
 
 PIP := $(BIN)/python -m pip --disable-pip-version-check --quiet
 
-.PHONY: demo test test-gpu check format docs setup clean
+.PHONY: demo test test-nightly test-gpu check format docs setup clean
 
 demo: setup
 	$(BIN)/python examples/demo.py
@@ -24,6 +24,10 @@ demo: setup
 # GPU tests take turns, others do not.
 test: setup
 	$(BIN)/python -m pytest -n auto --maxprocesses 8 --dist worksteal
+
+# Too long for each change: a million mutated IR texts.
+test-nightly: setup
+	GEMMIR_FUZZ=1000000 $(BIN)/python -m pytest tests/fuzz
 
 test-gpu: setup
 	$(PIP) install --no-deps nvidia-cuda-sanitizer-api==$(SANITIZER)

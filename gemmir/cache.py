@@ -14,7 +14,6 @@ import re
 import time
 from collections.abc import Callable, Generator
 from contextlib import contextmanager, suppress
-from dataclasses import dataclass
 from pathlib import Path
 from typing import Literal
 
@@ -22,6 +21,7 @@ from gemmir.cache_files import Entry, UntrustedError, close, decode, encode, ope
 from gemmir.cache_locks import ThreadLocks, file_lock, sweep
 from gemmir.cache_settings import capacity, default_directory, switched_off
 from gemmir.errors import CacheError
+from gemmir.records import dataclass
 
 logger = logging.getLogger("gemmir.cache")
 

@@ -18,9 +18,10 @@ import stat
 import struct
 import time
 from contextlib import suppress
-from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
+
+from gemmir.records import dataclass
 
 Json = None | bool | int | float | str | list["Json"] | dict[str, "Json"]
 

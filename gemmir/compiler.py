@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import logging
 from collections.abc import Callable, Mapping
-from dataclasses import dataclass, field
+from dataclasses import field
 from pathlib import Path
 from time import perf_counter
 from typing import TYPE_CHECKING, Literal, TypeAlias
@@ -20,6 +20,7 @@ from gemmir.cache_keys import canonical, digest, recorded, sources_digest, xdsl_
 from gemmir.errors import InputError
 from gemmir.kernel import CompiledKernel
 from gemmir.manifest import Manifest
+from gemmir.records import dataclass
 from gemmir.target import SM_90A, find_target
 
 if TYPE_CHECKING:

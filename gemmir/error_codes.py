@@ -7,7 +7,7 @@ A new code is one entry here, under the class that raises it. `gemmir.errors` ta
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from gemmir.records import dataclass
 
 
 @dataclass(frozen=True, slots=True)

@@ -13,9 +13,8 @@ C compilation, K cache, B bundle, D device. `gemmir.error_codes` is the one tabl
 
 from __future__ import annotations
 
-from dataclasses import dataclass
-
 from gemmir.error_codes import ERROR_CODES
+from gemmir.records import dataclass
 
 CODES: dict[str, str] = {code: entry.title for code, entry in ERROR_CODES.items()}
 """What each code means, in a few words."""

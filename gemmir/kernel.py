@@ -4,13 +4,14 @@ from __future__ import annotations
 
 import threading
 from collections.abc import Sequence
-from dataclasses import dataclass, field
+from dataclasses import field
 from functools import cached_property
 from pathlib import Path
 from typing import TYPE_CHECKING
 
 from gemmir.errors import InputError
 from gemmir.manifest import Manifest
+from gemmir.records import dataclass
 
 if TYPE_CHECKING:
     import torch

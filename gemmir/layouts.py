@@ -8,9 +8,10 @@ confirmed bit for bit on an H200.
 
 from __future__ import annotations
 
-from dataclasses import dataclass
 from enum import Enum
 from typing import NamedTuple
+
+from gemmir.records import dataclass
 
 
 class Swizzle(Enum):

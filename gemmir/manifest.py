@@ -8,10 +8,11 @@ neither xDSL nor the passes.
 from __future__ import annotations
 
 import json
-from dataclasses import asdict, dataclass
+from dataclasses import asdict
 from typing import Any
 
 from gemmir.problem import GROUP_ALIGNMENT, Grouping
+from gemmir.records import dataclass
 from gemmir.target import balanced_clusters
 
 SCHEMA = 4

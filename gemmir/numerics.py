@@ -11,7 +11,7 @@ and the number of warpgroups never change a bit.
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from gemmir.records import dataclass
 
 
 @dataclass(frozen=True, slots=True)

@@ -10,7 +10,7 @@ from __future__ import annotations
 import threading
 from collections import OrderedDict
 from collections.abc import Sequence
-from dataclasses import dataclass, replace
+from dataclasses import replace
 from functools import lru_cache, partial
 from typing import TYPE_CHECKING, Any, Protocol, cast
 
@@ -22,6 +22,7 @@ from gemmir.decode import DECODE_ROWS, decode_split_k
 from gemmir.errors import InputError
 from gemmir.guards import Facts, Guard, guard
 from gemmir.problem import Grouping, blocks
+from gemmir.records import dataclass
 from gemmir.tracing import is_traced, traced
 
 if TYPE_CHECKING:

@@ -2,12 +2,12 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
 from enum import Enum
 from itertools import pairwise
 
 from gemmir.dtypes import DType
 from gemmir.numerics import NumericsSpec
+from gemmir.records import dataclass
 
 
 class Recipe(Enum):

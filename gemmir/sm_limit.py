@@ -2,9 +2,8 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
-
 from gemmir.errors import InputError
+from gemmir.records import dataclass
 
 
 @dataclass(slots=True)

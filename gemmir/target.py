@@ -7,9 +7,8 @@ those marked "measured" come from docs/performance.md.
 
 from __future__ import annotations
 
-from dataclasses import dataclass
-
 from gemmir.errors import UnsupportedError
+from gemmir.records import dataclass
 
 
 @dataclass(frozen=True, slots=True)

@@ -7,7 +7,6 @@ A tensor is described once as plain data (`TensorInfo`); the checks need neither
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass
 from functools import cache
 from math import prod
 from typing import Any
@@ -16,6 +15,7 @@ from gemmir.backends.cuda.tensor_map import group_pitch, row_pitch
 from gemmir.dtypes import BY_TORCH_NAME, DTYPES
 from gemmir.errors import InputError
 from gemmir.manifest import Manifest, PointerParam, StrideParam, TensorMapParam, TensorSpec
+from gemmir.records import dataclass
 from gemmir.target import SM_90A
 
 MAX_EXTENT = 2**31 - 1

@@ -11,11 +11,11 @@ import importlib
 import os
 from collections.abc import Generator
 from contextlib import contextmanager
-from dataclasses import dataclass
 from functools import cache
 from typing import Any
 
 from gemmir.errors import DeviceError, DeviceLostError, ForkError
+from gemmir.records import dataclass
 from gemmir.target import SM_90A, Target
 
 _SONAME = "libcuda.so.1"

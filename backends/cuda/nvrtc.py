@@ -13,12 +13,12 @@ import re
 import site
 from collections.abc import Callable, Generator, Iterator, Sequence
 from contextlib import contextmanager
-from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 from gemmir.backends.cuda.elf import build_id_of
 from gemmir.errors import CompileError, ToolMissingError
+from gemmir.records import dataclass
 from gemmir.target import SM_90A, find_target
 
 OLDEST = (13, 0)
@@ -33,12 +33,11 @@ driver, NVRTC remembers binaries, and gives a remembered one without the log tha
 _SONAME = "libnvrtc.so.13"
 _WHEEL_FOLDERS = ("nvidia/cu13/lib", "nvidia/cuda_nvrtc/lib")
 _FILE_NAME = b"kernel.cu"
-_COMMENT = re.compile(r"/\*.*?\*/|//[^\n]*", re.DOTALL)
-_DIRECTIVE = re.compile(
-    r"^[ \t]*(?:#|%:)\s*(include(?:_next)?|import|embed|line|\d+)\b|\b(__has_(?:include|embed))\b", re.MULTILINE
-)
-_TRIGRAPH = re.compile(r"\?\?[=/'()!<>-]")
-_PATH = re.compile(r"(?<![\w.*/])/(?:[^\s/:'\"()]+/)+([^\s/:'\"()]+)")
+# Patterns are compiled on first use: a process that finds its kernels in the cache needs none.
+_COMMENT = r"(?s)/\*.*?\*/|//[^\n]*"
+_DIRECTIVE = r"(?m)^[ \t]*(?:#|%:)\s*(include(?:_next)?|import|embed|line|\d+)\b|\b(__has_(?:include|embed))\b"
+_TRIGRAPH = r"\?\?[=/'()!<>-]"
+_PATH = r"(?<![\w.*/])/(?:[^\s/:'\"()]+/)+([^\s/:'\"()]+)"
 
 
 @dataclass(frozen=True, slots=True)
@@ -142,10 +141,10 @@ def lint_source(source: str) -> None:
         raise _unclean(f"the source has {size} characters", f"at most {MAX_SOURCE_BYTES}")
     if not source.isascii() or "\0" in source:
         raise _unclean("the source has characters beyond ASCII", "CUDA source is printable ASCII")
-    if (found := _TRIGRAPH.search(source)) is not None:
+    if (found := re.search(_TRIGRAPH, source)) is not None:
         raise _unclean(f"the source holds the trigraph {found.group()}", "no trigraphs")
-    spliced = _COMMENT.sub(" ", source.replace("\\\r\n", "").replace("\\\n", ""))
-    if (found := _DIRECTIVE.search(spliced)) is not None:
+    spliced = re.sub(_COMMENT, " ", source.replace("\\\r\n", "").replace("\\\n", ""))
+    if (found := re.search(_DIRECTIVE, spliced)) is not None:
         raise _unclean(f"the source holds #{found.group(1) or found.group(2)}", "a source includes nothing")
 
 
@@ -217,7 +216,7 @@ def _failed(log: str) -> CompileError:
 
 def readable_log(log: str) -> str:
     """A compiler's log for people: at most 4 KiB, file names without their folders."""
-    text = _PATH.sub(r"\1", log).strip()
+    text = re.sub(_PATH, r"\1", log).strip()
     if len(text) <= MAX_LOG_BYTES:
         return text
     return text[:MAX_LOG_BYTES] + f"\n... ({len(text) - MAX_LOG_BYTES} more characters)"

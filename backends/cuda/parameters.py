@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import ctypes
 from collections.abc import Sequence
-from dataclasses import dataclass, replace
+from dataclasses import replace
 from struct import Struct, pack_into
 from typing import Any
 
@@ -23,6 +23,7 @@ from gemmir.manifest import (
     StrideParam,
     TensorMapParam,
 )
+from gemmir.records import dataclass
 
 _WORD = 8
 _ADDRESS, _NUMBER = Struct("=Q"), Struct("=q")

@@ -11,7 +11,7 @@ import ctypes
 import threading
 from collections import OrderedDict
 from collections.abc import Sequence
-from dataclasses import dataclass, field
+from dataclasses import field
 from typing import TYPE_CHECKING, Any
 
 from gemmir.backends.cuda import driver, from_torch
@@ -21,6 +21,7 @@ from gemmir.backends.cuda.tensor_map import tensor_map_fields
 from gemmir.calls import Ready, remember
 from gemmir.guards import Guard
 from gemmir.manifest import Manifest, PointerParam, SeedParam, TensorMapParam
+from gemmir.records import dataclass
 
 if TYPE_CHECKING:
     import torch

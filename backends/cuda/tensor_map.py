@@ -8,13 +8,13 @@ outside a tensor reads as zero and is not written.
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass
 from typing import Any
 
 from gemmir.backends.cuda.driver import bindings, checked
 from gemmir.dtypes import DTYPES
 from gemmir.layouts import Swizzle
 from gemmir.manifest import TensorMapParam, TensorSpec
+from gemmir.records import dataclass
 from gemmir.target import SM_90A
 
 MAP_BYTES = 128
