@@ -43,14 +43,15 @@ class Calls:
 
     def __init__(self, resolve: Resolve):
         self._resolve = resolve
-        self._ready: OrderedDict[Options, Ready] = OrderedDict()
+        self.ready: OrderedDict[Options, Ready] = OrderedDict()
+        """Calls by their addresses and options."""
         self._lock = threading.Lock()
 
     def call(self, tensors: Sequence[torch.Tensor], options: Options) -> torch.Tensor:
         """Make a call, whether or not it was made before."""
         try:
             key = (*options, *[tensor.data_ptr() for tensor in tensors])
-            ready = self._ready.get(key)
+            ready = self.ready.get(key)
             known = ready is not None and ready.accepts(*tensors)
         except (AttributeError, TypeError, RuntimeError):
             key, ready, known = None, None, False
@@ -59,12 +60,12 @@ class Calls:
         return ready.run(tensors)
 
     def __len__(self) -> int:
-        return len(self._ready)
+        return len(self.ready)
 
     def forget(self) -> None:
         """Check and prepare every call again."""
         with self._lock:
-            self._ready.clear()
+            self.ready.clear()
 
     def resolved(self, tensors: Sequence[torch.Tensor], options: Options, key: Options | None = None) -> Ready:
         """The call, checked and prepared as if for the first time, and remembered under `key`."""
@@ -76,7 +77,7 @@ class Calls:
         ready = self._resolve(tensors, options, facts)
         if key is not None and facts is not None:
             with self._lock:
-                remember(self._ready, key, ready, MAX_CALLS)
+                remember(self.ready, key, ready, MAX_CALLS)
         return ready
 
 

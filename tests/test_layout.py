@@ -37,6 +37,7 @@ KNOWN_ONLY_BY = {
         "gemmir.bundle",
         "gemmir.ops",
         "gemmir.preparing",
+        "gemmir.reference_calls",
         "gemmir.quantization",
         "gemmir.torch_ops_fake",
         "gemmir.torch_ops_fake_quantize",

@@ -63,7 +63,7 @@ def bare_launch() -> Callable[[], Any]:
     tensors, out = fp8(ROWS), torch.empty(ROWS, N, dtype=BF16, device="cuda")
     ops.forget()
     gemmir.matmul(**tensors, out=out)
-    (ready,) = ops._CALLS[Grouping.NONE]._ready.values()
+    (ready,) = ops._CALLS[Grouping.NONE].ready.values()
     made: Any = ready
     plan, parameters = made.plan, made.parameters.address
     (config,) = plan.configs.values()

@@ -36,7 +36,7 @@ def test_more_new_outputs_than_are_remembered(gpu: RecordingDriver, monkeypatch:
     call, arguments = launcher(), tensors(8)
     for _ in range(3 * plan.MAX_OUTPUTS):
         call(arguments)
-    (ready,) = call._calls._ready.values()
+    (ready,) = call._calls.ready.values()
     assert len(ready.blocks) == plan.MAX_OUTPUTS
     assert len(gpu.launches) == 3 * plan.MAX_OUTPUTS
 
