@@ -47,8 +47,13 @@ class Calls:
         """Calls by their addresses and options."""
         self._lock = threading.Lock()
 
-    def call(self, tensors: Sequence[torch.Tensor], options: Options) -> torch.Tensor:
-        """Make a call, whether or not it was made before."""
+    def call(
+        self,
+        tensors: Sequence[torch.Tensor],
+        options: Options,
+        resolve: Callable[[Calls, Sequence[torch.Tensor], Options, Options | None], Ready] | None = None,
+    ) -> torch.Tensor:
+        """Make a call, whether or not it was made before; if it was not, `resolve` stands for `resolved`."""
         try:
             key = (*options, *[tensor.data_ptr() for tensor in tensors])
             ready = self.ready.get(key)
@@ -56,7 +61,7 @@ class Calls:
         except (AttributeError, TypeError, RuntimeError):
             key, ready, known = None, None, False
         if ready is None or not known:
-            ready = self.resolved(tensors, options, key)
+            ready = self.resolved(tensors, options, key) if resolve is None else resolve(self, tensors, options, key)
         return ready.run(tensors)
 
     def __len__(self) -> int:

@@ -13,8 +13,9 @@ from typing import TYPE_CHECKING, TypeAlias
 from gemmir.decode import DECODE_ROWS
 from gemmir.errors import InputError
 from gemmir.matmul_rules import operand_scale_shape
-from gemmir.ops import FEW_ROWS, INDICES, Asked, Call, call_of, kernel_of
+from gemmir.ops import kernel_of
 from gemmir.problem import RECIPES, Grouping, Recipe
+from gemmir.product_calls import FEW_ROWS, INDICES, Asked, Call, call_of
 
 if TYPE_CHECKING:
     import torch

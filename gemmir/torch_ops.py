@@ -11,8 +11,9 @@ They take what the functions of the same name in `gemmir` take, compute the same
 those that torch traces with) they return the shape and type of the result, for any M; what the tensors' shapes, types
 and devices say about an error is an error there too. None has a backward pass: see `gemmir.linear`.
 
-`gemmir.matmul` is quicker where nothing is traced, for it does not go through torch's dispatcher; under `torch.compile`
-and `torch.export` it becomes the op by itself.
+Where nothing is traced, an op of a product does not go through torch's dispatcher either, unless something stands in
+between that must see it (see `gemmir.torch_ops_eager`); an overload, as `torch.ops.gemmir.matmul.default`, always does.
+Under `torch.compile` and `torch.export` `gemmir.matmul` becomes the op by itself.
 """
 
 from __future__ import annotations
@@ -24,6 +25,7 @@ import torch
 
 from gemmir import ops
 from gemmir.quantization import quantize
+from gemmir.torch_ops_eager import call_directly
 from gemmir.torch_ops_fake import fake_of, fake_out_of
 from gemmir.torch_ops_fake_quantize import fake_quantize, fake_quantize_out
 
@@ -65,15 +67,23 @@ def _products() -> tuple[dict[str, Compute], dict[str, Compute]]:
     """The ops by name: those that return a tensor, and those that write to one."""
     functional: dict[str, Compute] = {}
     mutating: dict[str, Compute] = {}
-    for name, (compute, tensors, options) in {
-        "matmul": (ops.matmul, _SCALED, f"{_RESULT}, int? split_k=None, bool batch_invariant=True, bool overlap=False"),
-        "grouped_matmul": (ops.grouped_matmul, f"{_INDEX}, {_SCALED}", f"{_RESULT}, bool validate=False"),
-        "batched_matmul": (ops.batched_matmul, _SCALED, _RESULT),
+    split = "int? split_k=None, bool batch_invariant=True, bool overlap=False"
+    for name, (compute, run, tensors, options) in {
+        "matmul": (ops.matmul, ops.run_matmul, _SCALED, f"{_RESULT}, {split}"),
+        "grouped_matmul": (
+            ops.grouped_matmul,
+            ops.run_grouped_matmul,
+            f"{_INDEX}, {_SCALED}",
+            f"{_RESULT}, bool validate=False",
+        ),
+        "batched_matmul": (ops.batched_matmul, ops.run_batched_matmul, _SCALED, _RESULT),
     }.items():
         operands = f"Tensor a, Tensor b, *, {tensors}"
         functional[name] = _register(name, f"({operands}, {options}) -> Tensor", compute, fake_of(name))
         signature = f"({operands}, Tensor(a!) out, {options}) -> ()"
         mutating[name] = _register(f"{name}_out", signature, _discarding(compute), fake_out_of(name))
+        call_directly(functional[name], run, has_out=False)
+        call_directly(mutating[name], run, has_out=True)
     return functional, mutating
 
 

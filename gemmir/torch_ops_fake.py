@@ -15,16 +15,17 @@ from typing import Any
 
 import torch
 
-from gemmir import ops
 from gemmir.backends.cuda.arguments import refuse_gradient
 from gemmir.backends.reference.checks import check_dtype, check_one_device, check_shape
 from gemmir.expression import find_dtype
+from gemmir.ops import grouping_of
 from gemmir.problem import Grouping
+from gemmir.product_calls import checked_call, result_type
 
 
 @dataclass(frozen=True, slots=True)
 class Outline:
-    """What `gemmir.ops` asks a tensor for, in numbers."""
+    """What `gemmir.product_calls` asks a tensor for, in numbers."""
 
     shape: tuple[int, ...]
     strides: tuple[int, ...]
@@ -69,7 +70,7 @@ def _operands(
     tensors = {"a": a, "b": b}
     grouping = Grouping.BATCH if name == "batched_matmul" else Grouping.NONE
     if name == "grouped_matmul":
-        grouping, word, tensors["index"] = ops.grouping_of(
+        grouping, word, tensors["index"] = grouping_of(
             a, b, options.get("offs"), options.get("group_ids"), options.get("counts")
         )
         tensors[word] = tensors.pop("index")
@@ -91,7 +92,7 @@ def _result_type(
         raise refuse_gradient(tracked[0])
     every = tensors if out is None else tensors | {"out": out}
     check_one_device(list(every), list(every.values()))
-    dtype = ops.result_type(grouping, tensors["a"], out, options.get("out_dtype"))
+    dtype = result_type(grouping, tensors["a"], out, options.get("out_dtype"))
     outlines = {name: outline_of(tensor) for name, tensor in every.items()}
     if all(outline is not None for outline in outlines.values()):
         hint = _number(options.get("expected_m"))
@@ -105,7 +106,7 @@ def _check_sizes(
     grouping: Grouping, outlines: dict[str, Any], dtype: torch.dtype, hint: int | None, split_k: int | None
 ) -> None:
     out = outlines.pop("out", None)
-    call = ops.checked_call(grouping, outlines, dtype, hint, split_k)
+    call = checked_call(grouping, outlines, dtype, hint, split_k)
     m = outlines["a"].shape[-2]
     for name, shape, _ in call.tensors:
         check_shape(name, outlines[name], [m if extent is None else extent for extent in shape])

@@ -21,6 +21,7 @@ from gemmir.errors import InputError, UnsupportedError
 from gemmir.guards import Facts
 from gemmir.ir_text import parse_module
 from gemmir.problem import Grouping, Recipe
+from gemmir.product_calls import Asked, Call, program_of
 from gemmir.reference_calls import Reference
 from gemmir.testing.groups import extent_of, grouped_problems, indices
 from gemmir.testing.oracles import simulated
@@ -117,17 +118,17 @@ def test_a_call_is_its_program(data: st.DataObject, grouping: Grouping, seed: in
 def test_recipes_of_scales(scale_a: tuple[int, ...], scale_b: tuple[int, ...], recipes: tuple[Recipe, Recipe]):
     a, b = torch.ones(9, 256).to(torch.float8_e4m3fn), torch.ones(144, 256).to(torch.float8_e4m3fn).t()
     calls = recorded(lambda: ops.matmul(a, b, scale_a=torch.full(scale_a, 2.0), scale_b=torch.full(scale_b, 0.5)))
-    problem = problem_of(the_matmul(ops._program(calls[0]).module))
+    problem = problem_of(the_matmul(program_of(calls[0]).module))
     assert (problem.scale_a, problem.scale_b) == recipes
     assert bool((ops.matmul(a, b, scale_a=torch.full(scale_a, 2.0), scale_b=torch.full(scale_b, 0.5)) == 256).all())
 
 
-def recorded(call: Callable[[], object]) -> list[ops.Call]:
+def recorded(call: Callable[[], object]) -> list[Call]:
     """What `call` asks for."""
-    found: list[ops.Call] = []
+    found: list[Call] = []
     right = ops._reference
 
-    def note(asked: ops.Call) -> Any:
+    def note(asked: Call) -> Any:
         found.append(asked)
         return right(asked)
 
@@ -173,7 +174,7 @@ def test_shapes_are_forgotten_when_there_are_many(monkeypatch: pytest.MonkeyPatc
 def test_expected_rows_are_part_of_the_program():
     a, b = bf16(3, 4, 64), bf16(3, 64, 16)
     (call,) = recorded(lambda: ops.grouped_matmul(a, b, counts=i32(1, 2, 3), expected_m=2))
-    assert problem_of(the_matmul(ops._program(call).module)).group_rows == 2
+    assert problem_of(the_matmul(program_of(call).module)).group_rows == 2
 
 
 A, B = bf16(9, 64), bf16(3, 64, 16)
@@ -267,7 +268,7 @@ class Kernel:
 def compiled(monkeypatch: pytest.MonkeyPatch) -> Iterator[list[Kernel]]:
     found: list[Kernel] = []
 
-    def compile_call(call: ops.Call, program: Callable[[], gemmir.Program]) -> Kernel:
+    def compile_call(call: Call, program: Callable[[], gemmir.Program]) -> Kernel:
         found.append(Kernel(program()))
         return found[-1]
 
@@ -304,7 +305,7 @@ def test_a_product_without_columns_needs_no_kernel(m: int, compiled: list[Kernel
     assert compiled == []
 
 
-PLAIN = ops.Asked(True, True, True, True, False, None, None)
+PLAIN = Asked(True, True, True, True, False, None, None)
 
 
 def test_memory_order_of_16_bit_operands_is_part_of_the_program(compiled: list[Kernel]):
@@ -377,7 +378,7 @@ def test_a_row_has_the_same_bits_in_every_batch_of_few_rows(case: Case):
     def product(m: int) -> torch.Tensor:
         scales = {} if xs is None else {"scale_a": gemmir.align_scales(xs[:m]), "scale_b": ws}
         (call,) = recorded(lambda: ops.matmul(x[:m], w, **scales))
-        program = ops._program(call)
+        program = program_of(call)
         assert problem_of(the_matmul(program.module)).numerics.split_k == 3
         order = ("a", "b", "scale_a", "scale_b")
         given = {"a": x[:m], "b": w, **scales}

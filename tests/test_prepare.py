@@ -11,6 +11,7 @@ from gemmir import ops, preparing
 from gemmir.bench.cases import Case
 from gemmir.errors import DeviceError, InputError, UnsupportedError
 from gemmir.problem import Grouping
+from gemmir.product_calls import Asked, Call, call_of
 
 BF16, F16, F32, FP8 = torch.bfloat16, torch.float16, torch.float32, torch.float8_e4m3fn
 BLOCKS = ("block_wise_1x128", "block_wise_128x128")
@@ -20,19 +21,19 @@ PAIRS = ("block_wise_1x128", "block_wise_1x128")
 class Kernel:
     """What would be compiled for a call."""
 
-    def __init__(self, call: ops.Call):
+    def __init__(self, call: Call):
         self.call = call
 
 
 @pytest.fixture
-def asked(monkeypatch: pytest.MonkeyPatch) -> list[ops.Call]:
+def asked(monkeypatch: pytest.MonkeyPatch) -> list[Call]:
     """The calls for which a kernel is compiled, or the reference asked; none is."""
-    found: list[ops.Call] = []
+    found: list[Call] = []
 
     class Noted(Exception):
         pass
 
-    def note(call: ops.Call) -> Any:
+    def note(call: Call) -> Any:
         found.append(call)
         raise Noted
 
@@ -42,7 +43,7 @@ def asked(monkeypatch: pytest.MonkeyPatch) -> list[ops.Call]:
     return found
 
 
-def call(asked: list[ops.Call], function: Callable[..., Any], *tensors: Any, **options: Any) -> ops.Call:
+def call(asked: list[Call], function: Callable[..., Any], *tensors: Any, **options: Any) -> Call:
     with pytest.raises(Exception, match=r"^$"):
         function(*tensors, **options)
     return asked.pop()
@@ -146,7 +147,7 @@ CALLS: dict[str, tuple[dict[str, Any], Callable[..., Any], dict[str, Any]]] = {
 
 
 @pytest.mark.parametrize("name", CALLS)
-def test_what_is_prepared_is_what_is_called(name: str, asked: list[ops.Call]):
+def test_what_is_prepared_is_what_is_called(name: str, asked: list[Call]):
     options, function, given = CALLS[name]
     wanted = call(asked, function, **given)
     gemmir.prepare([(M, N, K)], load=False, **options)
@@ -159,22 +160,20 @@ def test_every_grouping_is_there():
 
 @pytest.mark.parametrize("dtype", [BF16, FP8])
 @pytest.mark.parametrize(("n", "k"), [(4096, 7168), (256, 128), (7168, 16384)])
-def test_every_m_has_at_most_six_kernels_and_all_are_prepared(
-    dtype: torch.dtype, n: int, k: int, asked: list[ops.Call]
-):
+def test_every_m_has_at_most_six_kernels_and_all_are_prepared(dtype: torch.dtype, n: int, k: int, asked: list[Call]):
     """For M from 1 to 16384 at fixed N and K."""
     gemmir.prepare([(None, n, k)], dtype, load=False)
     prepared = {*asked}
     assert len(asked) == len(prepared) <= 6
-    one = ops.Asked(True, True, True, True, False, None, None, None, True)
+    one = Asked(True, True, True, True, False, None, None, None, True)
     found = {
-        ops.call_of(Grouping.NONE, preparing._stand_ins(Grouping.NONE, (m, n, k), 1, dtype, None, None), one)
+        call_of(Grouping.NONE, preparing._stand_ins(Grouping.NONE, (m, n, k), 1, dtype, None, None), one)
         for m in range(1, 16385)
     }
     assert found == prepared
 
 
-def test_kernels_are_returned_once_and_reported_one_by_one(asked: list[ops.Call]):
+def test_kernels_are_returned_once_and_reported_one_by_one(asked: list[Call]):
     seen: list[tuple[int, int, Any]] = []
     shapes = [(1, N, K), (2, N, K), (500, N, K), (M, 2 * N, K), (1, N, K)]
     kernels: Any = gemmir.prepare(shapes, BF16, load=False, threads=3, progress=lambda *report: seen.append(report))
@@ -210,7 +209,7 @@ def test_what_no_kernel_computes_is_refused_as_a_call_would_be():
         gemmir.prepare([(M, N, K)], FP8, recipe=("row_wise", "row_wise"), load=False)
 
 
-def test_without_a_gpu_nothing_is_compiled(asked: list[ops.Call]):
+def test_without_a_gpu_nothing_is_compiled(asked: list[Call]):
     if torch.cuda.is_available():
         pytest.fail("runs where there is no GPU")
     with pytest.raises(DeviceError, match="GMR-D001"):

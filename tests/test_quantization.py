@@ -172,6 +172,7 @@ REFUSED: dict[str, tuple[str, Callable[[], object]]] = {
     "a vector": ("GMR-I002", lambda: gemmir.quantize(X[0])),
     "rank 4": ("GMR-I002", lambda: gemmir.quantize(X[None, None])),
     "columns first": ("GMR-I006", lambda: gemmir.quantize(X.t())),
+    "a negated view": ("GMR-I006", lambda: gemmir.quantize(torch.ones(4, 2, dtype=torch.complex64).conj().imag)),
     "sparse": ("GMR-I006", lambda: gemmir.quantize(X.to_sparse())),
     "no data": ("GMR-I004", lambda: gemmir.quantize(X.to("meta"))),
     "a gradient": ("GMR-I005", lambda: gemmir.quantize(X.clone().requires_grad_())),

@@ -79,8 +79,8 @@ def describe(tensor: Any, name: str) -> TensorInfo:
     """
     The facts about a torch tensor.
 
-    `InputError`: GMR-I005 if it is no tensor, or one that autograd would have to follow; GMR-I006 if it is sparse;
-    GMR-I004 if it has no storage.
+    `InputError`: GMR-I005 if it is no tensor, or one that autograd would have to follow; GMR-I006 if it is sparse, or
+    a view that negates another; GMR-I004 if it has no storage.
     """
     if not all(hasattr(tensor, attribute) for attribute in ("dtype", "shape", "stride", "device", "data_ptr")):
         raise InputError(
@@ -93,6 +93,8 @@ def describe(tensor: Any, name: str) -> TensorInfo:
         raise InputError(
             "GMR-I006", f"{name}: layout is {layout}", rule="tensors are dense", fix=f"pass {name}.to_dense()"
         )
+    if getattr(tensor, "is_neg", bool)():
+        raise refuse_negated(name)
     device = tensor.device
     try:
         address = tensor.data_ptr()
@@ -117,6 +119,12 @@ def describe(tensor: Any, name: str) -> TensorInfo:
         address=address,
         item_bytes=tensor.element_size(),
     )
+
+
+def refuse_negated(name: str) -> InputError:
+    """The error for a tensor of which torch holds back a minus sign."""
+    rule, fix = "elements lie in memory as they are", f"pass {name}.resolve_neg()"
+    return InputError("GMR-I006", f"{name}: is a view that negates another tensor", rule=rule, fix=fix)
 
 
 def refuse_gradient(name: str) -> InputError:

@@ -11,22 +11,22 @@ import json
 import sys
 from pathlib import Path
 
-from gemmir import ops
 from gemmir.backends.cuda import nvrtc
 from gemmir.compiler import compile_call, lower
 from gemmir.problem import Grouping
+from gemmir.product_calls import Call, program_of
 from gemmir.program import Program
 from tests.cache.start_together import together
 from tests.cache.work import note
 
 CALLS = [
-    ops.Call(Grouping.NONE, (("a", (None, 256), "bf16"), ("b", (256, n), "bf16")), None, ("k", "k"), "bf16", None)
+    Call(Grouping.NONE, (("a", (None, 256), "bf16"), ("b", (256, n), "bf16")), None, ("k", "k"), "bf16", None)
     for n in (128, 256)
 ]
 
 
-def program(call: ops.Call) -> Program:
-    return ops._program(call)  # pyright: ignore[reportPrivateUsage]
+def program(call: Call) -> Program:
+    return program_of(call)
 
 
 def main(folder: Path, processes: int) -> None:

@@ -13,13 +13,13 @@ import pytest
 import torch
 
 import gemmir
-from gemmir import compiler, ops
+from gemmir import compiler
 from gemmir.backends.cuda import nvrtc
 from gemmir.cache import Cache, Kind
 from gemmir.cache_files import Entry
 from gemmir.compiler import compile_call
-from gemmir.ops import Call, Parts
 from gemmir.problem import Grouping
+from gemmir.product_calls import Call, Parts, program_of
 from gemmir.program import Program
 from tests.cache.entries import names_in, warnings_in
 from tests.cache.test_faults import ROOT, program
@@ -33,7 +33,7 @@ def kernel(call: Call, asked: list[Call] | None = None) -> gemmir.CompiledKernel
     def build() -> Program:
         if asked is not None:
             asked.append(call)
-        return ops._program(call)  # pyright: ignore[reportPrivateUsage]
+        return program_of(call)
 
     return compile_call(call, build)
 
@@ -65,7 +65,7 @@ def test_a_call_finds_its_kernel(cubin: bytes):
 
 
 def test_a_call_and_its_program_share_an_entry(cubin: bytes):
-    assert gemmir.compile(ops._program(CALL)).cubin == cubin  # pyright: ignore[reportPrivateUsage]
+    assert gemmir.compile(program_of(CALL)).cubin == cubin
     assert len(Cache().entries()) == 1
     assert kernel(replace(CALL, parts=Parts(1))).cubin == cubin
     assert len(Cache().entries()) == 1, "another call, the same program"
@@ -169,7 +169,7 @@ def test_without_a_cache_every_call_is_compiled(monkeypatch: pytest.MonkeyPatch,
 
 def test_what_is_no_call_is_refused():
     with pytest.raises(TypeError, match="no canonical text"):
-        compile_call(object(), lambda: ops._program(CALL))  # pyright: ignore[reportPrivateUsage]
+        compile_call(object(), lambda: program_of(CALL))
     assert Cache().entries() == ()
 
 
@@ -180,7 +180,7 @@ before = set(sys.modules)
 import gemmir
 gemmir.matmul
 from gemmir import ops
-from gemmir.ops import Call, Parts
+from gemmir.product_calls import Call, Parts
 from gemmir.problem import Grouping
 fp8, f32, bf16 = torch.float8_e4m3fn, torch.float32, torch.bfloat16
 tensors = ("a", (None, 512), fp8), ("b", (512, 256), fp8), ("scale_a", (None, 4), f32), ("scale_b", (4, 2), f32)

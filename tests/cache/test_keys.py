@@ -17,8 +17,8 @@ from gemmir import cache_keys, compiler
 from gemmir.backends.cuda import elf, nvrtc
 from gemmir.cache import Cache
 from gemmir.cache_keys import LONGEST_RECORDED, canonical, digest, recorded, source_files, sources_digest, xdsl_version
-from gemmir.ops import Call, Parts
 from gemmir.problem import Grouping
+from gemmir.product_calls import Call, Parts
 from tests.gpu.problems import fp8_text
 
 TEXT = fp8_text(512, 384)

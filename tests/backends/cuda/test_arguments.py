@@ -340,6 +340,8 @@ def test_things_that_are_no_dense_tensors():
         describe(torch.eye(3).to_sparse(), "x")
     with pytest.raises(InputError, match=r"GMR-I004: x: holds no data \(device meta\)"):
         describe(torch.empty(3, device="meta"), "x")
+    with pytest.raises(InputError, match=r"GMR-I006: x: is a view that negates another"):
+        describe(torch.ones(3, dtype=torch.complex64).conj().imag, "x")
 
 
 @pytest.mark.filterwarnings("ignore:Accessing the data pointer of FakeTensor")
