@@ -9,6 +9,7 @@ from __future__ import annotations
 
 from gemmir.errors import ScheduleError
 from gemmir.layouts import PANEL, STMATRIX_BYTES
+from gemmir.order_legality import evict, raster
 from gemmir.problem import GROUP_ALIGNMENT, GemmProblem, Grouping
 from gemmir.rule import Rule, Violation, missing
 from gemmir.schedule import Family, Schedule, Split
@@ -287,13 +288,6 @@ def cluster(problem: GemmProblem, s: Schedule, target: Target) -> Violation | No
     return Violation("GMR-S004", f"cluster of {m} x {n} CTAs", "1x1, 2x1 or 1x2", "use cluster = 2x1")
 
 
-def raster(problem: GemmProblem, s: Schedule, target: Target) -> Violation | None:
-    """Groups of 1 to 64 tile rows or columns."""
-    if s.raster_group is None or 1 <= s.raster_group <= 64:
-        return None
-    return Violation("GMR-S003", f"raster group of {s.raster_group}", "1 <= group <= 64", "use group = 8")
-
-
 def _many_segments(problem: GemmProblem) -> bool:
     """Whether a warp cannot hold what it knows of all groups at once."""
     ended = problem.grouping in (Grouping.OFFS, Grouping.K_OFFS)
@@ -458,6 +452,7 @@ RULES: tuple[Rule, ...] = (
     tma_boxes,
     split_k,
     raster,
+    evict,
     groups,
     turns,
     store_slices,

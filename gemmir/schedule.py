@@ -38,6 +38,22 @@ class RasterAxis(Enum):
     ALONG_N = "along_n"
 
 
+class Evict(Enum):
+    """
+    Whose lines leave L2 first where others need the room: the cache hints of the producer's loads.
+
+    What was written to L2 before, and would have to go to DRAM to make room, stays there as long as lines may leave.
+
+    - `neither`: no hints.
+    - `weights`: those of B leave first, those of A last.
+    - `both`: those of A and B leave first.
+    """
+
+    NEITHER = "neither"
+    WEIGHTS = "weights"
+    BOTH = "both"
+
+
 @dataclass(frozen=True, slots=True)
 class Schedule:
     """
@@ -67,6 +83,7 @@ class Schedule:
     cluster_n: int | None = None
     raster_axis: RasterAxis | None = None
     raster_group: int | None = None
+    evict: Evict | None = None
     balanced: bool | None = None
     scale_batch: int | None = None
     store_slices: int | None = None

@@ -12,7 +12,7 @@ from gemmir.dialects.hopper import KernelOp
 from gemmir.ir_text import make_context, parse_module
 from gemmir.passes.gemm_lower_to_hopper import GemmLowerToHopperPass
 from gemmir.problem import GemmProblem
-from gemmir.schedule import Family, RasterAxis, Schedule, Split
+from gemmir.schedule import Evict, Family, RasterAxis, Schedule, Split
 from gemmir.testing.strategies import completed, program_text
 
 FP8_SCHEDULE = Schedule(
@@ -27,6 +27,7 @@ FP8_SCHEDULE = Schedule(
     cluster_n=1,
     raster_axis=RasterAxis.ALONG_M,
     raster_group=8,
+    evict=Evict.NEITHER,
     num_stages=4,
     promote_chunk=1,
 )
@@ -44,6 +45,7 @@ BF16_SCHEDULE = Schedule(
     cluster_n=1,
     raster_axis=RasterAxis.ALONG_M,
     raster_group=8,
+    evict=Evict.NEITHER,
     num_stages=3,
     promote_chunk=1,
 )

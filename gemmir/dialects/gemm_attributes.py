@@ -15,7 +15,7 @@ from xdsl.printer import Printer
 from xdsl.utils.exceptions import VerifyException
 
 from gemmir.problem import Grouping, Recipe
-from gemmir.schedule import Family, RasterAxis, Schedule, Split
+from gemmir.schedule import Evict, Family, RasterAxis, Schedule, Split
 
 E = TypeVar("E", bound=Enum)
 
@@ -231,6 +231,10 @@ def _parse_group(parser: AttrParser) -> dict[str, object]:
     return {"raster_group": _parse_positive(parser)}
 
 
+def _parse_evict(parser: AttrParser) -> dict[str, object]:
+    return {"evict": _parse_enum(parser, Evict)}
+
+
 def _parse_balanced(parser: AttrParser) -> dict[str, object]:
     return {"balanced": parser.parse_boolean()}
 
@@ -256,6 +260,7 @@ _SCHEDULE_ENTRIES: dict[str, Callable[[AttrParser], dict[str, object]]] = {
     "cluster": _parse_cluster,
     "raster": _parse_raster,
     "group": _parse_group,
+    "evict": _parse_evict,
     "balanced": _parse_balanced,
     "scale_batch": _parse_scale_batch,
     "slices": _parse_slices,
@@ -276,6 +281,7 @@ def schedule_text(s: Schedule) -> str:
         "cluster": _known_dims_text(s.cluster_m, s.cluster_n),
         "raster": None if s.raster_axis is None else s.raster_axis.value,
         "group": s.raster_group,
+        "evict": None if s.evict is None else s.evict.value,
         "balanced": None if s.balanced is None else str(s.balanced).lower(),
         "scale_batch": s.scale_batch,
         "slices": s.store_slices,
@@ -290,7 +296,8 @@ class ScheduleAttr(Data[Schedule]):
     The choices made so far; what is left out or `?` is open.
 
     `#gemm.schedule<family = tiles, block = 128x256x128, warpgroups = 2 along n, turns = false, chunk = 1,
-    cluster = 2x1, raster = along_m, group = 8, balanced = true, scale_batch = 1, slices = 2, stages = 4>`
+    cluster = 2x1, raster = along_m, group = 8, evict = neither, balanced = true, scale_batch = 1, slices = 2,
+    stages = 4>`
     """
 
     name = "gemm.schedule"

@@ -24,7 +24,7 @@ from gemmir.legality import (
 from gemmir.matmul_rules import DIMS, operand_scale_shape
 from gemmir.numerics import NumericsSpec
 from gemmir.problem import SCALE_BLOCK, GemmProblem, Grouping, Recipe
-from gemmir.schedule import Family, RasterAxis, Schedule, Split
+from gemmir.schedule import Evict, Family, RasterAxis, Schedule, Split
 from gemmir.stream_legality import MAX_BLOCK_M, MAX_PARTS, MAX_WARPGROUPS, form
 from gemmir.target import SM_90A
 from gemmir.tile import tile_geometry, widest_scale_batch
@@ -144,6 +144,7 @@ def legal_schedules(draw: st.DrawFn, problem: GemmProblem) -> Schedule:
         sliced,
         raster_axis=draw(st.sampled_from(RasterAxis)),
         raster_group=draw(st.sampled_from((1, 2, 3, 8, 16, 64))),
+        evict=draw(st.sampled_from([e for e in Evict if is_legal(problem, replace(sliced, evict=e))])),
         balanced=draw(st.booleans()),
         scale_batch=draw(st.sampled_from(sorted({1, widest_scale_batch(problem, sliced)}))),
         num_stages=draw(st.sampled_from(fitting)),
@@ -159,7 +160,7 @@ def nearly_legal_schedules(draw: st.DrawFn, problem: GemmProblem) -> Schedule:
     slices, stages = legal.store_slices, legal.num_stages
     assert block_m is not None and block_n is not None and block_k is not None
     assert slices is not None and stages is not None
-    changes: tuple[dict[str, int | bool], ...] = (
+    changes: tuple[dict[str, int | bool | Evict], ...] = (
         {"block_m": block_m + 32},
         {"block_m": 320},
         {"block_n": block_n + 8},
@@ -171,6 +172,7 @@ def nearly_legal_schedules(draw: st.DrawFn, problem: GemmProblem) -> Schedule:
         {"promote_chunk": 3},
         {"cluster_m": 2, "cluster_n": 2},
         {"cluster_m": 4},
+        {"cluster_m": 2, "evict": Evict.BOTH},
         {"raster_group": 0},
         {"raster_group": 65},
         {"scale_batch": 2 * widest_scale_batch(problem, legal)},
@@ -327,6 +329,7 @@ def stream_schedules(draw: st.DrawFn, problem: GemmProblem) -> Schedule:
         placed,
         raster_axis=draw(st.sampled_from(RasterAxis)),
         raster_group=draw(st.sampled_from((1, 2, 8))),
+        evict=draw(st.sampled_from(Evict)),
         balanced=draw(st.booleans()),
         num_stages=draw(stages),
     )

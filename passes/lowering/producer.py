@@ -18,6 +18,7 @@ from gemmir.passes.lowering.parameters import Parameters
 from gemmir.passes.lowering.plan import Plan
 from gemmir.passes.lowering.storage import Storage
 from gemmir.passes.lowering.tiles import Tile, each_block, each_tile, own_matrix
+from gemmir.schedule import Evict
 from gemmir.target import WARP_LANES
 
 WeightScales = tuple[SSAValue, SSAValue, SSAValue]
@@ -45,10 +46,11 @@ def producer(emit: Emitter, plan: Plan, parameters: Parameters, storage: Storage
 
 
 def evict(plan: Plan, operand: str) -> hopper.EvictAttr | None:
-    """Few rows are read by every CTA, the weights that pass by them once."""
-    if not plan.swapped:
+    """What L2 does with an operand, or with its scales."""
+    if plan.schedule.evict is Evict.NEITHER:
         return None
-    return hopper.EvictAttr(EvictName.LAST if operand == "a" else EvictName.FIRST)
+    last = operand == "a" and plan.schedule.evict is Evict.WEIGHTS
+    return hopper.EvictAttr(EvictName.LAST if last else EvictName.FIRST)
 
 
 def _number_of(emit: Emitter, plan: Plan, tile: Tile, k: SSAValue) -> SSAValue:
@@ -98,6 +100,7 @@ def _load_stage(
                 column_step=1,
                 multicast=hopper.AxisAttr(AxisName(shared)) if shared else None,
                 panel=count(panel),
+                evict=evict(plan, of),
             )
 
     shared_a, shared_b = "n" if plan.cluster_n > 1 else "", "m" if plan.cluster_m > 1 else ""

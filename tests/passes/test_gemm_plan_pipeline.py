@@ -218,7 +218,7 @@ def test_the_five_passes_complete_a_schedule_and_then_rest(text: str, waves: int
     scaled = ["scale_batch"] if "xf8" in text else []
     pipeline = [*scaled, *(["slices"] if waves > 1 else []), "stages"]
     subjects = [d.subject for d in decisions]
-    assert subjects == ["family", "block", "warpgroups", "cluster", "raster", "balanced", *pipeline]
+    assert subjects == ["family", "block", "warpgroups", "cluster", "raster", "evict", "balanced", *pipeline]
     assert (schedule.scale_batch, schedule.store_slices) == (batch, waves)
     again, _, nothing = run(str(module), ALL)
     assert str(again) == str(module)

@@ -3,17 +3,17 @@
 import pytest
 
 from gemmir.errors import InputError, ScheduleError
-from gemmir.schedule import RasterAxis
-from tests.passes.run_passes import fp8_text, run
+from gemmir.schedule import Evict, RasterAxis
+from tests.passes.run_passes import fp8_text, plain_text, run
 
 NAME = "gemm-rasterize"
 WIDE = "schedule <block = 128x256x128, warpgroups = 2 along n, turns = false, cluster = 2x1>"
 
 
 def test_bands_for_a_large_square_product():
-    module, schedule, (decision,) = run(fp8_text(8192, 8192, 8192, WIDE), NAME)
+    module, schedule, (decision, _) = run(fp8_text(8192, 8192, 8192, WIDE), NAME)
     assert (schedule.raster_axis, schedule.raster_group) == (RasterAxis.ALONG_M, 8)
-    assert "cluster = 2x1, raster = along_m, group = 8>" in str(module)
+    assert "cluster = 2x1, raster = along_m, group = 8, evict = neither>" in str(module)
     assert (decision.by, decision.subject, decision.choice) == (NAME, "raster", "along_m in groups of 8")
     for number in (
         "32 x 32 cluster tiles",
@@ -51,7 +51,7 @@ def test_the_axis_follows_the_shape():
 
 def test_what_is_fixed_stays():
     given = WIDE[:-1] + ", group = 4>"
-    _, schedule, (decision,) = run(fp8_text(8192, 8192, 8192, given), NAME)
+    _, schedule, (decision, _) = run(fp8_text(8192, 8192, 8192, given), NAME)
     assert schedule.raster_group == 4
     assert "in groups of 4" in decision.choice
     assert "along_" in decision.runner_up
@@ -59,7 +59,7 @@ def test_what_is_fixed_stays():
 
 def test_options_are_kept_and_do_not_override():
     text = fp8_text(8192, 8192, 8192, WIDE)
-    _, schedule, decisions = run(text, NAME + "{axis=along_n group=3}")
+    _, schedule, decisions = run(text, NAME + "{axis=along_n group=3 evict=neither}")
     assert (schedule.raster_axis, schedule.raster_group) == (RasterAxis.ALONG_N, 3)
     assert decisions == []
     _, schedule, _ = run(text.replace("2x1>", "2x1, raster = along_m>"), NAME + "{axis=along_n}")
@@ -73,6 +73,49 @@ def test_runs_twice_with_the_same_result():
     assert decisions == []
 
 
+ALONE = "schedule <block = {}, warpgroups = 2 along n, turns = false, cluster = 1x1>"
+HINTS = {
+    "one wave": (fp8_text(512, 4096, 7168, ALONE.format("128x128x128")), Evict.BOTH, "one wave"),
+    "one wave of BF16": (plain_text(1024, 2112, 7168, ALONE.format("128x256x64")), Evict.BOTH, "one wave"),
+    "two waves, more than L2 holds": (
+        fp8_text(1024, 7168, 16384, ALONE.format("128x256x128")),
+        Evict.BOTH,
+        "134.2 MB of operands",
+    ),
+    "two waves that L2 holds": (
+        fp8_text(1024, 7168, 2048, ALONE.format("128x256x128")),
+        Evict.WEIGHTS,
+        "2 waves of tiles, which read A again",
+    ),
+    "seven waves": (fp8_text(4096, 7168, 2048, ALONE.format("128x256x128")), Evict.NEITHER, "7 waves"),
+    "a cluster": (fp8_text(256, 4096, 7168, WIDE), Evict.NEITHER, "what a cluster shares"),
+    "few rows": (
+        fp8_text(64, 7168, 2048, "schedule <family = stream, block = 64x64x128, warpgroups = 1 along n>"),
+        Evict.WEIGHTS,
+        "few rows",
+    ),
+}
+
+
+@pytest.mark.parametrize("what", HINTS)
+def test_lines_that_nobody_asks_for_again_leave_first(what: str):
+    text, choice, why = HINTS[what]
+    _, schedule, decisions = run(text, NAME)
+    assert schedule.evict is choice
+    (decision,) = [d for d in decisions if d.subject == "evict"]
+    assert decision.choice == choice.value
+    assert why in decision.because
+
+
+def test_hints_that_are_asked_for():
+    text = HINTS["seven waves"][0]
+    assert run(text, NAME + "{evict=both}")[1].evict is Evict.BOTH
+    assert run(text.replace("1x1>", "1x1, evict = weights>"), NAME + "{evict=both}")[1].evict is Evict.WEIGHTS
+    with pytest.raises(ScheduleError, match="evict = both in clusters of 2x1") as caught:
+        run(fp8_text(8192, 8192, 8192, WIDE), NAME + "{evict=both}")
+    assert (caught.value.code, caught.value.fix) == ("GMR-S004", "use evict = neither")
+
+
 def test_needs_blocks():
     with pytest.raises(ScheduleError, match="block_m, block_n, math_warpgroups, split open") as caught:
         run(fp8_text("?", 7168, 2048), NAME)
@@ -83,5 +126,8 @@ def test_refuses_bad_options():
     with pytest.raises(InputError, match="axis=sideways") as caught:
         run(fp8_text("?", 7168, 2048, WIDE), NAME + "{axis=sideways}")
     assert caught.value.code == "GMR-I009"
+    with pytest.raises(InputError, match="evict=all") as caught:
+        run(fp8_text("?", 7168, 2048, WIDE), NAME + "{evict=all}")
+    assert "neither, weights, both" in str(caught.value)
     with pytest.raises(ScheduleError, match="raster group of 65"):
         run(fp8_text("?", 7168, 2048, WIDE), NAME + "{group=65 axis=along_m}")

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from dataclasses import replace
 
 import pytest
@@ -11,7 +12,7 @@ from gemmir.backends.cuda.compiler_log import check_log
 from gemmir.backends.cuda.nvrtc import compile_cubin
 from gemmir.backends.cuda.sass import disassemble
 from gemmir.dtypes import F32
-from gemmir.schedule import Schedule, Split
+from gemmir.schedule import Evict, Schedule, Split
 from gemmir.testing.strategies import columns_problem, half_problem
 from tests.gpu.forms import KINDS
 from tests.kernels import lowered
@@ -35,6 +36,20 @@ def test_every_form_compiles_to_what_its_ir_says(name: str) -> None:
     compiled = compile_cubin(kernel.source)
     assert check_log(compiled.log).spill_stores == 0
     audit_sass(kernel.kernel, disassemble(compiled.cubin))
+
+
+@pytest.mark.parametrize("evict", [Evict.WEIGHTS, Evict.BOTH], ids=lambda evict: evict.value)
+@pytest.mark.parametrize("name", KINDS)
+def test_hints_reach_every_load_of_an_operand(name: str, evict: Evict) -> None:
+    """In every memory order: those of A and B are `first` and `last` as the schedule says."""
+    kind = KINDS[name]
+    alone = Schedule(cluster_m=1, cluster_n=1, evict=evict)
+    kernel = lowered(replace(kind, m=None, n=520, k=5 * kind.block_k), alone)
+    loads = re.findall(r"tma_load\w*?(?:_hinted<(\w+)>)?\(ring_(a|b|scale_a|scale_b) ", kernel.source)
+    last = "EVICT_LAST" if evict is Evict.WEIGHTS else "EVICT_FIRST"
+    assert {operand for _, operand in loads} >= {"a", "b"}
+    assert all(hint == ("EVICT_FIRST" if operand.endswith("b") else last) for hint, operand in loads)
+    audit_sass(kernel.kernel, disassemble(compile_cubin(kernel.source).cubin))
 
 
 @pytest.mark.parametrize("columns", [64, 256])
