@@ -34,7 +34,7 @@ from gemmir.matmul_rules import (
     problem_from,
 )
 from gemmir.problem import RECIPES, Grouping, Recipe
-from gemmir.schedule import Family, RasterAxis, Schedule, Split
+from gemmir.schedule import Evict, Family, RasterAxis, Schedule, Split
 
 if TYPE_CHECKING:
     from xdsl.dialects.builtin import ModuleOp
@@ -48,7 +48,12 @@ _TORCH_RECIPES = {
     "BlockWise1x128": Recipe.BLOCK_WISE_1X128,
     "BlockWise128x128": Recipe.BLOCK_WISE_128X128,
 }
-_SCHEDULE_ENUMS: dict[str, type[Enum]] = {"family": Family, "split": Split, "raster_axis": RasterAxis}
+_SCHEDULE_ENUMS: dict[str, type[Enum]] = {
+    "family": Family,
+    "split": Split,
+    "raster_axis": RasterAxis,
+    "evict": Evict,
+}
 
 PromoteEvery = int | None | Literal["default"]
 

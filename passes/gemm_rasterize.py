@@ -98,9 +98,9 @@ def evict_of(problem: GemmProblem, schedule: Schedule, target: Target = SM_90A) 
         return Evict.WEIGHTS, "weights are read once, by all at the same time; the few rows of A by every CTA"
     if (schedule.cluster_m or 1) * (schedule.cluster_n or 1) > 1:
         return Evict.NEITHER, "what a cluster shares is loaded without cache hints"
-    if problem.grouping is not Grouping.NONE:
-        return Evict.NEITHER, "the rows of groups are known only on the device"
     grid = grid_of(problem, schedule, target)
+    if problem.grouping is not Grouping.NONE:
+        return _evict_of_groups(problem, -(-problem.groups * grid.rows * grid.columns // grid.resident))
     if grid.waves == 1:
         return Evict.BOTH, "one wave of tiles: nothing is read again later"
     if grid.waves > HINTED_WAVES:
@@ -108,6 +108,16 @@ def evict_of(problem: GemmProblem, schedule: Schedule, target: Target = SM_90A) 
     if grid.operand_bytes > target.l2_bytes:
         return Evict.BOTH, f"{_mb(grid.operand_bytes)} of operands: L2 has none of them when they are read again"
     return Evict.WEIGHTS, f"{grid.waves} waves of tiles, which read A again"
+
+
+def _evict_of_groups(problem: GemmProblem, waves: int) -> tuple[Evict, str]:
+    """As `evict_of`, where all groups are expected to have as many rows, and their tiles to go in so many waves."""
+    if problem.grouping is Grouping.COUNTS and waves <= HINTED_WAVES:
+        return (
+            Evict.WEIGHTS,
+            f"{waves} waves of the tiles that are expected, which read the weights of a group together",
+        )
+    return Evict.NEITHER, f"{waves} waves of the tiles of {problem.groups} groups by {problem.grouping.value}"
 
 
 def _mb(size: int) -> str:

@@ -4,17 +4,19 @@ import json
 import subprocess
 import sys
 from collections.abc import Callable
+from dataclasses import fields
 from enum import Enum
 
 import pytest
 import torch
 
+from gemmir.dialects.gemm import schedule_of, the_matmul
 from gemmir.errors import GemmirError, InputError, ScheduleError, UnsupportedError
 from gemmir.expression import MAX_STEPS, Expression, Input, flatten
 from gemmir.ir_text import parse_module
 from gemmir.problem import Recipe
 from gemmir.program import Program
-from gemmir.schedule import RasterAxis, Schedule, Split
+from gemmir.schedule import Evict, Family, RasterAxis, Schedule, Split
 
 DOWN_PROJ = """\
 builtin.module {
@@ -343,6 +345,38 @@ def test_an_illegal_schedule_is_refused_at_once():
 
     error = refused(fixed, ScheduleError)
     assert (error.code, error.fix) == ("GMR-S003", "use block_k = 64")
+
+
+def test_every_choice_can_be_fixed():
+    """By the words of the IR, or by what `Schedule` holds."""
+    chosen = Schedule(
+        family=Family.TILES,
+        block_m=128,
+        block_n=128,
+        block_k=64,
+        math_warpgroups=2,
+        split=Split.ALONG_M,
+        turns=False,
+        promote_chunk=1,
+        cluster_m=1,
+        cluster_n=1,
+        raster_axis=RasterAxis.ALONG_N,
+        raster_group=4,
+        evict=Evict.BOTH,
+        balanced=True,
+        scale_batch=1,
+        store_slices=1,
+        num_stages=3,
+    )
+    assert chosen.complete
+    words = {
+        f.name: getattr(value, "value", value) for f in fields(chosen) if (value := getattr(chosen, f.name)) is not None
+    }
+    for schedule in (words, {f.name: getattr(chosen, f.name) for f in fields(chosen)}):
+        p = Program("f")
+        a, b = p.input("a", (None, 512), "bf16"), p.input("b", (512, 256), "bf16")
+        p.output(p.matmul(a, b, schedule=schedule).cast("bf16"))
+        assert schedule_of(the_matmul(p.module)) == chosen
 
 
 def test_the_staging_of_an_f32_result_counts():

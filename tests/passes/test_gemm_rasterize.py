@@ -1,9 +1,14 @@
 """`gemm-rasterize`: the tile order that takes least time, and why."""
 
+from dataclasses import replace
+
 import pytest
 
 from gemmir.errors import InputError, ScheduleError
-from gemmir.schedule import Evict, RasterAxis
+from gemmir.passes.gemm_rasterize import evict_of
+from gemmir.problem import Grouping
+from gemmir.schedule import Evict, Family, RasterAxis, Schedule, Split
+from gemmir.testing.strategies import fp8_problem
 from tests.passes.run_passes import fp8_text, plain_text, run
 
 NAME = "gemm-rasterize"
@@ -105,6 +110,25 @@ def test_lines_that_nobody_asks_for_again_leave_first(what: str):
     (decision,) = [d for d in decisions if d.subject == "evict"]
     assert decision.choice == choice.value
     assert why in decision.because
+
+
+@pytest.mark.parametrize(
+    ("grouping", "groups", "m", "choice", "why"),
+    [
+        (Grouping.COUNTS, 4, 256, Evict.WEIGHTS, "2 waves of the tiles that are expected"),
+        (Grouping.COUNTS, 32, 192, Evict.NEITHER, "14 waves of the tiles of 32 groups by counts"),
+        (Grouping.OFFS, 4, 1024, Evict.NEITHER, "2 waves of the tiles of 4 groups by offs"),
+    ],
+    ids=str,
+)
+def test_groups_have_hints_where_few_tiles_are_expected(
+    grouping: Grouping, groups: int, m: int, choice: Evict, why: str
+):
+    problem = replace(fp8_problem(m, 7168, 2048), grouping=grouping, groups=groups)
+    tile = Schedule(block_m=128, block_n=256, math_warpgroups=2, split=Split.ALONG_N, cluster_m=1, cluster_n=1)
+    found, because = evict_of(problem, replace(tile, family=Family.TILES))
+    assert found is choice
+    assert why in because
 
 
 def test_hints_that_are_asked_for():
