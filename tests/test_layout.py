@@ -14,7 +14,7 @@ MAX_FUNCTION_LINES = 60
 
 PLAIN_NAMES = (
     "errors dtypes target layouts numerics problem schedule tile legality decisions manifest matmul_rules ir_gate "
-    "segments groups rule stream_legality error_codes records"
+    "segments groups rule order_legality stream_legality error_codes records"
 )
 PLAIN = {f"gemmir.{name}" for name in PLAIN_NAMES.split()}
 """Plain data: the standard library and each other, nothing else."""
@@ -47,7 +47,15 @@ KNOWN_ONLY_BY = {
         "gemmir.cli",
         "gemmir.testing",
     ),
-    "gemmir.compiler": ("gemmir", "gemmir.testing", "gemmir.cli", "gemmir.ops", "gemmir.torch", "gemmir.compiler"),
+    "gemmir.compiler": (
+        "gemmir",
+        "gemmir.testing",
+        "gemmir.cli",
+        "gemmir.ops",
+        "gemmir.product_calls",
+        "gemmir.torch",
+        "gemmir.compiler",
+    ),
     "gemmir.bench": ("gemmir.bench", "gemmir.cli"),
     "gemmir.cli": ("gemmir.cli", "gemmir.__main__"),
 }
