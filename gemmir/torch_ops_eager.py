@@ -24,6 +24,11 @@ if TYPE_CHECKING:
     from gemmir.calls import Calls, Options, Ready
 
 
+_PLAIN = torch.Tensor, torch.nn.Parameter
+_function_modes: Callable[[], int] = torch._C._len_torch_function_stack  # pyright: ignore
+_dispatch_modes: Callable[[], int] = torch._C._len_torch_dispatch_stack  # pyright: ignore
+
+
 class DispatchError(Exception):
     """Raised, and caught here, where torch has to dispatch a call."""
 
@@ -35,7 +40,9 @@ class EagerPacket(OpOverloadPacket[..., Any]):
     has_out: bool
 
     def __call__(self, /, *args: Any, **options: Any) -> Any:
-        if len(args) == 2 and ("out" in options) is self.has_out and _is_plain_type(args[0]) and not _is_watched():
+        # Guards do not see modes of torch's own, as that of fake tensors.
+        watched = _function_modes() or _dispatch_modes() or profiler._is_profiler_enabled  # pyright: ignore[reportPrivateUsage]
+        if not watched and len(args) == 2 and type(args[0]) in _PLAIN and ("out" in options) is self.has_out:
             try:
                 result = self.direct(*args, **options)
             except DispatchError:
@@ -64,30 +71,17 @@ def resolved_if_plain(
 
 def _plain(tensors: Sequence[torch.Tensor]) -> bool:
     """Whether torch would do nothing about such tensors but call the kernel."""
-    if is_compiling() or torch._C._functorch.peek_interpreter_stack() is not None:  # pyright: ignore
+    if is_compiling() or torch.jit.is_tracing() or torch._C._functorch.peek_interpreter_stack() is not None:  # pyright: ignore
         return False
     return all(map(_is_plain, tensors))
 
 
 def _is_plain(tensor: torch.Tensor) -> bool:
-    if not _is_plain_type(tensor) or tensor.device.type not in ("cpu", "cuda"):
+    if type(tensor) not in _PLAIN or tensor.device.type not in ("cpu", "cuda"):
         return False
     if tensor.layout is not torch.strided or tensor.is_neg():
         return False
     return not (tensor.requires_grad and torch.is_grad_enabled())
-
-
-def _is_plain_type(thing: object) -> bool:
-    return type(thing) in (torch.Tensor, torch.nn.Parameter)
-
-
-_function_modes: Callable[[], int] = torch._C._len_torch_function_stack  # pyright: ignore
-_dispatch_modes: Callable[[], int] = torch._C._len_torch_dispatch_stack  # pyright: ignore
-
-
-def _is_watched() -> bool:
-    """Whether something is told of every op. Guards do not see modes of torch's own, as that of fake tensors."""
-    return bool(_function_modes() or _dispatch_modes() or profiler._is_profiler_enabled)  # pyright: ignore[reportPrivateUsage]
 
 
 @cache

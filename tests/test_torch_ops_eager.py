@@ -96,6 +96,7 @@ SEEN: dict[str, Callable[[], Any]] = {
     "fake tensors out of their mode": fake,
     "a transform": lambda: torch.func.vmap(lambda x: MATMUL(x, B))(A.expand(3, 4, 64)),
     "a transform of another tensor": lambda: torch.func.vmap(lambda x: MATMUL(A, B))(A),
+    "a trace": lambda: torch.jit.trace(lambda x: MATMUL(x, B), A),
     "a profiler": within(lambda: torch.profiler.profile(activities=[torch.profiler.ProfilerActivity.CPU])),
     "a subclass": lambda: MATMUL(A.as_subclass(Subclass), B),
     "no data": lambda: MATMUL(A.to("meta"), B.to("meta")),
@@ -110,6 +111,7 @@ SEEN: dict[str, Callable[[], Any]] = {
 }
 
 
+@pytest.mark.filterwarnings("ignore:.*torch.jit.*:DeprecationWarning")  # of torch's own making
 @pytest.mark.usefixtures("no_dispatcher")
 @pytest.mark.parametrize("warm", [False, True], ids=["first", "again"])
 @pytest.mark.parametrize("what", SEEN)
