@@ -11,7 +11,7 @@ from gemmir.bench.cases import Case, program_text
 from gemmir.dialects.gemm import problem_of, schedule_of, the_matmul
 from gemmir.ir_text import parse_module
 from gemmir.problem import GemmProblem
-from gemmir.schedule import Schedule
+from gemmir.schedule import Evict, Family, Schedule
 
 HERE = Path(__file__).parent
 FILES = (HERE / "h200.json", HERE / "h200-gaps.json", HERE / "h100-raster.json")
@@ -22,6 +22,9 @@ STREAM_FILES = (HERE / "h100-stream.json",)
 
 OLDER = {"balanced": False, "scale_batch": 1}
 """What kernels did before a schedule could say it; for measurements that are older than these choices."""
+
+OLDER_HINTS = {Family.TILES: Evict.NEITHER, Family.STREAM: Evict.WEIGHTS}
+"""The same, of each family."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -57,7 +60,8 @@ class Measurement:
     def parsed(self) -> tuple[GemmProblem, Schedule]:
         """As of the point, with what was not a choice yet."""
         problem, schedule = self.point.parsed()
-        return problem, schedule.filled(**OLDER)
+        assert schedule.family is not None, self.point
+        return problem, schedule.filled(evict=OLDER_HINTS[schedule.family], **OLDER)
 
 
 @dataclass(frozen=True, slots=True)
