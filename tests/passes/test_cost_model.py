@@ -62,7 +62,9 @@ def fp8_microseconds(shape: Shape, schedule: Schedule) -> float:
 def measured(m: Measurement) -> tuple[Shape, Schedule]:
     """The shape and the schedule of a measurement, but for its tile order."""
     schedule = m.parsed()[1]
-    open_fields = dict.fromkeys(("family", "raster_axis", "raster_group", "balanced", "scale_batch", "num_stages"))
+    open_fields = dict.fromkeys(
+        ("family", "raster_axis", "raster_group", "evict", "balanced", "scale_batch", "num_stages")
+    )
     return m.point.case.shape, replace(schedule, **open_fields)
 
 
