@@ -37,6 +37,9 @@ class Ready(Protocol):
 Resolve: TypeAlias = "Callable[[Sequence[torch.Tensor], Options, Facts | None], Ready]"
 """Checks and prepares a call; without facts, something is no tensor, or none that holds data."""
 
+MakeReady: TypeAlias = "Callable[[Calls, Sequence[torch.Tensor], Options, Options | None], Ready]"
+"""What makes a call ready that was not made before: `Calls.resolved`, but for `torch.ops`."""
+
 
 class Calls:
     """All calls of one function that were made, with their tensors in one order and options of one length."""
@@ -46,31 +49,6 @@ class Calls:
         self.ready: OrderedDict[Options, Ready] = OrderedDict()
         """Calls by their addresses and options."""
         self._lock = threading.Lock()
-
-    def call(
-        self,
-        tensors: Sequence[torch.Tensor],
-        options: Options,
-        resolve: Callable[[Calls, Sequence[torch.Tensor], Options, Options | None], Ready] | None = None,
-    ) -> torch.Tensor:
-        """Make a call, whether or not it was made before; if it was not, `resolve` stands for `resolved`."""
-        try:
-            key = (*options, *[tensor.data_ptr() for tensor in tensors])
-            ready = self.ready.get(key)
-            known = ready is not None and ready.accepts(*tensors)
-        except (AttributeError, TypeError, RuntimeError):
-            key, ready, known = None, None, False
-        if ready is None or not known:
-            ready = self.resolved(tensors, options, key) if resolve is None else resolve(self, tensors, options, key)
-        return ready.run(tensors)
-
-    def __len__(self) -> int:
-        return len(self.ready)
-
-    def forget(self) -> None:
-        """Check and prepare every call again."""
-        with self._lock:
-            self.ready.clear()
 
     def resolved(self, tensors: Sequence[torch.Tensor], options: Options, key: Options | None = None) -> Ready:
         """The call, checked and prepared as if for the first time, and remembered under `key`."""
@@ -84,6 +62,31 @@ class Calls:
             with self._lock:
                 remember(self.ready, key, ready, MAX_CALLS)
         return ready
+
+    def call(
+        self,
+        tensors: Sequence[torch.Tensor],
+        options: Options,
+        make_ready: MakeReady = resolved,
+    ) -> torch.Tensor:
+        """Make a call, whether or not it was made before; `make_ready` is what is done if it was not."""
+        try:
+            key = (*options, *[tensor.data_ptr() for tensor in tensors])
+            ready = self.ready.get(key)
+            known = ready is not None and ready.accepts(*tensors)
+        except (AttributeError, TypeError, RuntimeError):
+            key, ready, known = None, None, False
+        if ready is None or not known:
+            ready = make_ready(self, tensors, options, key)
+        return ready.run(tensors)
+
+    def __len__(self) -> int:
+        return len(self.ready)
+
+    def forget(self) -> None:
+        """Check and prepare every call again."""
+        with self._lock:
+            self.ready.clear()
 
 
 def remember(table: OrderedDict[Any, Any], key: object, value: object, limit: int) -> None:

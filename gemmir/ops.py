@@ -9,14 +9,14 @@ from __future__ import annotations
 
 import threading
 from collections import OrderedDict
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from functools import lru_cache, partial
-from typing import TYPE_CHECKING, Protocol, TypeAlias
+from typing import TYPE_CHECKING, Protocol
 
 import torch
 from torch.compiler import is_compiling
 
-from gemmir.calls import Calls, Options, Ready, remember
+from gemmir.calls import Calls, MakeReady, Options, Ready, remember
 from gemmir.errors import InputError
 from gemmir.guards import Facts
 from gemmir.problem import Grouping
@@ -25,9 +25,6 @@ from gemmir.tracing import is_traced, traced
 
 if TYPE_CHECKING:
     from gemmir.kernel import CompiledKernel
-
-Resolve: TypeAlias = "Callable[[Calls, Sequence[torch.Tensor], Options, Options | None], Ready]"
-"""What makes a call ready that was not made before: as `Calls.resolved`, which it is for all but `torch.ops`."""
 
 MAX_KERNELS = 1024
 """Kernels that are kept in memory."""
@@ -99,7 +96,7 @@ def run_matmul(
     expected_m: int | None = None,
     split_k: int | None = None,
     batch_invariant: bool = True,
-    resolve: Resolve = Calls.resolved,
+    make_ready: MakeReady = Calls.resolved,
 ) -> torch.Tensor:
     """
     `matmul` where nothing is traced.
@@ -136,7 +133,7 @@ def run_matmul(
     if ready is None or not known:
         missing = scale_a is None, scale_b is None, c is None, out is None
         options = *missing, overlap, out_dtype, expected_m, split_k, batch_invariant
-        ready = resolve(CALLS[Grouping.NONE], tensors, options, key)
+        ready = make_ready(CALLS[Grouping.NONE], tensors, options, key)
     return ready.run(tensors)
 
 
@@ -193,15 +190,15 @@ def run_grouped_matmul(
     out_dtype: torch.dtype | None = None,
     expected_m: int | None = None,
     validate: bool = False,
-    resolve: Resolve = Calls.resolved,
+    make_ready: MakeReady = Calls.resolved,
 ) -> torch.Tensor:
     """`grouped_matmul` where nothing is traced."""
     grouping, _, index = grouping_of(a, b, offs, group_ids, counts)
     others, missing = _optional(scale_a, scale_b, c, out)
     calls, tensors, wanted = CALLS[grouping], [a, b, index, *others], (*missing, False, out_dtype, expected_m)
     if not validate:
-        return calls.call(tensors, wanted, resolve)
-    ready = resolve(calls, tensors, wanted, None)
+        return calls.call(tensors, wanted, make_ready)
+    ready = make_ready(calls, tensors, wanted, None)
     _validate(grouping, a, b, index)
     return ready.run(tensors)
 
@@ -232,11 +229,11 @@ def run_batched_matmul(
     out: torch.Tensor | None = None,
     out_dtype: torch.dtype | None = None,
     expected_m: int | None = None,
-    resolve: Resolve = Calls.resolved,
+    make_ready: MakeReady = Calls.resolved,
 ) -> torch.Tensor:
     """`batched_matmul` where nothing is traced."""
     others, missing = _optional(scale_a, scale_b, c, out)
-    return CALLS[Grouping.BATCH].call([a, b, *others], (*missing, False, out_dtype, expected_m), resolve)
+    return CALLS[Grouping.BATCH].call([a, b, *others], (*missing, False, out_dtype, expected_m), make_ready)
 
 
 def grouping_of(

@@ -27,7 +27,7 @@ def recipe_named(name: Any) -> Recipe:
 
 
 def check_operand(x: torch.Tensor) -> None:
-    from gemmir.backends.cuda.arguments import refuse_gradient, refuse_negated
+    from gemmir.backends.cuda.arguments import refuse_gradient
 
     check_tensor(x, "x", PLAIN)
     check_rank(x, "x")
@@ -35,8 +35,6 @@ def check_operand(x: torch.Tensor) -> None:
         rule = "tensors are quantised on CUDA devices or on the CPU"
         raise InputError("GMR-I004", f"x: is on {x.device.type}", rule=rule, fix="pass a tensor on a GPU")
     check_neighbours(tuple(x.shape), x.stride())
-    if x.is_neg():
-        raise refuse_negated("x")
     if max(x.shape) > MAX_DIM:
         raise InputError("GMR-I007", f"x: shape is {tuple(x.shape)}", rule=f"dimensions are at most {MAX_DIM}")
     if is_tracked(x):

@@ -53,11 +53,11 @@ class EagerPacket(OpOverloadPacket[..., Any]):
 
 
 def call_directly(packet: Any, run: Callable[..., Any], has_out: bool) -> None:
-    """Let eager calls of an op be made by `run`, of `gemmir.ops`, which takes what the op takes, and `resolve`."""
+    """Let eager calls of an op be made by `run`, of `gemmir.ops`, which takes what the op takes, and `make_ready`."""
     if not guards_see_transforms():
         return
     packet.__class__ = EagerPacket
-    packet.direct, packet.has_out = partial(run, resolve=resolved_if_plain), has_out
+    packet.direct, packet.has_out = partial(run, make_ready=resolved_if_plain), has_out
 
 
 def resolved_if_plain(

@@ -8,26 +8,23 @@ their operands L2 lets go of first.
 
 from __future__ import annotations
 
-from dataclasses import dataclass
-from enum import Enum
-from typing import TypeVar
+from dataclasses import dataclass, replace
 
 from xdsl.context import Context
 from xdsl.dialects.builtin import ModuleOp
 from xdsl.passes import ModulePass
 
 from gemmir.decisions import Decision, record
+from gemmir.order_legality import evict
 from gemmir.passes.cost_model import Ordered, best_orders
-from gemmir.passes.l2_model import Grid, grid_of
-from gemmir.passes.schedule_pass import bad_option, need_tile, read_schedule, write_schedule
+from gemmir.passes.l2_model import Grid, cluster_tiles, grid_of
+from gemmir.passes.schedule_pass import named_option, need_tile, read_schedule, write_schedule
 from gemmir.problem import GemmProblem, Grouping
 from gemmir.schedule import Evict, Family, RasterAxis, Schedule
 from gemmir.target import SM_90A, Target
 
 HINTED_WAVES = 2
 """With more waves than these, hints made kernels slower: by up to 15% with `weights`, 59% with `both` (H100)."""
-
-Named = TypeVar("Named", bound=Enum)
 
 
 @dataclass(frozen=True)
@@ -75,16 +72,10 @@ class GemmRasterizePass(ModulePass):
 
     def _with_options(self, schedule: Schedule) -> Schedule:
         if self.axis is not None:
-            schedule = schedule.filled(raster_axis=self._named(RasterAxis, "axis", self.axis))
+            schedule = schedule.filled(raster_axis=named_option(self.name, "axis", self.axis, RasterAxis))
         if self.evict is not None:
-            schedule = schedule.filled(evict=self._named(Evict, "evict", self.evict))
+            schedule = schedule.filled(evict=named_option(self.name, "evict", self.evict, Evict))
         return schedule.filled(raster_group=self.group)
-
-    def _named(self, kind: type[Named], option: str, value: str) -> Named:
-        names = [member.value for member in kind]
-        if value not in names:
-            bad_option(self.name, option, value, f"one of {', '.join(names)}")
-        return kind(value)
 
 
 def evict_of(problem: GemmProblem, schedule: Schedule, target: Target = SM_90A) -> tuple[Evict, str]:
@@ -96,11 +87,12 @@ def evict_of(problem: GemmProblem, schedule: Schedule, target: Target = SM_90A) 
     """
     if schedule.family is Family.STREAM:
         return Evict.WEIGHTS, "weights are read once, by all at the same time; the few rows of A by every CTA"
-    if (schedule.cluster_m or 1) * (schedule.cluster_n or 1) > 1:
-        return Evict.NEITHER, "what a cluster shares is loaded without cache hints"
+    if (refused := evict(problem, replace(schedule, evict=Evict.BOTH), target)) is not None:
+        return Evict.NEITHER, refused.rule
     grid = grid_of(problem, schedule, target)
     if problem.grouping is not Grouping.NONE:
-        return _evict_of_groups(problem, -(-problem.groups * grid.rows * grid.columns // grid.resident))
+        rows, columns = cluster_tiles(problem, schedule)
+        return _evict_of_groups(problem, -(-rows * columns // grid.resident))
     if grid.waves == 1:
         return Evict.BOTH, "one wave of tiles: nothing is read again later"
     if grid.waves > HINTED_WAVES:
@@ -113,10 +105,8 @@ def evict_of(problem: GemmProblem, schedule: Schedule, target: Target = SM_90A) 
 def _evict_of_groups(problem: GemmProblem, waves: int) -> tuple[Evict, str]:
     """As `evict_of`, where all groups are expected to have as many rows, and their tiles to go in so many waves."""
     if problem.grouping is Grouping.COUNTS and waves <= HINTED_WAVES:
-        return (
-            Evict.WEIGHTS,
-            f"{waves} waves of the tiles that are expected, which read the weights of a group together",
-        )
+        because = "waves of the tiles that are expected, which read the weights of a group together"
+        return Evict.WEIGHTS, f"{waves} {because}"
     return Evict.NEITHER, f"{waves} waves of the tiles of {problem.groups} groups by {problem.grouping.value}"
 
 

@@ -22,7 +22,7 @@ from gemmir.dialects.gemm import ProductOp, tensor_info
 from gemmir.dtypes import F32
 from gemmir.errors import ScheduleError, UnsupportedError
 from gemmir.passes.cost_model import Cost
-from gemmir.passes.schedule_pass import bad_option, read_schedule, write_schedule
+from gemmir.passes.schedule_pass import named_option, read_schedule, write_schedule
 from gemmir.passes.stream_search import search_family
 from gemmir.problem import SCALE_BLOCK, GemmProblem, Grouping, Recipe
 from gemmir.schedule import Family, Schedule
@@ -174,9 +174,7 @@ class GemmSelectFamilyPass(ModulePass):
 
     def apply(self, ctx: Context, op: ModuleOp) -> None:
         matmul, problem, schedule = read_schedule(op)
-        names = [family.value for family in Family]
-        if self.family is not None and self.family not in names:
-            bad_option(self.name, "family", self.family, f"one of {', '.join(names)}")
+        asked = None if self.family is None else named_option(self.name, "family", self.family, Family)
         if (missing := unlowered(problem) or _operands(matmul, problem)) is not None:
             raise UnsupportedError(
                 "GMR-U001",
@@ -186,7 +184,7 @@ class GemmSelectFamilyPass(ModulePass):
             )
         if schedule.family is not None:
             return
-        choice = _choose(problem, schedule) if self.family is None else Choice(Family(self.family), "as asked for")
+        choice = _choose(problem, schedule) if asked is None else Choice(asked, "as asked for")
         write_schedule(matmul, problem, schedule.filled(family=choice.family))
         loop = "promoted every 128 of K" if problem.promoted else "summed in the tensor core"
         loop += f", in {problem.numerics.split_k} parts of K" if problem.numerics.split_k > 1 else ""

@@ -4,7 +4,8 @@ What the deciding passes share: they read a problem and its schedule off the mod
 
 from __future__ import annotations
 
-from typing import NoReturn
+from enum import Enum
+from typing import NoReturn, TypeVar
 
 from xdsl.dialects.builtin import ModuleOp
 
@@ -13,6 +14,8 @@ from gemmir.errors import InputError, ScheduleError
 from gemmir.legality import check_schedule
 from gemmir.problem import GemmProblem
 from gemmir.schedule import Schedule
+
+Named = TypeVar("Named", bound=Enum)
 
 TILE = ("block_m", "block_n", "math_warpgroups", "split")
 """The choices that say what a tile is and who computes it."""
@@ -40,6 +43,14 @@ def need_tile(pass_name: str, schedule: Schedule, rule: str) -> None:
             rule=rule,
             fix="run gemm-select-blocks before",
         )
+
+
+def named_option(pass_name: str, option: str, value: str, kind: type[Named]) -> Named:
+    """The member of `kind` that an option of a pass names as the IR does; `InputError` (GMR-I009) if there is none."""
+    names = [member.value for member in kind]
+    if value not in names:
+        bad_option(pass_name, option, value, f"one of {', '.join(names)}")
+    return kind(value)
 
 
 def bad_option(pass_name: str, option: str, value: object, rule: str) -> NoReturn:

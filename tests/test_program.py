@@ -4,7 +4,7 @@ import json
 import subprocess
 import sys
 from collections.abc import Callable
-from dataclasses import fields
+from dataclasses import fields, replace
 from enum import Enum
 
 import pytest
@@ -16,7 +16,8 @@ from gemmir.expression import MAX_STEPS, Expression, Input, flatten
 from gemmir.ir_text import parse_module
 from gemmir.problem import Recipe
 from gemmir.program import Program
-from gemmir.schedule import Evict, Family, RasterAxis, Schedule, Split
+from gemmir.schedule import Evict, RasterAxis, Schedule, Split
+from tests.kernels import BF16_SCHEDULE
 
 DOWN_PROJ = """\
 builtin.module {
@@ -349,29 +350,9 @@ def test_an_illegal_schedule_is_refused_at_once():
 
 def test_every_choice_can_be_fixed():
     """By the words of the IR, or by what `Schedule` holds."""
-    chosen = Schedule(
-        family=Family.TILES,
-        block_m=128,
-        block_n=128,
-        block_k=64,
-        math_warpgroups=2,
-        split=Split.ALONG_M,
-        turns=False,
-        promote_chunk=1,
-        cluster_m=1,
-        cluster_n=1,
-        raster_axis=RasterAxis.ALONG_N,
-        raster_group=4,
-        evict=Evict.BOTH,
-        balanced=True,
-        scale_batch=1,
-        store_slices=1,
-        num_stages=3,
-    )
+    chosen = replace(BF16_SCHEDULE, cluster_m=1, evict=Evict.BOTH, balanced=True, scale_batch=1, store_slices=1)
     assert chosen.complete
-    words = {
-        f.name: getattr(value, "value", value) for f in fields(chosen) if (value := getattr(chosen, f.name)) is not None
-    }
+    words = {f.name: getattr(value := getattr(chosen, f.name), "value", value) for f in fields(chosen)}
     for schedule in (words, {f.name: getattr(chosen, f.name) for f in fields(chosen)}):
         p = Program("f")
         a, b = p.input("a", (None, 512), "bf16"), p.input("b", (512, 256), "bf16")

@@ -91,6 +91,15 @@ def through_out(call: Call) -> torch.Tensor:
     return out
 
 
+def check_eager(form: str, rows: tuple[int, ...], device: str) -> None:
+    """Both forms of the op give the bits of the function."""
+    for m in rows:
+        call = FORMS[form](m, device)
+        expected = direct(call)
+        assert torch.equal(through_op(call), expected)
+        assert torch.equal(through_out(call), expected)
+
+
 def check_compiled(form: str, backend: str, rows: tuple[int, ...], device: str, **options: Any) -> None:
     """One graph serves all numbers of rows, and has the results of eager calls; in a new tensor and in a given one."""
     torch._dynamo.reset()

@@ -94,7 +94,8 @@ def describe(tensor: Any, name: str) -> TensorInfo:
             "GMR-I006", f"{name}: layout is {layout}", rule="tensors are dense", fix=f"pass {name}.to_dense()"
         )
     if getattr(tensor, "is_neg", bool)():
-        raise refuse_negated(name)
+        rule, fix = "elements lie in memory as they are", f"pass {name}.resolve_neg()"
+        raise InputError("GMR-I006", f"{name}: is a view that negates another tensor", rule=rule, fix=fix)
     device = tensor.device
     try:
         address = tensor.data_ptr()
@@ -119,12 +120,6 @@ def describe(tensor: Any, name: str) -> TensorInfo:
         address=address,
         item_bytes=tensor.element_size(),
     )
-
-
-def refuse_negated(name: str) -> InputError:
-    """The error for a tensor of which torch holds back a minus sign."""
-    rule, fix = "elements lie in memory as they are", f"pass {name}.resolve_neg()"
-    return InputError("GMR-I006", f"{name}: is a view that negates another tensor", rule=rule, fix=fix)
 
 
 def refuse_gradient(name: str) -> InputError:

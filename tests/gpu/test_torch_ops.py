@@ -17,7 +17,7 @@ from tests.linear_bounds import (
     results,
     tensors,
 )
-from tests.torch_forms import FORMS, check_compiled, direct, through_op, through_out
+from tests.torch_forms import FORMS, check_compiled, check_eager, direct
 
 pytestmark = [
     pytest.mark.gpu,
@@ -34,11 +34,7 @@ shapes = pytest.mark.parametrize("shape", SHAPES, ids=str)
 
 @forms
 def test_bits_are_those_of_the_function(form: str) -> None:
-    for m in ROWS:
-        call = FORMS[form](m, DEVICE)
-        expected = direct(call)
-        assert torch.equal(through_op(call), expected)
-        assert torch.equal(through_out(call), expected)
+    check_eager(form, ROWS, DEVICE)
 
 
 @pytest.mark.filterwarnings("ignore:.*torch.jit:DeprecationWarning")  # of torch's own making
