@@ -9,13 +9,23 @@ from __future__ import annotations
 
 from gemmir.errors import ScheduleError
 from gemmir.layouts import PANEL, STMATRIX_BYTES
+from gemmir.loop_legality import promote_chunk, turns
 from gemmir.order_legality import evict, raster
 from gemmir.problem import GROUP_ALIGNMENT, GemmProblem, Grouping
 from gemmir.rule import Rule, Violation, missing
 from gemmir.schedule import Family, Schedule, Split
 from gemmir.stream_legality import RULES as OF_STREAMS
+from gemmir.tail_legality import NO_TAIL, tail
 from gemmir.target import SM_90A, TMA_SHARED_ALIGNMENT, WARP_LANES, Target, launch_registers, setmaxnreg_split
-from gemmir.tile import STAGE_ROW_BYTES, TileGeometry, exchange, shared_layout, tile_geometry, widest_scale_batch
+from gemmir.tile import (
+    STAGE_ROW_BYTES,
+    TileGeometry,
+    exchange,
+    shared_layout,
+    tail_schedule,
+    tile_geometry,
+    widest_scale_batch,
+)
 
 BLOCK_M = (64, 128, 192, 256)
 MATH_WARPGROUPS = (1, 2, 3)
@@ -37,9 +47,6 @@ REGISTERS_PER_WAVE = 4
 
 COLUMN_SCALE_REGISTERS = (4, 16)
 """Registers for column scales on their way from shared memory; where k-blocks go in chunks (measured)."""
-
-PROMOTE_CHUNKS = (1, 2, 4)
-"""k-blocks that a math warpgroup takes at a time."""
 
 INSTRUCTION_OVERHEAD = 26
 """Registers that ptxas asks for beside one instruction's accumulators, within the launch bound (C7602; measured)."""
@@ -321,20 +328,6 @@ def groups(problem: GemmProblem, s: Schedule, target: Target) -> Violation | Non
     return None
 
 
-def turns(problem: GemmProblem, s: Schedule, target: Target) -> Violation | None:
-    """Taking turns orders two promoting warpgroups of one wave each."""
-    if not s.turns or missing(s, "block_m", "block_n", "math_warpgroups", "split"):
-        return None
-    if s.math_warpgroups == 2 and problem.promoted and tile_geometry(s).waves == 1:
-        return None
-    return Violation(
-        "GMR-S003",
-        f"turns with {s.math_warpgroups} math warpgroups of {tile_geometry(s).waves} waves",
-        "warpgroups take turns where there are two of one wave each, and sums are promoted",
-        "use turns = false",
-    )
-
-
 def scale_batch(problem: GemmProblem, s: Schedule, target: Target) -> Violation | None:
     """The producer fetches the weight scales of one k-block at a time, or of as many as its lanes can hold."""
     if s.scale_batch in (None, 1) or missing(s, "block_m", "block_n", "math_warpgroups", "split"):
@@ -413,37 +406,6 @@ def addend(problem: GemmProblem, s: Schedule, target: Target) -> Violation | Non
     return None
 
 
-def promote_chunk(problem: GemmProblem, s: Schedule, target: Target) -> Violation | None:
-    """Chunks of k-blocks are for promoting warpgroups of one wave that run freely."""
-    chunk = s.promote_chunk
-    if chunk is None or chunk == 1:
-        return None
-    if chunk not in PROMOTE_CHUNKS:
-        return Violation("GMR-S003", f"promote_chunk = {chunk}", f"one of {PROMOTE_CHUNKS}", "use promote_chunk = 2")
-    if not problem.promoted:
-        return Violation(
-            "GMR-S003",
-            f"promote_chunk = {chunk} for {problem.a}, summed in the tensor core",
-            "k-blocks go in chunks where sums are promoted",
-            "use promote_chunk = 1",
-        )
-    if s.turns:
-        return Violation(
-            "GMR-S003",
-            f"promote_chunk = {chunk} in turn",
-            "a warpgroup with two k-blocks in flight does not wait for its turn",
-            "use turns = false",
-        )
-    if missing(s, "block_m", "block_n", "math_warpgroups", "split") or tile_geometry(s).waves == 1:
-        return None
-    return Violation(
-        "GMR-S003",
-        f"promote_chunk = {chunk} with {tile_geometry(s).waves} waves a warpgroup",
-        "k-blocks go in chunks where a warpgroup has one wave of 64 rows",
-        "use promote_chunk = 1",
-    )
-
-
 RULES: tuple[Rule, ...] = (
     block_shape,
     warpgroup_tile,
@@ -451,6 +413,7 @@ RULES: tuple[Rule, ...] = (
     cluster,
     tma_boxes,
     split_k,
+    tail,
     raster,
     evict,
     groups,
@@ -463,7 +426,7 @@ RULES: tuple[Rule, ...] = (
     shared_memory,
 )
 
-STREAM_RULES: tuple[Rule, ...] = (*OF_STREAMS, raster, scale_batch, shared_memory)
+STREAM_RULES: tuple[Rule, ...] = (*OF_STREAMS, tail, raster, scale_batch, shared_memory)
 
 
 def rules_of(schedule: Schedule) -> tuple[Rule, ...]:
@@ -476,7 +439,11 @@ def violation(problem: GemmProblem, schedule: Schedule, target: Target = SM_90A)
     for rule in rules_of(schedule):
         if (found := rule(problem, schedule, target)) is not None:
             return found
-    return None
+    if not schedule.tail_n or missing(schedule, "block_m", "block_n", "math_warpgroups", "split"):
+        return None
+    if (found := violation(problem, tail_schedule(problem, schedule), target)) is None:
+        return None
+    return Violation(found.code, f"tail: {found.what}", found.rule, NO_TAIL)
 
 
 def is_legal(problem: GemmProblem, schedule: Schedule, target: Target = SM_90A) -> bool:

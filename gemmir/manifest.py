@@ -138,7 +138,8 @@ class Manifest:
     One kernel: its entry point, its parameters in order, and how to launch it.
 
     The grid is `min(co-resident clusters, cluster tiles) * cluster CTAs`, where a cluster tile covers
-    `block_m * cluster_m` rows and `block_n * cluster_n` columns of the M x N output; if `balanced`, the fewest clusters
+    `block_m * cluster_m` rows and `block_n * cluster_n` columns of the M x N output, or `tail_n` columns behind
+    `tail_after` columns of tiles; if `balanced`, the fewest clusters
     that need as many rounds. `threads` per CTA. With a `grouping` (see `gemmir.problem.Grouping`; "none" for one
     product) of `groups` groups the number of tiles is known on the device only, and the grid has CTAs for as many as
     there can be.
@@ -167,6 +168,9 @@ class Manifest:
     groups: int = 1
     split_k: int = 1
     """CTAs that compute a tile together, each a part of K."""
+    tail_n: int = 0
+    tail_after: int = 0
+    """Behind so many columns of tiles, they are `tail_n` columns wide; 0: nowhere."""
     waits: bool = False
     """Whether the kernel itself waits for those before it, so that it may be started while they end."""
 
@@ -178,8 +182,10 @@ class Manifest:
     @property
     def grid_rule(self) -> GridRule:
         """The rule of the grid as numbers; a kernel of several groups balances its tiles itself."""
-        rows, columns = self.block_m * self.cluster_m, self.block_n * self.cluster_n
-        extra = 0
+        rows, width = self.block_m * self.cluster_m, self.block_n * self.cluster_n
+        columns, extra = -(-self.n // width), 0
+        if self.tail_n:
+            columns = self.tail_after + -(-(self.n - self.tail_after * width) // self.tail_n)
         if self.grouping == Grouping.OFFS.value:
             repeats, extra = 1, 2 * self.groups  # each group's first and last rows may fill only part of a tile
         elif self.grouping == Grouping.GROUP_IDS.value:
@@ -187,7 +193,7 @@ class Manifest:
         else:
             repeats = 1 if self.grouping == Grouping.NONE.value else self.groups
         balanced = self.balanced and self.grouping == Grouping.NONE.value
-        return GridRule(rows, repeats, extra, -(-self.n // columns), self.cluster_ctas, balanced)
+        return GridRule(rows, repeats, extra, columns, self.cluster_ctas, balanced)
 
     def most_cluster_tiles(self, m: int) -> int:
         """Cluster tiles that a call with this M can have: how many there are, where one product is computed."""

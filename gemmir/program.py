@@ -34,7 +34,7 @@ from gemmir.matmul_rules import (
     problem_from,
 )
 from gemmir.problem import RECIPES, Grouping, Recipe
-from gemmir.schedule import Evict, Family, RasterAxis, Schedule, Split
+from gemmir.schedule import MAY_BE_NONE, Evict, Family, RasterAxis, Schedule, Split
 
 if TYPE_CHECKING:
     from xdsl.dialects.builtin import ModuleOp
@@ -444,9 +444,10 @@ def _choice(name: str, value: object) -> Any:
             return value
         rule = "True or False"
     else:
-        if _is_integer(value) and 1 <= int(str(value)) <= MAX_DIM:
+        least = 0 if name in MAY_BE_NONE else 1
+        if _is_integer(value) and least <= int(str(value)) <= MAX_DIM:
             return value
-        rule = "an integer, at least 1"
+        rule = f"an integer, at least {least}"
     raise InputError("GMR-I009", f"schedule: {name} = {value!r:.40}", rule=rule, fix="leave it open")
 
 

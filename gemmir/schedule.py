@@ -54,6 +54,10 @@ class Evict(Enum):
     BOTH = "both"
 
 
+MAY_BE_NONE = ("tail_n", "tail_after")
+"""Choices of which 0 says that there are none."""
+
+
 @dataclass(frozen=True, slots=True)
 class Schedule:
     """
@@ -65,6 +69,8 @@ class Schedule:
     - `turns`: the math warpgroups issue their WGMMAs strictly in turn.
     - `promote_chunk`: k-blocks that a math warpgroup takes at a time, two of them in flight; 1: one after another, the
       next tile's first one included.
+    - `tail_n`, `tail_after`: the columns behind so many columns of tiles are computed in tiles of `tail_n` columns,
+      narrower than `block_n`, after all others: then the last round of tiles is a short one. Both 0: there are none.
     - `balanced`: no more clusters than the rounds of tiles need.
     - `scale_batch`: k-blocks whose weight scales one load of the producer fetches.
     - `store_slices`: parts in which a warpgroup's tile leaves; each is staged in the same shared memory, once the one
@@ -81,6 +87,8 @@ class Schedule:
     promote_chunk: int | None = None
     cluster_m: int | None = None
     cluster_n: int | None = None
+    tail_n: int | None = None
+    tail_after: int | None = None
     raster_axis: RasterAxis | None = None
     raster_group: int | None = None
     evict: Evict | None = None
@@ -88,6 +96,11 @@ class Schedule:
     scale_batch: int | None = None
     store_slices: int | None = None
     num_stages: int | None = None
+
+    @property
+    def has_tail(self) -> bool:
+        """Whether the last columns are computed in narrower tiles."""
+        return bool(self.tail_n)
 
     @property
     def complete(self) -> bool:

@@ -6,7 +6,7 @@ Derived data only. The rules that a schedule must obey are in `gemmir.legality`.
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from math import gcd
 
 from gemmir.layouts import StoreChunk, store_chunks
@@ -75,6 +75,23 @@ def tile_geometry(schedule: Schedule) -> TileGeometry:
     if schedule.split is Split.ALONG_N:
         return TileGeometry(block_m, block_n // groups)
     return TileGeometry(block_m // groups, block_n)
+
+
+def tail_schedule(problem: GemmProblem, schedule: Schedule) -> Schedule:
+    """How the narrower tiles of the last columns are computed, by a schedule that has such."""
+    tail = replace(schedule, block_n=schedule.tail_n, tail_n=0, tail_after=0)
+    if schedule.scale_batch in (None, 1):
+        return tail
+    return replace(tail, scale_batch=widest_scale_batch(problem, tail))
+
+
+def columns_of_tiles(n: int, schedule: Schedule) -> tuple[int, int]:
+    """How many columns of tiles there are of `block_n`, and of narrower ones, without clusters."""
+    block_n, tail_n, after = schedule.block_n, schedule.tail_n, schedule.tail_after
+    assert block_n is not None
+    if not tail_n or not after or after * block_n >= n:
+        return -(-n // block_n), 0
+    return after, -(-(n - after * block_n) // tail_n)
 
 
 def widest_scale_batch(problem: GemmProblem, schedule: Schedule) -> int:
@@ -254,6 +271,8 @@ def shared_layout(problem: GemmProblem, schedule: Schedule, num_stages: int | No
     assert block_m is not None and block_n is not None and groups is not None and stages is not None
     geometry = tile_geometry(schedule)
     steps = block_n if problem.column_scales else block_n // geometry.column_step
+    if schedule.tail_n and not problem.column_scales:
+        steps = max(steps, schedule.tail_n // tile_geometry(tail_schedule(problem, schedule)).column_step)
     slices = schedule.store_slices or default_store_slices(problem, geometry)
     parts = 1 if geometry.swapped else problem.numerics.split_k
     slice_bytes = geometry.out_rows // (slices * parts) * geometry.out_columns * problem.d.bytes

@@ -16,6 +16,7 @@ PASSES = (
     "gemm-canonicalize",
     "gemm-select-family",
     "gemm-select-blocks",
+    "gemm-fit-tail",
     "gemm-rasterize",
     "gemm-balance",
     "gemm-plan-pipeline",

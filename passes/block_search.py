@@ -30,6 +30,7 @@ from gemmir.legality import (
 from gemmir.passes.cost_model import Cost, best_orders, cluster_bound, dram_seconds, predict, tile_bound
 from gemmir.problem import GemmProblem, Grouping
 from gemmir.schedule import Schedule, Split
+from gemmir.tail_legality import tail
 from gemmir.target import SM_90A, Target
 
 FIELDS = (
@@ -54,7 +55,7 @@ ROWS_FIRST = tuple(sorted(BLOCK_M, key=lambda rows: abs(rows - 128)))
 GROUPS_FIRST = tuple(sorted(MATH_WARPGROUPS, key=lambda groups: abs(groups - 2)))
 """In the order in which good tiles are found early."""
 
-CLUSTER_RULES = (cluster, tma_boxes)
+CLUSTER_RULES = (cluster, tma_boxes, tail)
 SHAPE_RULES = tuple(rule for rule in RULES if rule not in CLUSTER_RULES)
 
 ALIKE = 0.002

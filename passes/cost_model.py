@@ -13,20 +13,28 @@ from __future__ import annotations
 
 from dataclasses import dataclass, replace
 from math import log1p
+from typing import NamedTuple
 
 from gemmir.passes.cost_constants import DEFAULT, Constants
 from gemmir.passes.l2_model import Traffic, cluster_tiles, grid_of, orders_of, resident_clusters, traffic
 from gemmir.passes.stream_model import STREAM, StreamConstants, stream_clocks
+from gemmir.passes.tail_model import deal
 from gemmir.problem import GemmProblem, Grouping
 from gemmir.schedule import Family, Schedule
 from gemmir.target import SM_90A, Target
-from gemmir.tile import STAGE_ROW_BYTES, default_store_slices, shared_layout, tile_geometry
+from gemmir.tile import STAGE_ROW_BYTES, default_store_slices, shared_layout, tail_schedule, tile_geometry
 
 COLUMN_SCALES = 1.75
 """How much longer a promotion takes with a scale a column: a product each, and their loads (estimate)."""
 
 ADDEND_LATENCY = 1000
 """Clocks from a load of C to its arrival, which is from DRAM (estimate)."""
+
+TAIL_BEGINS = 2000
+"""
+Clocks before the narrower tile of a CTA whose tiles flow into each other: a wave in vain, and the way out of the tile
+before (estimate).
+"""
 
 OPEN_ORDER_DISTINCT = (0.1, 0.25)
 """Parts of A and B among all loads that CTAs side by side do not share, in groups of 4: while the order is open."""
@@ -200,6 +208,36 @@ def _clock(cycles: float, utilisation: float, dram: float, c: Constants) -> floa
     return c.boost_clock_hz - drop - c.sustained_drop_hz * log1p(seconds / c.sustained_seconds)
 
 
+class _Clocks(NamedTuple):
+    """The first fields of `Cost`, of one kind of tiles."""
+
+    tensor: float
+    math: float
+    loads: float
+    k_block: float
+    tile: float
+
+
+def _clocks(
+    problem: GemmProblem, schedule: Schedule, spread: float, rounds: int, target: Target, c: Constants
+) -> _Clocks:
+    tensor = _tensor_clocks(schedule, target)
+    math = _math_clocks(problem, schedule, tensor, target, c)
+    loads = _load_clocks(problem, schedule, spread, target, c)
+    shared = (schedule.cluster_m or 1) * (schedule.cluster_n or 1)
+    k_block = _norm(math, loads, c.overlap_order) * (c.cluster_coupling if shared > 1 else 1.0)
+    return _Clocks(tensor, math, loads, k_block, _tile_clocks(problem, schedule, rounds, target, c))
+
+
+def _tail_clocks(problem: GemmProblem, schedule: Schedule, spread: float, target: Target, c: Constants) -> _Clocks:
+    """Those of the narrower tiles of the last columns, of which a CTA seldom has a second one."""
+    stages = schedule.num_stages or fitting_stages(problem, schedule, target)
+    tail = replace(tail_schedule(problem, schedule), num_stages=stages)
+    found = _clocks(problem, tail, spread, 1, target, c)
+    flows = problem.promoted and schedule.promote_chunk in (None, 1)
+    return found._replace(tile=found.tile + (TAIL_BEGINS if flows else 0))
+
+
 def predict(
     problem: GemmProblem,
     schedule: Schedule,
@@ -217,17 +255,21 @@ def predict(
         return predict_stream(problem, schedule, target)
     c = constants
     spread, again = _order_terms(order or _order(problem, schedule, target, c), problem.groups, c)
-    tensor = _tensor_clocks(schedule, target)
-    math = _math_clocks(problem, schedule, tensor, target, c)
-    loads = _load_clocks(problem, schedule, spread, target, c)
     parts, shared = problem.numerics.split_k, (schedule.cluster_m or 1) * (schedule.cluster_n or 1)
     cluster = shared * parts
-    k_block = _norm(math, loads, c.overlap_order) * (c.cluster_coupling if shared > 1 else 1.0)
     rows, columns = cluster_tiles(problem, schedule)
+    tiles = rows * columns * cluster
     rounds = -(-rows * columns // resident_clusters(schedule, target, split_k=parts))
-    tile = _tile_clocks(problem, schedule, rounds, target, c)
+    tensor, math, loads, k_block, tile = _clocks(problem, schedule, spread, rounds, target, c)
     cycles = rounds * (problem.part_k_blocks * k_block + tile)
-    working = rows * columns * cluster * problem.part_k_blocks * tensor
+    working = tiles * problem.part_k_blocks * tensor
+    if schedule.has_tail:
+        dealt, narrow = deal(problem, schedule, target), _tail_clocks(problem, schedule, spread, target, c)
+        tiles, rounds = dealt.wide + dealt.narrow, int(dealt.longest(1, 1))
+        cycles = dealt.longest(
+            problem.part_k_blocks * k_block + tile, problem.part_k_blocks * narrow.k_block + narrow.tile
+        )
+        working = problem.part_k_blocks * (dealt.wide * tensor + dealt.narrow * narrow.tensor)
     utilisation = working / (target.sms * cycles) if cycles else 0.0
     dram = dram_seconds(problem, target, c, again)
     clock = _clock(cycles, utilisation, dram, c)
@@ -239,7 +281,7 @@ def predict(
         loads=loads,
         k_block=k_block,
         tile=tile,
-        tiles=rows * columns * cluster,
+        tiles=tiles,
         rounds=rounds,
         cycles=cycles,
         utilisation=utilisation,

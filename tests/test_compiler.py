@@ -81,7 +81,8 @@ def test_an_m_that_the_program_fixes_needs_no_hint() -> None:
 def test_what_is_fixed_no_pass_changes() -> None:
     pipeline = (
         "gemm-canonicalize,gemm-select-family,gemm-select-blocks{block=128,128,128 warpgroups=2 split=n cluster=1,2},"
-        "gemm-rasterize{axis=along_n group=3},gemm-balance,gemm-plan-pipeline{stages=4},gemm-lower-to-hopper"
+        "gemm-fit-tail,gemm-rasterize{axis=along_n group=3},gemm-balance,gemm-plan-pipeline{stages=4},"
+        "gemm-lower-to-hopper"
     )
     found = lower(TEXT, pipeline=pipeline).schedule
     for choice in (
@@ -102,10 +103,11 @@ def test_each_pass_is_shown() -> None:
             seen.append(pass_.name)
 
     lower(TEXT, observer=Names())
-    assert seen[:7] == [
+    assert seen[:8] == [
         "gemm-canonicalize",
         "gemm-select-family",
         "gemm-select-blocks",
+        "gemm-fit-tail",
         "gemm-rasterize",
         "gemm-balance",
         "gemm-plan-pipeline",
@@ -122,7 +124,7 @@ def test_a_bad_pipeline_is_refused(pipeline: str) -> None:
 
 def test_a_pipeline_that_leaves_choices_open_is_refused() -> None:
     with pytest.raises(ScheduleError, match="num_stages") as error:
-        lower(TEXT, pipeline="gemm-select-family,gemm-select-blocks,gemm-rasterize,gemm-lower-to-hopper")
+        lower(TEXT, pipeline="gemm-select-family,gemm-select-blocks,gemm-fit-tail,gemm-rasterize,gemm-lower-to-hopper")
     assert error.value.code == "GMR-S005"
 
 

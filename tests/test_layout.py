@@ -14,7 +14,7 @@ MAX_FUNCTION_LINES = 60
 
 PLAIN_NAMES = (
     "errors dtypes target layouts numerics problem schedule tile legality decisions manifest matmul_rules ir_gate "
-    "segments groups rule order_legality stream_legality error_codes records"
+    "segments groups rule loop_legality order_legality stream_legality tail_legality error_codes records"
 )
 PLAIN = {f"gemmir.{name}" for name in PLAIN_NAMES.split()}
 """Plain data: the standard library and each other, nothing else."""

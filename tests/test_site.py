@@ -47,7 +47,7 @@ def test_the_tutorial_prints_what_its_commands_print():
     """Else: python -m tests.tutorial_page"""
     page = tutorial_page.PAGE.read_text()
     assert page == tutorial_page.refreshed(page)
-    assert page.count("```diff") == 6
+    assert page.count("```diff") == 7
     assert page.count("\nGMR-") == 3
 
 

@@ -18,7 +18,7 @@ SHOWN = 24
 """Lines of a kernel."""
 WIDTH = 116
 KERNEL = (
-    "gemm-canonicalize,gemm-select-family,gemm-select-blocks,gemm-rasterize,gemm-balance,gemm-plan-pipeline,"
+    "gemm-canonicalize,gemm-select-family,gemm-select-blocks,gemm-fit-tail,gemm-rasterize,gemm-balance,gemm-plan-pipeline,"
     "gemm-lower-to-hopper"
 )
 

@@ -139,7 +139,7 @@ class _Expected:
             elif isinstance(op, hopper.RolesOp):
                 yield from self.roles(op, where)
             elif isinstance(op, hopper.TilesOp):
-                yield from self.ops(op.body.block.ops, (*where, "tiles"))
+                yield from self.ops(op.body.block.ops, (*where, "tiles" if op.tail is None else "tail tiles"))
             elif isinstance(op, hopper.KBlocksOp):
                 yield from self.ops(op.body.block.ops, (*where, _loop(op)))
             elif isinstance(op, hopper.FirstTileOp):

@@ -39,7 +39,7 @@ _BASE = re.compile(r"const u32 (\w+) = smem(?: \+ (\d+))?;")
 _STATEMENT = re.compile(
     r"(?:if \((?P<guard>.*)\) )?(?:for \((?P<loop>[^)]*)\) )?(?P<name>\w+)(?:<(?P<types>[^>]*)>)?\((?P<arguments>.*)\);"
 )
-_TILES = re.compile(r"for \((?:Tiles<|auto tiles = )")
+_TILES = re.compile(r"for \((?:(Tail)?Tiles<|auto tiles = )")
 _FIRST_TILE = re.compile(
     r"if \(Tiles<[^>]*> tiles\(\w+\); (?:\w+|\(\w+ \|\| gridDim\.x <= (\d+)\)) && "
     r"(warp == \d+) && lane == 0 && !tiles\.done\(\)\)"
@@ -126,8 +126,8 @@ class _Reader:
             self.statement(statement)
 
     def opened(self, head: str) -> tuple[str, str]:
-        if _TILES.match(head) is not None:
-            return "tiles", ""
+        if (tiles := _TILES.match(head)) is not None:
+            return "tail tiles" if tiles[1] else "tiles", ""
         if (first := _FIRST_TILE.match(head)) is not None:
             return f"{first[2]}, up to {first[1] or 0} CTAs, first tile", ""
         if _FIRST_ROW.fullmatch(head) is not None:

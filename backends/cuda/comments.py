@@ -96,6 +96,7 @@ _COMMENTS: dict[type[Operation], Callable[[Any], str]] = {
     ),
     hopper.StartScalesOp: lambda op: "Many k-blocks in one load, the next ones ahead: none is waited for.",
     hopper.StoreWaitReadOp: lambda op: "TMA has read the rows: others may be staged.",
+    hopper.TilesOp: lambda op: "" if op.tail is None else "The last columns, in narrower tiles.",
     hopper.TmaFillOp: lambda op: "C comes to where the rows of D leave from: to be added to them.",
     hopper.TmaPrefetchOp: lambda op: "L2 is asked for weights while the kernel before ends.",
     hopper.WaitForGridOp: lambda op: "Until the kernels before have ended.",

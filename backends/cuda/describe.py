@@ -7,6 +7,7 @@ from collections.abc import Sequence
 from xdsl.ir import SSAValue
 
 from gemmir.dialects import hopper
+from gemmir.dialects.hopper.base import number
 from gemmir.dialects.hopper.types import BindName, OrderName
 from gemmir.manifest import (
     Manifest,
@@ -51,6 +52,8 @@ def describe(
         grouping="none" if kernel.grouping is None else kernel.grouping.data.value,
         groups=1 if kernel.groups is None else kernel.groups.value.data,
         split_k=kernel.parts,
+        tail_n=0 if kernel.tail is None else number(kernel.tail),
+        tail_after=0 if kernel.after is None else number(kernel.after),
         waits=any(isinstance(op, hopper.WaitForGridOp) for op in kernel.body.block.ops),
     )
 

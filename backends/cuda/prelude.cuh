@@ -384,19 +384,36 @@ template <int GROUP, bool ALONG_M> DEVICE void tile_place(u32 index, u32 rows, u
 
 //@ Tiles: tile_place
 // The tiles of this CTA; those of a cluster are neighbours. PARTS CTAs side by side compute one tile, a part of K each.
-template <int BLOCK_M, int BLOCK_N, int CLUSTER_M, int CLUSTER_N, int N, int GROUP, bool ALONG_M, int PARTS = 1> struct Tiles {
+// BEHIND columns of narrower tiles follow.
+template <int BLOCK_M, int BLOCK_N, int CLUSTER_M, int CLUSTER_N, int N, int GROUP, bool ALONG_M, int PARTS = 1, int BEHIND = 0>
+struct Tiles {
     static constexpr int COLUMNS = (N + BLOCK_N * CLUSTER_N - 1) / (BLOCK_N * CLUSTER_N), CLUSTER = CLUSTER_M * CLUSTER_N * PARTS;
     int rows, index, step;
     DEVICE Tiles(int m)
         : rows((m + BLOCK_M * CLUSTER_M - 1) / (BLOCK_M * CLUSTER_M)), index(blockIdx.x / CLUSTER), step(gridDim.x / CLUSTER) {}
     DEVICE bool done() const { return index >= rows * COLUMNS; }
-    DEVICE bool last() const { return index + step >= rows * COLUMNS; }
+    DEVICE bool last() const { return index + step >= rows * (COLUMNS + BEHIND); }
     DEVICE void next() { index += step; }
     DEVICE void origin(int rank, int& m0, int& n0) const {
         int row, column;
         tile_place<GROUP, ALONG_M>(index, rows, COLUMNS, row, column);
         m0 = (row * CLUSTER_M + rank / CLUSTER_N) * BLOCK_M;
         n0 = (column * CLUSTER_N + rank % CLUSTER_N) * BLOCK_N;
+    }
+};
+
+//@ TailTiles: Tiles
+// The narrower tiles of this CTA, from column FIRST on. They are numbered behind those of the BEFORE columns of tiles before.
+template <int BLOCK_M, int BLOCK_N, int FIRST, int BEFORE, int N, int GROUP, bool ALONG_M>
+struct TailTiles : Tiles<BLOCK_M, BLOCK_N, 1, 1, N - FIRST, GROUP, ALONG_M> {
+    using Columns = Tiles<BLOCK_M, BLOCK_N, 1, 1, N - FIRST, GROUP, ALONG_M>;
+    DEVICE TailTiles(int m) : Columns(m) {
+        const int before = this->rows * BEFORE % this->step;
+        this->index += this->index < before ? this->step - before : -before;
+    }
+    DEVICE void origin(int rank, int& m0, int& n0) const {
+        Columns::origin(rank, m0, n0);
+        n0 += FIRST;
     }
 };
 

@@ -24,7 +24,7 @@ from gemmir.backends.cuda.printing.loads import PrintsLoads
 from gemmir.backends.cuda.printing.split_k import PrintsSplitK
 from gemmir.backends.cuda.printing.storage import PrintsStorage
 from gemmir.backends.cuda.printing.stores import PrintsStores
-from gemmir.backends.cuda.wgmma import wgmma_wrapper
+from gemmir.backends.cuda.wgmma import multiply_name, wgmma_wrapper
 from gemmir.dialects import hopper
 from gemmir.dialects.hopper.base import number
 from gemmir.dialects.hopper.control import tile_arguments
@@ -216,8 +216,8 @@ class _Printer(PrintsStorage, PrintsBarriers, PrintsLoads, PrintsArithmetic, Pri
                 out.line(f"u32 chaos = {self.need('chaos_start')}(seed);")
             self.block(kernel.body.block)
         pieces = [self.header(), prelude(self.used)]
-        if self.wgmma is not None:
-            pieces.append(wgmma_wrapper(*self.wgmma))
+        for shape in self.wgmmas:
+            pieces.append(wgmma_wrapper(*shape, name=multiply_name(shape[2], shape == self.wgmmas[0])))
         return PrintedKernel("\n\n".join([*pieces, out.text()]) + "\n", entry)
 
     def entry(self) -> str:
@@ -227,15 +227,17 @@ class _Printer(PrintsStorage, PrintsBarriers, PrintsLoads, PrintsArithmetic, Pri
         tile, stages = self.kernel.tile, rings[0].result.type.stages if rings else 0
         cluster_m, cluster_n = self.cluster
         split = f"_split{self.kernel.parts}" if self.kernel.parts > 1 else ""
-        return f"gemm_{types}_{tile.m.data}x{tile.n.data}_cluster{cluster_m}x{cluster_n}{split}_stages{stages}"
+        tail = "" if self.kernel.tail is None else f"_tail{number(self.kernel.tail)}"
+        return f"gemm_{types}_{tile.m.data}x{tile.n.data}{tail}_cluster{cluster_m}x{cluster_n}{split}_stages{stages}"
 
     def header(self) -> str:
         k, tile = self.kernel, self.kernel.tile
         plus_c = " + C" if any(isinstance(op, hopper.TmaFillOp) for op in k.walk()) else ""
         split = f", {k.parts} for each tile, which sum a part of K each" if k.parts > 1 else ""
+        tail = "" if k.tail is None else f" and, from column {k.tail_begins} on, {tile.m.data} x {number(k.tail)} tiles"
         return (
             f"// D[M, {number(k.columns)}] = A[M, {number(k.depth)}] @ B{plus_c}. "
-            f"A CTA makes {tile.m.data} x {tile.n.data} tiles, "
+            f"A CTA makes {tile.m.data} x {tile.n.data} tiles{tail}, "
             f"{self.cluster[0]} x {self.cluster[1]} CTAs form a cluster{split}.\n"
             f"// {number(k.threads)} threads and {number(k.shared)} bytes of shared memory a CTA. Made by gemmir."
         )
@@ -374,10 +376,19 @@ class _Printer(PrintsStorage, PrintsBarriers, PrintsLoads, PrintsArithmetic, Pri
                 self.block(op.body.block)
 
     def tiles_type(self, op: hopper.TilesOp | hopper.FirstTileOp) -> str:
-        tile, (cluster_m, cluster_n) = self.kernel.tile, self.cluster
+        kernel, (cluster_m, cluster_n) = self.kernel, self.cluster
         along_m = "true" if op.raster.data is RasterName.ALONG_M else "false"
-        arguments = f"{tile.m.data}, {tile.n.data}, {cluster_m}, {cluster_n}, N, {number(op.group)}, {along_m}"
-        arguments += f", {self.kernel.parts}" if self.kernel.parts > 1 else ""
+        order, first = f"{number(op.group)}, {along_m}", kernel.tail_begins
+        if isinstance(op, hopper.TilesOp) and op.tail is not None:
+            assert kernel.tail is not None and kernel.after is not None
+            arguments = f"{kernel.tile.m.data}, {number(kernel.tail)}, {first}, {number(kernel.after)}, N, {order}"
+            return f"{self.need('TailTiles')}<{arguments}>"
+        columns = "N" if kernel.tail is None else str(first)
+        arguments = f"{kernel.tile.m.data}, {kernel.tile.n.data}, {cluster_m}, {cluster_n}, {columns}, {order}"
+        if kernel.tail is not None:
+            arguments += f", 1, {-(-(number(kernel.columns) - first) // number(kernel.tail))}"
+        elif kernel.parts > 1:
+            arguments += f", {kernel.parts}"
         return f"{self.need('Tiles')}<{arguments}>"
 
     def tile_origin(self, op: hopper.TilesOp | hopper.FirstTileOp) -> None:

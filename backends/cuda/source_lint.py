@@ -12,12 +12,14 @@ import re
 from itertools import product
 
 from gemmir.backends.cuda.prelude import sections
-from gemmir.backends.cuda.wgmma import wgmma_wrapper
+from gemmir.backends.cuda.wgmma import multiply_name, wgmma_wrapper
 from gemmir.backends.cuda.writer import NAMES
 from gemmir.dtypes import DTYPES
 from gemmir.errors import CompileError
 
 MAX_BYTES = 1 << 20
+MAX_WGMMAS = 2
+"""Shapes of WGMMA in a kernel: the last columns may be computed in narrower tiles."""
 
 WORDS = frozenset(
     "__align__ __cluster_dims__ __grid_constant__ __launch_bounds__ __ldg __shared__ __syncthreads __syncwarp auto "
@@ -70,13 +72,16 @@ def _check_head(head: str) -> set[str]:
 
 
 def _wrappers(head: str) -> list[str]:
-    """The texts that the wrapper of the WGMMA in `head` may have."""
-    if (found := _WGMMA.search(head)) is None:
-        return []
-    a, b = (next((d for d in DTYPES.values() if d.ptx == name), None) for name in (found["a"], found["b"]))
-    if a is None or b is None:
-        return []
-    return [wgmma_wrapper(a, b, int(found["n"]), *panels) for panels in product((False, True), repeat=2)]
+    """The texts that the wrappers of the WGMMAs in `head` may have."""
+    texts: list[str] = []
+    for found in list(_WGMMA.finditer(head))[:MAX_WGMMAS]:
+        a, b = (next((d for d in DTYPES.values() if d.ptx == name), None) for name in (found["a"], found["b"]))
+        if a is None or b is None:
+            continue
+        columns = int(found["n"])
+        for *panels, first in product((False, True), repeat=3):
+            texts.append(wgmma_wrapper(a, b, columns, *panels, name=multiply_name(columns, first)))
+    return texts
 
 
 def _check_body(body: str, known: set[str]) -> None:

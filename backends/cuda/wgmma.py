@@ -9,9 +9,16 @@ INSTRUCTIONS_PER_SLOT = 4
 """A slot row is 128 bytes of K, one WGMMA takes 32."""
 
 
-def wgmma_wrapper(a: DType, b: DType, columns: int, a_panels: bool = False, b_panels: bool = False) -> str:
+def multiply_name(columns: int, first: bool) -> str:
+    """What the wrapper is called: that of a kernel's first tiles, or that of narrower ones."""
+    return "multiply" if first else f"multiply_n{columns}"
+
+
+def wgmma_wrapper(
+    a: DType, b: DType, columns: int, a_panels: bool = False, b_panels: bool = False, name: str = "multiply"
+) -> str:
     """
-    `multiply<FRESH>(d, a, b)`: d (64 x `columns`) = A * B over one slot, plus d unless FRESH.
+    `NAME<FRESH>(d, a, b)`: d (64 x `columns`) = A * B over one slot, plus d unless FRESH.
 
     `a_panels`, `b_panels`: the operand lies in panels, and WGMMA transposes it.
     """
@@ -36,7 +43,7 @@ DEVICE void wgmma_{shape}(float (&d)[{registers}], u64 a, u64 b, int accumulate)
 }}
 
 // The same over one slot, 128 bytes of K. FRESH: d is overwritten.
-template <bool FRESH> DEVICE void multiply(float (&d)[{registers}], u32 a, u32 b) {{
+template <bool FRESH> DEVICE void {name}(float (&d)[{registers}], u32 a, u32 b) {{
     const u64 da = {of_a}(a), db = {of_b}(b);
 #pragma unroll
     for (int i = 0; i < {INSTRUCTIONS_PER_SLOT}; ++i)

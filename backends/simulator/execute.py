@@ -14,7 +14,7 @@ from gemmir.backends.simulator.agent import Agent, Cursor
 from gemmir.backends.simulator.barriers import Mbarrier, Meeting, NamedBarrier, fault
 from gemmir.backends.simulator.machine import Signal, Steps, Wait
 from gemmir.backends.simulator.registers import Fragment, ScaleRegisters
-from gemmir.backends.simulator.schedule import number_of_tiles, own_tiles
+from gemmir.backends.simulator.schedule import follow, number_of_tiles, own_tiles
 from gemmir.dialects import hopper
 from gemmir.dialects.hopper.barriers import TURN_THREADS
 from gemmir.dialects.hopper.control import enclosing
@@ -75,8 +75,9 @@ def _warp(agent: Agent, op: hopper.WarpOp) -> Steps:
 def _tiles(agent: Agent, op: hopper.TilesOp) -> Steps:
     grid = agent.grid
     mine = own_tiles(agent.kernel, op, grid.segments, agent.cta.rank, grid.index, grid.clusters)
+    more = op.tail is None and follow(agent.kernel, grid.segments, grid.index, grid.clusters)
     for number, tile in enumerate(mine, 1):
-        agent.last_tile = number == len(mine)
+        agent.last_tile = number == len(mine) and not more
         values = (tile.row, tile.column, tile.group, tile.begin, tile.end)
         agent.values |= dict(zip(op.body.block.args, values, strict=False))
         yield from _block(agent, op.body.block)

@@ -28,7 +28,7 @@ class Tile:
 def tiles_of(kernel: hopper.KernelOp, op: hopper.TilesOp, segments: list[Segment], rank: int) -> Iterator[Tile]:
     """The tiles of the CTA of `rank` in each tile that is dealt out, in order; see `dealt`."""
     for segment in segments:
-        rows, columns = _cover(kernel, segment)
+        rows, columns = _cover(kernel, segment, op.tail is not None)
         for index in range(rows * columns):
             row, column = _origin(kernel, op, index, rank, rows, columns)
             row += segment.aligned
@@ -42,10 +42,18 @@ def tiles_of(kernel: hopper.KernelOp, op: hopper.TilesOp, segments: list[Segment
 def own_tiles(
     kernel: hopper.KernelOp, op: hopper.TilesOp, segments: list[Segment], rank: int, index: int, clusters: int
 ) -> list[Tile]:
-    """The tiles of the CTA of `rank` in cluster number `index` of so many."""
+    """The tiles of the CTA of `rank` in cluster number `index` of so many; narrower ones are numbered behind others."""
     along_m, along_n = dealt(kernel)
     lists = kernel.cluster.m.data * kernel.cluster.n.data // (along_m * along_n)
-    return list(tiles_of(kernel, op, segments, rank))[index * lists + rank % lists :: clusters * lists]
+    step = clusters * lists
+    before = 0 if op.tail is None else number_of_tiles(kernel, segments, wide_only=True)
+    return list(tiles_of(kernel, op, segments, rank))[(index * lists + rank % lists - before) % step :: step]
+
+
+def follow(kernel: hopper.KernelOp, segments: list[Segment], index: int, clusters: int) -> bool:
+    """Whether cluster number `index` of so many has narrower tiles after the others."""
+    before, all_tiles = number_of_tiles(kernel, segments, wide_only=True), number_of_tiles(kernel, segments)
+    return (index - before) % clusters < all_tiles - before
 
 
 def dealt(kernel: hopper.KernelOp) -> tuple[int, int]:
@@ -56,18 +64,25 @@ def dealt(kernel: hopper.KernelOp) -> tuple[int, int]:
     return kernel.cluster.m.data, kernel.cluster.n.data
 
 
-def number_of_tiles(kernel: hopper.KernelOp, segments: list[Segment]) -> int:
-    """How many tiles are dealt out."""
-    covers = (_cover(kernel, segment) for segment in segments)
+def number_of_tiles(kernel: hopper.KernelOp, segments: list[Segment], wide_only: bool = False) -> int:
+    """How many tiles are dealt out; `wide_only`: without the narrower ones of the last columns."""
+    kinds = (False,) if wide_only or kernel.tail is None else (False, True)
+    covers = (_cover(kernel, segment, tail) for segment in segments for tail in kinds)
     return sum(rows * columns for rows, columns in covers)
 
 
-def _cover(kernel: hopper.KernelOp, segment: Segment) -> tuple[int, int]:
-    """How many of them cover a segment, along M and along N."""
+def _cover(kernel: hopper.KernelOp, segment: Segment, tail: bool = False) -> tuple[int, int]:
+    """How many of them cover a segment, along M and along N; `tail`: how many narrower ones, its last columns."""
     along_m, along_n = dealt(kernel)
-    rows, columns = kernel.tile.m.data * along_m, kernel.tile.n.data * along_n
+    first, last = (kernel.tail_begins, kernel.columns.value.data) if tail else (0, kernel.tail_begins)
+    rows, columns = kernel.tile.m.data * along_m, _width(kernel, tail) * along_n
     tall = segment.first + segment.rows - segment.aligned if segment.rows else 0
-    return -(-tall // rows), -(-kernel.columns.value.data // columns)
+    return -(-tall // rows), -(-(last - first) // columns)
+
+
+def _width(kernel: hopper.KernelOp, tail: bool) -> int:
+    """Columns of a tile."""
+    return kernel.tail.value.data if tail and kernel.tail is not None else kernel.tile.n.data
 
 
 def _origin(
@@ -83,7 +98,8 @@ def _origin(
     tile_row, tile_column = (along, across) if along_m else (across, along)
     cluster_m, cluster_n = dealt(kernel)
     place = rank // kernel.parts % (cluster_m * cluster_n)
+    first, width = (0 if op.tail is None else kernel.tail_begins), _width(kernel, op.tail is not None)
     return (
         (tile_row * cluster_m + place // cluster_n) * kernel.tile.m.data,
-        (tile_column * cluster_n + place % cluster_n) * kernel.tile.n.data,
+        first + (tile_column * cluster_n + place % cluster_n) * width,
     )

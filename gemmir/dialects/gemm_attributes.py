@@ -15,7 +15,7 @@ from xdsl.printer import Printer
 from xdsl.utils.exceptions import VerifyException
 
 from gemmir.problem import Grouping, Recipe
-from gemmir.schedule import Evict, Family, RasterAxis, Schedule, Split
+from gemmir.schedule import MAY_BE_NONE, Evict, Family, RasterAxis, Schedule, Split
 
 E = TypeVar("E", bound=Enum)
 
@@ -27,6 +27,11 @@ def _parse_enum(parser: AttrParser, kind: type[E]) -> E:
 
 def _parse_positive(parser: AttrParser) -> int:
     return parser.parse_integer(allow_boolean=False, allow_negative=False)
+
+
+def _parse_optional(parser: AttrParser) -> int | None:
+    """A number, or `?` for a choice that is open."""
+    return None if parser.parse_optional_punctuation("?") else _parse_positive(parser)
 
 
 def _parse_dims(parser: AttrParser, count: int) -> tuple[int | None, ...]:
@@ -206,7 +211,7 @@ def _parse_block(parser: AttrParser) -> dict[str, object]:
 
 
 def _parse_warpgroups(parser: AttrParser) -> dict[str, object]:
-    count = None if parser.parse_optional_punctuation("?") else _parse_positive(parser)
+    count = _parse_optional(parser)
     split = _parse_enum(parser, Split) if parser.parse_optional_keyword("along") else None
     return {"math_warpgroups": count, "split": split}
 
@@ -221,6 +226,14 @@ def _parse_chunk(parser: AttrParser) -> dict[str, object]:
 
 def _parse_cluster(parser: AttrParser) -> dict[str, object]:
     return dict(zip(("cluster_m", "cluster_n"), _parse_dims(parser, 2), strict=True))
+
+
+def _parse_tail(parser: AttrParser) -> dict[str, object]:
+    if parser.parse_optional_keyword("none"):
+        return {"tail_n": 0, "tail_after": 0}
+    tail_n = _parse_optional(parser)
+    parser.parse_keyword("after")
+    return {"tail_n": tail_n, "tail_after": _parse_optional(parser)}
 
 
 def _parse_raster(parser: AttrParser) -> dict[str, object]:
@@ -258,6 +271,7 @@ _SCHEDULE_ENTRIES: dict[str, Callable[[AttrParser], dict[str, object]]] = {
     "turns": _parse_turns,
     "chunk": _parse_chunk,
     "cluster": _parse_cluster,
+    "tail": _parse_tail,
     "raster": _parse_raster,
     "group": _parse_group,
     "evict": _parse_evict,
@@ -279,6 +293,7 @@ def schedule_text(s: Schedule) -> str:
         "turns": None if s.turns is None else str(s.turns).lower(),
         "chunk": s.promote_chunk,
         "cluster": _known_dims_text(s.cluster_m, s.cluster_n),
+        "tail": _tail_text(s.tail_n, s.tail_after),
         "raster": None if s.raster_axis is None else s.raster_axis.value,
         "group": s.raster_group,
         "evict": None if s.evict is None else s.evict.value,
@@ -290,14 +305,20 @@ def schedule_text(s: Schedule) -> str:
     return ", ".join(f"{name} = {value}" for name, value in entries.items() if value is not None)
 
 
+def _tail_text(tail_n: int | None, after: int | None) -> str | None:
+    if tail_n is None and after is None:
+        return None
+    return "none" if tail_n == after == 0 else f"{_dims_text(tail_n)} after {_dims_text(after)}"
+
+
 @irdl_attr_definition
 class ScheduleAttr(Data[Schedule]):
     """
     The choices made so far; what is left out or `?` is open.
 
     `#gemm.schedule<family = tiles, block = 128x256x128, warpgroups = 2 along n, turns = false, chunk = 1,
-    cluster = 2x1, raster = along_m, group = 8, evict = neither, balanced = true, scale_batch = 1, slices = 2,
-    stages = 4>`
+    cluster = 1x1, tail = 128 after 8, raster = along_m, group = 8, evict = neither, balanced = true, scale_batch = 1,
+    slices = 2, stages = 4>`
     """
 
     name = "gemm.schedule"
@@ -322,5 +343,6 @@ class ScheduleAttr(Data[Schedule]):
     def verify(self) -> None:
         for field in fields(self.data):
             value = getattr(self.data, field.name)
-            if isinstance(value, int) and not isinstance(value, bool) and value < 1:
-                raise VerifyException(f"schedule: {field.name} = {value}; sizes and counts are at least 1")
+            least = 0 if field.name in MAY_BE_NONE else 1
+            if isinstance(value, int) and not isinstance(value, bool) and value < least:
+                raise VerifyException(f"schedule: {field.name} = {value}; sizes and counts are at least {least}")

@@ -17,10 +17,10 @@ from gemmir.legality import (
     MATH_WARPGROUPS,
     MAX_STAGES,
     MIN_STAGES,
-    PROMOTE_CHUNKS,
     WG_COLUMN_STEP,
     is_legal,
 )
+from gemmir.loop_legality import PROMOTE_CHUNKS
 from gemmir.matmul_rules import DIMS, operand_scale_shape
 from gemmir.numerics import NumericsSpec
 from gemmir.problem import SCALE_BLOCK, GemmProblem, Grouping, Recipe
@@ -119,6 +119,14 @@ def sliced_schedules(problem: GemmProblem, placed: Schedule) -> tuple[Schedule, 
     return tuple(s for n in slices if is_legal(problem, s := replace(placed, store_slices=n)))
 
 
+def tails(problem: GemmProblem, sliced: Schedule) -> list[tuple[int, int]]:
+    """Widths of legal narrower tiles for the last columns, and columns of tiles before them."""
+    assert sliced.block_n is not None
+    widths, columns = range(WG_COLUMN_STEP, sliced.block_n, WG_COLUMN_STEP), -(-problem.n // sliced.block_n)
+    pairs = ((width, after) for width in widths for after in range(1, columns))
+    return [(n, after) for n, after in pairs if is_legal(problem, replace(sliced, tail_n=n, tail_after=after))]
+
+
 def completed(problem: GemmProblem, schedule: Schedule) -> Schedule:
     """`schedule` with all that it leaves open chosen by the passes: what fixes only a part need not name the rest."""
     from gemmir.compiler import lower
@@ -139,6 +147,9 @@ def legal_schedules(draw: st.DrawFn, problem: GemmProblem) -> Schedule:
     loop = draw(st.sampled_from(sorted({(bool(s.turns), s.promote_chunk or 0) for s in tiles})))
     placed = draw(st.sampled_from([s for s in tiles if (s.turns, s.promote_chunk) == loop]))
     sliced = draw(st.sampled_from(sliced_schedules(problem, placed)))
+    possible = tails(problem, sliced)
+    tail_n, after = draw(st.sampled_from(possible)) if possible and draw(st.booleans()) else (0, 0)
+    sliced = replace(sliced, tail_n=tail_n, tail_after=after)
     fitting = [n for n in range(MIN_STAGES, MAX_STAGES + 1) if is_legal(problem, replace(sliced, num_stages=n))]
     drawn = replace(
         sliced,

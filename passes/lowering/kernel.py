@@ -31,6 +31,12 @@ def _grouping(plan: Plan) -> dict[str, Attribute]:
     return {"grouping": grouping, "groups": hopper.base.count(plan.problem.groups)}
 
 
+def _tail(tail_n: int | None, after: int | None) -> dict[str, Attribute]:
+    if not tail_n or not after:
+        return {}
+    return {"tail": hopper.base.count(tail_n), "after": hopper.base.count(after)}
+
+
 def build_kernel(plan: Plan, op: ProductOp, name: str) -> hopper.KernelOp:
     """The whole kernel for one matmul."""
     names, types, binds = zip(*kernel_parameters(plan, op), strict=True)
@@ -60,6 +66,7 @@ def build_kernel(plan: Plan, op: ProductOp, name: str) -> hopper.KernelOp:
             "output": output,
             "binds": ArrayAttr(binds),
             **({"balanced": UnitAttr()} if plan.schedule.balanced else {}),
+            **(_tail(plan.schedule.tail_n, plan.schedule.tail_after)),
             **(_grouping(plan) if plan.grouped else {}),
             **({"split_k": hopper.base.count(plan.parts)} if plan.parts > 1 else {}),
         },

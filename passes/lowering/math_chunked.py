@@ -93,15 +93,29 @@ class _Chunks:
 
 def math_chunked(emit: Emitter, plan: Plan, storage: Storage, group: SSAValue) -> None:
     """The math role: for each tile its chunks, the k-blocks that are left over, and its way out."""
+    at = emit.value(hopper.CursorOp, hopper.CursorType(plan.stages), "at")
+    out = emit.value(hopper.CursorOp, hopper.CursorType(1), "out")
+    registers = [_registers(emit, region, at) for region in plan.regions]
+    for region, own in zip(plan.regions, registers, strict=True):
+        _multiply_tiles(emit, region, storage.of(region), group, own, out)
+
+
+def _registers(emit: Emitter, plan: Plan, at: SSAValue) -> _Registers:
     fragment = hopper.FragmentType(SM_90A.wgmma_m, plan.tile.wg_columns)
     scales, kept = hopper.ScalesType(1, plan.tile.wg_steps), not plan.problem.column_scales
-    registers = _Registers(
-        partials=[emit.value(hopper.FragmentOp, fragment, f"partial{i}") for i in range(IN_FLIGHT)],
-        scales=[emit.value(hopper.ScalesOp, scales, f"scales{i}") if kept else None for i in range(IN_FLIGHT)],
-        total=emit.value(hopper.FragmentOp, fragment, "total0"),
-        at=emit.value(hopper.CursorOp, hopper.CursorType(plan.stages), "at"),
+    tail = "tail_" if plan.in_tail else ""
+    return _Registers(
+        partials=[emit.value(hopper.FragmentOp, fragment, f"{tail}partial{i}") for i in range(IN_FLIGHT)],
+        scales=[emit.value(hopper.ScalesOp, scales, f"{tail}scales{i}") if kept else None for i in range(IN_FLIGHT)],
+        total=emit.value(hopper.FragmentOp, fragment, f"{tail}total0"),
+        at=at,
     )
-    out = emit.value(hopper.CursorOp, hopper.CursorType(1), "out")
+
+
+def _multiply_tiles(
+    emit: Emitter, plan: Plan, storage: Storage, group: SSAValue, registers: _Registers, out: SSAValue
+) -> None:
+    """The tiles of one loop."""
     chunks, k_blocks = _Chunks(plan, storage, group, registers), plan.k_blocks
     blocks = min(plan.chunk, k_blocks)
     left, step = k_blocks % blocks, None if blocks == 1 else blocks

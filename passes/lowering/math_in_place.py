@@ -25,18 +25,38 @@ from gemmir.target import SM_90A
 
 def math_in_place(emit: Emitter, plan: Plan, storage: Storage, group: SSAValue) -> None:
     """The math role: the first k-block of a tile overwrites the accumulators, the others add to them."""
-    fragment = hopper.FragmentType(SM_90A.wgmma_m, plan.tile.wg_columns)
-    totals = [emit.value(hopper.FragmentOp, fragment, f"total{w}") for w in range(plan.tile.waves)]
-    ring = hopper.CursorType(plan.stages)
-    at = emit.value(hopper.CursorOp, ring, "at")
+    totals = [_totals(emit, region) for region in plan.regions]
+    at = emit.value(hopper.CursorOp, hopper.CursorType(plan.stages), "at")
     out = emit.value(hopper.CursorOp, hopper.CursorType(1), "out")
+    for region, sums in zip(plan.regions, totals, strict=True):
+        _multiply_tiles(emit, region, storage.of(region), group, sums, (at, out))
+
+
+def _totals(emit: Emitter, plan: Plan) -> list[SSAValue]:
+    fragment, name = (
+        hopper.FragmentType(SM_90A.wgmma_m, plan.tile.wg_columns),
+        "tail_total" if plan.in_tail else "total",
+    )
+    return [emit.value(hopper.FragmentOp, fragment, f"{name}{wave}") for wave in range(plan.tile.waves)]
+
+
+def _multiply_tiles(
+    emit: Emitter,
+    plan: Plan,
+    storage: Storage,
+    group: SSAValue,
+    totals: list[SSAValue],
+    positions: tuple[SSAValue, SSAValue],
+) -> None:
+    """The tiles of one loop. `positions`: in the ring, and in what leaves."""
+    at, out = positions
     sent, cursors = exchange_cursor(emit, plan, "sent"), gathering(emit, plan)
     with each_tile(emit, plan, storage) as (tile, own):
         tile.op(hopper.WaitOp, storage.full, at, [])
         _issue(tile, plan, storage, group, at, totals, fresh=True)
         if has_blocks(plan, own, 1):
             with each_block(tile, plan, own, first=1) as (body, _):
-                ahead = body.value(hopper.NextOp, ring, "ahead", at)
+                ahead = body.value(hopper.NextOp, at.type, "ahead", at)
                 body.op(hopper.WaitOp, storage.full, ahead, [])
                 _issue(body, plan, storage, group, ahead, totals, fresh=False)
                 body.op(hopper.WgmmaWaitOp, [], pending=1)

@@ -46,6 +46,11 @@ class _MathRole:
         self.group = group
         self.registers = registers
 
+    @property
+    def flows(self) -> bool:
+        """Whether a wave of the next tile is in flight at the end of each."""
+        return self.plan.parts == 1 and not self.plan.in_tail
+
     def issue(self, emit: Emitter, wave: int, at: SSAValue) -> None:
         """Start one wave: 64 rows x the warpgroup's columns x one k-block."""
         plan, turns = self.plan, bool(self.plan.schedule.turns)
@@ -91,7 +96,7 @@ class _MathRole:
                 self.stage(emit, [wave])
         # While the last wave runs.
         ahead = emit.value(hopper.NextOp, registers.at.type, "ahead", registers.at)
-        ends_tile = self.plan.parts == 1 and (stage or self.plan.slices == 1)
+        ends_tile = self.flows and (stage or self.plan.slices == 1)
         emit.op(hopper.WaitOp, self.storage.full, ahead, [], unless_last=ends_tile)
         self.load_scales(emit, ahead, registers.next_scales)
         self.finish_wave(emit, last, release=True)
@@ -130,6 +135,23 @@ class _MathRole:
         add_sums(emit, plan, self.storage, self.group, registers.at, total)
         stage_slice(emit, self.plan, self.storage, self.group, registers.out, [total])
 
+    def lone_tile(self, emit: Emitter, own: Tile) -> None:
+        """All k-blocks of a tile, with nothing in flight before and after, and its way out."""
+        plan, registers, last = self.plan, self.registers, self.plan.tile.waves - 1
+        self.start_tile(emit)
+        emit.op(hopper.ZeroOp, registers.totals)
+        if has_blocks(plan, own, 1):
+            with each_block(emit, plan, own, less=1) as (body, _):
+                self.k_block(body)
+        for wave in range(last):
+            self.finish_wave(emit, wave, release=False)
+            self.issue(emit, wave + 1, registers.at)
+            if plan.slices > 1:
+                self.stage(emit, [wave])
+        self.finish_wave(emit, last, release=True)
+        emit.op(hopper.AdvanceOp, registers.at)
+        self.stage(emit, [last] if plan.slices > 1 else range(plan.tile.waves))
+
     def stage(self, emit: Emitter, waves: Sequence[int]) -> None:
         registers = self.registers
         totals = [registers.totals[wave] for wave in waves]
@@ -148,20 +170,28 @@ class _MathRole:
             self.stage(emit, range(plan.tile.waves))
 
 
+def _registers(emit: Emitter, plan: Plan, at: SSAValue, out: SSAValue) -> _Registers:
+    fragment = hopper.FragmentType(SM_90A.wgmma_m, plan.tile.wg_columns)
+    scales, kept = hopper.ScalesType(plan.tile.waves, plan.tile.wg_steps), not plan.problem.column_scales
+    tail = "tail_" if plan.in_tail else ""
+    return _Registers(
+        partial=emit.value(hopper.FragmentOp, fragment, f"{tail}partial"),
+        totals=[emit.value(hopper.FragmentOp, fragment, f"{tail}total{w}") for w in range(plan.tile.waves)],
+        scales=emit.value(hopper.ScalesOp, scales, f"{tail}scales") if kept else None,
+        next_scales=emit.value(hopper.ScalesOp, scales, f"next_{tail}scales") if kept else None,
+        at=at,
+        out=out,
+    )
+
+
 def math_promoted(emit: Emitter, plan: Plan, storage: Storage, group: SSAValue) -> None:
     """The math role: first wave, then for each tile its k-blocks and its way out."""
-    tile_columns = plan.tile.wg_columns
-    fragment = hopper.FragmentType(SM_90A.wgmma_m, tile_columns)
-    scales, kept = hopper.ScalesType(plan.tile.waves, plan.tile.wg_steps), not plan.problem.column_scales
-    registers = _Registers(
-        partial=emit.value(hopper.FragmentOp, fragment, "partial"),
-        totals=[emit.value(hopper.FragmentOp, fragment, f"total{w}") for w in range(plan.tile.waves)],
-        scales=emit.value(hopper.ScalesOp, scales, "scales") if kept else None,
-        next_scales=emit.value(hopper.ScalesOp, scales, "next_scales") if kept else None,
-        at=emit.value(hopper.CursorOp, hopper.CursorType(plan.stages), "at"),
-        out=emit.value(hopper.CursorOp, hopper.CursorType(1), "out"),
-    )
-    role = _MathRole(plan, storage, group, registers)
+    at = emit.value(hopper.CursorOp, hopper.CursorType(plan.stages), "at")
+    out = emit.value(hopper.CursorOp, hopper.CursorType(1), "out")
+    role, *others = [
+        _MathRole(region, storage.of(region), group, _registers(emit, region, at, out)) for region in plan.regions
+    ]
+    registers = role.registers
     if (sent := exchange_cursor(emit, plan, "sent")) is not None:
         with each_tile(emit, plan, storage) as (tile, own):
             role.split_tile(tile, own, sent)
@@ -173,5 +203,8 @@ def math_promoted(emit: Emitter, plan: Plan, storage: Storage, group: SSAValue) 
     with each_tile(emit, plan, storage) as (tile, own):
         role.tile(tile, own)
     emit.op(hopper.WgmmaWaitOp, [registers.partial], pending=0)
+    for other in others:  # which begin anew with the slot that was read in vain
+        with each_tile(emit, other.plan, storage) as (tile, own):
+            other.lone_tile(tile, own)
     if turns:  # and takes the turn that is left over
         emit.op(hopper.TakeTurnOp, group, groups=plan.groups, only=0)

@@ -23,6 +23,8 @@ class Parameters:
 
     map_a: SSAValue
     map_b: SSAValue
+    map_b_tail: SSAValue | None
+    """Of narrower tiles, where the last columns have such."""
     maps_d: dict[int, SSAValue]
     """By box width in columns."""
     map_scale_a: SSAValue | None
@@ -48,6 +50,10 @@ class Parameters:
             return None
         return self.scale_b, self.scale_b_stride_k, self.scale_b_stride_n
 
+    def of(self, plan: Plan) -> Parameters:
+        """Those that a loop over tiles uses."""
+        return replace(self, map_b=self.map_b_tail) if plan.in_tail and self.map_b_tail is not None else self
+
     def without_scales(self) -> Parameters:
         return replace(self, map_scale_a=None, map_scale_b=None, scale_b=None)
 
@@ -55,7 +61,10 @@ class Parameters:
     def loads(self) -> list[SSAValue]:
         return [
             m
-            for m in (self.map_a, self.map_b, self.map_scale_a, self.map_scale_b, *self.maps_c.values())
+            for m in (
+                *(self.map_a, self.map_b, self.map_b_tail),
+                *(self.map_scale_a, self.map_scale_b, *self.maps_c.values()),
+            )
             if m is not None
         ]
 
@@ -69,6 +78,9 @@ def kernel_parameters(plan: Plan, op: ProductOp) -> Iterator[tuple[str, Attribut
     box_b = (plan.block_n // plan.cluster_m, problem.block_k) if problem.b_major == "k" else panel
     yield "map_a", hopper.TensorMapType(box_a, a, Swizzle.B128), _bind_map(_argument(op.a))
     yield "map_b", hopper.TensorMapType(box_b, b, Swizzle.B128), _bind_map(_argument(op.b))
+    if plan.tail is not None:
+        box = hopper.TensorMapType((plan.tail.block_n, problem.block_k), b, Swizzle.B128)
+        yield "map_b_tail", box, _bind_map(_argument(op.b))
     if layout.scale_a_bytes and op.scale_a is not None and op.scale_b is not None:
         scale_b = _argument(op.scale_b)
         row_scales = hopper.TensorMapType((plan.scale_rows, plan.block_m), Float32Type())
@@ -82,7 +94,8 @@ def kernel_parameters(plan: Plan, op: ProductOp) -> Iterator[tuple[str, Attribut
         yield "scale_b_stride_n", i64, hopper.BindAttr(BindName.STRIDE, scale_b, 1 + plan.grouped)
         if plan.grouped:
             yield "scale_b_stride_group", i64, hopper.BindAttr(BindName.STRIDE, scale_b, 0)
-    for width, swizzle in sorted({(c.columns, c.swizzle) for c in plan.slice_chunks}, key=lambda c: -c[0]):
+    chunks = {(chunk.columns, chunk.swizzle) for region in plan.regions for chunk in region.slice_chunks}
+    for width, swizzle in sorted(chunks, key=lambda c: -c[0]):
         box = hopper.TensorMapType((plan.slice_rows, width), d, swizzle)
         if op.c is not None:
             yield f"map_c{width}", box, hopper.BindAttr(BindName.ADDEND, _argument(op.c))
@@ -121,6 +134,7 @@ def read_parameters(block: Block) -> Parameters:
     return Parameters(
         map_a=by_name["map_a"],
         map_b=by_name["map_b"],
+        map_b_tail=by_name.get("map_b_tail"),
         maps_c={int(name[5:]): value for name, value in by_name.items() if name.startswith("map_c")},
         maps_d={int(name[5:]): value for name, value in by_name.items() if name.startswith("map_d")},
         map_scale_a=by_name.get("map_scale_a"),

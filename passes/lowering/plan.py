@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 from xdsl.dialects.builtin import BFloat16Type, Float8E4M3FNType, Float8E5M2Type, Float16Type, Float32Type
 from xdsl.ir import Attribute
@@ -12,7 +12,17 @@ from gemmir.dialects.hopper.types import Element
 from gemmir.layouts import StoreChunk
 from gemmir.problem import GemmProblem, Grouping
 from gemmir.schedule import Schedule
-from gemmir.tile import Exchange, SharedLayout, TileGeometry, exchange, scale_rows, shared_layout, tile_geometry
+from gemmir.tile import (
+    STAGE_ROW_BYTES,
+    Exchange,
+    SharedLayout,
+    TileGeometry,
+    exchange,
+    scale_rows,
+    shared_layout,
+    tail_schedule,
+    tile_geometry,
+)
 
 ELEMENTS: dict[str, Element] = {
     "f8E4M3FN": Float8E4M3FNType(),
@@ -25,16 +35,30 @@ ELEMENTS: dict[str, Element] = {
 
 @dataclass(frozen=True)
 class Plan:
-    """The decisions, and what follows from them."""
+    """The decisions, and what follows from them; `in_tail`: for the narrower tiles of the last columns."""
 
     problem: GemmProblem
     schedule: Schedule
     tile: TileGeometry
     layout: SharedLayout
+    in_tail: bool = False
 
     @staticmethod
     def of(problem: GemmProblem, schedule: Schedule) -> Plan:
         return Plan(problem, schedule, tile_geometry(schedule), shared_layout(problem, schedule))
+
+    @property
+    def tail(self) -> Plan | None:
+        """The plan of the narrower tiles of the last columns, in the same shared memory."""
+        if not self.schedule.tail_n:
+            return None
+        schedule = tail_schedule(self.problem, self.schedule)
+        return replace(self, schedule=schedule, tile=tile_geometry(schedule), in_tail=True)
+
+    @property
+    def regions(self) -> tuple[Plan, ...]:
+        """The plans of the kernel's loops over tiles, in order."""
+        return (self,) if self.tail is None else (self, self.tail)
 
     @property
     def groups(self) -> int:
@@ -135,7 +159,7 @@ class Plan:
     @property
     def stage_load_bytes(self) -> int:
         """Bytes that TMA brings into one stage."""
-        operands = self.layout.a_bytes + self.layout.b_bytes
+        operands = (self.block_m + self.block_n) * STAGE_ROW_BYTES
         if self.scales_of_tiles:
             return operands
         scales = self.layout.scale_b_bytes if self.problem.column_scales else 0
@@ -180,10 +204,11 @@ class Plan:
         return scale_rows(self.problem) if self.scales_of_tiles else 1
 
     @property
-    def raster(self) -> dict[str, Attribute | int]:
+    def raster(self) -> dict[str, Attribute | int | bool]:
+        """Which tiles a loop goes through, and in which order."""
         axis, group = self.schedule.raster_axis, self.schedule.raster_group
         assert axis is not None and group is not None
-        return {"raster": hopper.RasterAttr(hopper.types.RasterName(axis.value)), "group": group}
+        return {"raster": hopper.RasterAttr(hopper.types.RasterName(axis.value)), "group": group, "tail": self.in_tail}
 
 
 def _chosen(value: int | None) -> int:

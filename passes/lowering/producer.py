@@ -31,6 +31,20 @@ def producer(emit: Emitter, plan: Plan, parameters: Parameters, storage: Storage
         parameters, storage = parameters.without_scales(), replace(storage, scale_a=None, scale_b=None)
     at = emit.value(hopper.CursorOp, hopper.CursorType(plan.stages), "at")
     granted, to_all = exchange_cursor(emit, plan, "granted"), granting(emit, plan)
+    for region in plan.regions:
+        _fill_tiles(emit, region, parameters.of(region), storage, at, granted, to_all)
+
+
+def _fill_tiles(
+    emit: Emitter,
+    plan: Plan,
+    parameters: Parameters,
+    storage: Storage,
+    at: SSAValue,
+    granted: SSAValue | None,
+    to_all: SSAValue | None,
+) -> None:
+    """The k-blocks of the tiles of one loop; `granted`, `to_all`: where the CTAs of a cluster split K."""
     with each_tile(emit, plan, storage) as (each, tile):
         weights = weight_scales_of(each, parameters, tile)
         batch = _start_weight_scales(each, plan, weights, tile.n0)

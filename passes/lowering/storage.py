@@ -48,6 +48,8 @@ class Storage:
     scale_a: SSAValue | None
     scale_b: SSAValue | None
     staging: SSAValue
+    staging_tail: SSAValue | None
+    """The same memory as narrower tiles lie in it, where the last columns have such."""
     full: SSAValue
     empty: SSAValue
     staged: SSAValue
@@ -59,6 +61,11 @@ class Storage:
     summed: SSAValue | None = None
     unsummed: SSAValue | None = None
     tile_count: SSAValue | None = None
+
+    def of(self, plan: Plan) -> Storage:
+        """What a loop over tiles uses."""
+        tail = self.staging_tail
+        return replace(self, staging=tail) if plan.in_tail and tail is not None else self
 
     @property
     def barriers(self) -> list[SSAValue]:
@@ -81,7 +88,10 @@ def allocate(emit: Emitter, plan: Plan) -> Storage:
     def barriers(name: str, count: tuple[int, int], offset: int, arrivals: int) -> SSAValue:
         return emit.value(hopper.BarriersOp, hopper.BarriersType(*count), name, offset=offset, arrivals=arrivals)
 
-    storage = hopper.StagingType((groups, plan.slice_rows, plan.tile.out_columns), d)
+    def staging(region: Plan) -> SSAValue:
+        type_ = hopper.StagingType((groups, region.slice_rows, region.tile.out_columns), d)
+        name = "staging_tail" if region.in_tail else "staging"
+        return emit.value(hopper.StagingOp, type_, name, offset=layout.staging_offset, pitch=layout.staging_bytes)
 
     def scale_ring(name: str, slot_bytes: int, offset: int) -> SSAValue | None:
         columns, slots = slot_bytes // (4 * plan.scale_rows), layout.scale_slots
@@ -91,9 +101,8 @@ def allocate(emit: Emitter, plan: Plan) -> Storage:
     made = Storage(
         a=ring("ring_a", plan.block_m, problem.block_k, a, layout.a_offset, Swizzle.B128),
         b=ring("ring_b", plan.block_n, problem.block_k, b, layout.b_offset, Swizzle.B128),
-        staging=emit.value(
-            hopper.StagingOp, storage, "staging", offset=layout.staging_offset, pitch=layout.staging_bytes
-        ),
+        staging=staging(plan),
+        staging_tail=None if plan.tail is None else staging(plan.tail),
         scale_a=scale_ring("ring_scale_a", layout.scale_a_bytes, layout.scale_a_offset),
         scale_b=scale_ring("ring_scale_b", layout.scale_b_bytes, layout.scale_b_offset),
         full=barriers("full", (stages, 1), layout.full_offset, 1),

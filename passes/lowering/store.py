@@ -33,6 +33,14 @@ def store(emit: Emitter, plan: Plan, parameters: Parameters, storage: Storage) -
     for number, constant in enumerate(constants):
         constant.result.name_hint = f"group{number}"
         emit.insert(constant)
+    for region in plan.regions:
+        _store_tiles(emit, region, parameters, storage.of(region), at, constants)
+
+
+def _store_tiles(
+    emit: Emitter, plan: Plan, parameters: Parameters, storage: Storage, at: SSAValue, constants: list[ConstantOp]
+) -> None:
+    """The slices of the tiles of one loop; `constants` are the numbers of the math warpgroups."""
     with each_tile(emit, plan, storage) as (every, tile), by_who_finishes(every, plan) as each:
         matrix = _matrix_of(each, plan, parameters, tile)
         c_of = range(plan.slices) if plan.problem.has_c else ()

@@ -30,15 +30,16 @@ def check_kernel(kernel: hopper.KernelOp, traces: Iterable[Trips] | None = None,
             check_exits(kernel)
             made = program(kernel, split_warps)
             for trips in made.traces if traces is None else traces:
-                if faults := faults_of(made, trips):
-                    raise to_error(name, faults, trips)
+                for wide in made.wide(trips):
+                    if faults := faults_of(made, trips, wide):
+                        raise to_error(name, faults, trips)
     except Refusal as refusal:
         raise to_error(name, [refusal.fault]) from None
 
 
-def faults_of(made: Program, trips: Trips) -> list[Fault]:
-    """What is wrong in one run."""
-    machine = Machine(made.roles(trips), len(made.memory.names))
+def faults_of(made: Program, trips: Trips, wide: int | None = None) -> list[Fault]:
+    """What is wrong in one run; `wide`: how many of its tiles come before those of the tail (default: all)."""
+    machine = Machine(made.roles(trips, wide), len(made.memory.names))
     finished = machine.run()
     if finished or not machine.faults:
         check_end(machine, finished)

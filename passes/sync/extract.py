@@ -58,10 +58,19 @@ class Program:
         exchanges = self.kernel.parts > 1
         return default_traces(self.stages, self.k_blocks, self.chunk, exchanges, self.tile_slots)
 
-    def roles(self, trips: Trips) -> list[list[Role]]:
-        """By CTA: the roles and what they do in a run with so many k-blocks in each tile."""
+    def wide(self, trips: Trips) -> tuple[int, ...]:
+        """How many of the tiles of a run may be as wide as `tile` says, before narrower ones."""
+        return (len(trips),) if self.kernel.tail is None else tuple(range(len(trips), -1, -1))
+
+    def roles(self, trips: Trips, wide: int | None = None) -> list[list[Role]]:
+        """
+        By CTA: the roles and what they do in a run with so many k-blocks in each tile.
+
+        `wide`: how many tiles come before those of the tail (default: all).
+        """
         different = {id(thread): thread for cta in self.ctas for thread in cta}
-        roles = {key: _role(thread, trips, self.k_blocks) for key, thread in different.items()}
+        wide = len(trips) if wide is None else wide
+        roles = {key: _role(thread, trips, wide, self.k_blocks) for key, thread in different.items()}
         return [[roles[id(thread)] for thread in cta] for cta in self.ctas]
 
 
@@ -174,15 +183,16 @@ def _thread(kernel: hopper.KernelOp, name: str, maker: StepMaker, blocks: tuple[
     return _Thread(name, maker.warps, maker.elected, maker.cursors_made, steps, maker.by_rank)
 
 
-def _role(thread: _Thread, trips: Trips, k_blocks: int) -> Role:
-    return Role(thread.name, thread.warps, thread.elected, _Run(thread, trips, k_blocks).trace)
+def _role(thread: _Thread, trips: Trips, wide: int, k_blocks: int) -> Role:
+    return Role(thread.name, thread.warps, thread.elected, _Run(thread, trips, wide, k_blocks).trace)
 
 
 class _Run:
-    """Runs the steps of a role for given trip counts."""
+    """Runs the steps of a role for given trip counts of tiles, the first `wide` of them not in the tail."""
 
-    def __init__(self, thread: _Thread, trips: Trips, k_blocks: int):
+    def __init__(self, thread: _Thread, trips: Trips, wide: int, k_blocks: int):
         self.trips = trips
+        self.wide = wide
         self.k_blocks = k_blocks
         self.positions = [0] * (thread.cursors + 1)
         self.trace = Trace()
@@ -207,7 +217,7 @@ class _Run:
 
     def loop(self, loop: Step | Move | Loop | Tiles) -> None:
         if isinstance(loop, Tiles):
-            for tile in range(len(self.trips)):
+            for tile in range(self.wide, len(self.trips)) if loop.tail else range(self.wide):
                 self.tile, self.last = tile, tile + 1 == len(self.trips)
                 self.steps(loop.body, trip(tile, -1))
             self.last = False

@@ -75,6 +75,7 @@ class Tiles:
     """`hopper.tiles`."""
 
     body: Sequence[Step | Move | Loop | Tiles]
+    tail: bool
 
 
 Steps = list[Step | Move | Loop | Tiles]
@@ -138,7 +139,7 @@ class StepMaker:
             hopper.StoreWaitReadOp: lambda op: self.plain(op, Kind.STORE_WAIT, amount=number(op.pending)),
             hopper.SyncWarpOp: lambda op: self.plain(op, Kind.SYNC_WARP),
             hopper.TakeTurnOp: lambda op: self.turn(op, Kind.BAR_SYNC, 0),
-            hopper.TilesOp: lambda op: [Tiles(self.block(op.body.block))],
+            hopper.TilesOp: lambda op: [Tiles(self.block(op.body.block), op.tail is not None)],
             hopper.TmaFillOp: self.tma_fill,
             hopper.TmaLoadOp: self.tma_load,
             hopper.TmaStoreOp: self.tma_store,

@@ -20,7 +20,7 @@ FILES = (HERE / "h200.json", HERE / "h200-gaps.json", HERE / "h100-raster.json")
 STREAM_FILES = (HERE / "h100-stream.json",)
 """What those of the `stream` family are fitted to."""
 
-OLDER = {"balanced": False, "scale_batch": 1}
+OLDER = {"balanced": False, "scale_batch": 1, "tail_n": 0, "tail_after": 0}
 """What kernels did before a schedule could say it; for measurements that are older than these choices."""
 
 OLDER_HINTS = {Family.TILES: Evict.NEITHER, Family.STREAM: Evict.WEIGHTS}

@@ -110,7 +110,7 @@ def test_a_cubin_goes_through_a_pipe(everything: dict[str, bytes]):
 def test_the_ir_after_each_pass_goes_to_stderr(capsys: pytest.CaptureFixture[str]):
     assert main(["compile", LAYER, "--emit", "hopper", "--print-ir-after-all"]) == 0
     captured = capsys.readouterr()
-    ours = "canonicalize select-family select-blocks rasterize balance plan-pipeline lower-to-hopper".split()
+    ours = "canonicalize select-family select-blocks fit-tail rasterize balance plan-pipeline lower-to-hopper".split()
     passes = [*(f"gemm-{name}" for name in ours), "hopper-check-sync"]
     titles = [line for line in captured.err.splitlines() if line.startswith("// ----- after ")]
     assert titles == [f"// ----- after {name}" for name in passes]

@@ -136,7 +136,7 @@ def test_a_large_product_is_left_to_the_reference_unless_asked(
 def test_work_is_that_of_whole_tiles():
     pipeline = (
         "gemm-select-family,gemm-select-blocks{block=128,64,128 warpgroups=2 split=m turns=false cluster=1,2},"
-        "gemm-rasterize,gemm-balance,gemm-plan-pipeline,gemm-lower-to-hopper"
+        "gemm-fit-tail,gemm-rasterize,gemm-balance,gemm-plan-pipeline,gemm-lower-to-hopper"
     )
     kernel = lowered_kernel(parse_module(FP8), Options(pipeline=pipeline))
     assert multiply_adds(kernel, 1) == 128 * 128 * 256

@@ -46,7 +46,7 @@ def kernel_text(name: str) -> str:
     """The IR of one of `KERNELS`, without setmaxnreg."""
     case, blocks = KERNELS[name]
     pipeline = (
-        f"gemm-select-family{{family=tiles}},gemm-select-blocks{{{blocks}}},gemm-rasterize,gemm-balance,"
+        f"gemm-select-family{{family=tiles}},gemm-select-blocks{{{blocks}}},gemm-fit-tail,gemm-rasterize,gemm-balance,"
         "gemm-plan-pipeline{stages=3},gemm-lower-to-hopper"
     )
     text = lower(case.text, pipeline=pipeline, until="hopper").ir["hopper"]

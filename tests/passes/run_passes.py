@@ -9,13 +9,14 @@ from gemmir.decisions import Decision, collect
 from gemmir.dialects.gemm import schedule_of, the_matmul
 from gemmir.ir_text import make_context, parse_module
 from gemmir.passes.gemm_balance import GemmBalancePass
+from gemmir.passes.gemm_fit_tail import GemmFitTailPass
 from gemmir.passes.gemm_plan_pipeline import GemmPlanPipelinePass
 from gemmir.passes.gemm_rasterize import GemmRasterizePass
 from gemmir.passes.gemm_select_blocks import GemmSelectBlocksPass
 from gemmir.passes.gemm_select_family import GemmSelectFamilyPass
 from gemmir.schedule import Schedule
 
-ALL = "gemm-select-family,gemm-select-blocks,gemm-rasterize,gemm-balance,gemm-plan-pipeline"
+ALL = "gemm-select-family,gemm-select-blocks,gemm-fit-tail,gemm-rasterize,gemm-balance,gemm-plan-pipeline"
 
 
 def fp8_text(m: int | str, n: int, k: int, clauses: str = "", d: str = "bf16", a: str = "f8E4M3FN") -> str:
@@ -42,7 +43,14 @@ func.func @layer(%x: {x}, %w: {w}) -> {y} {{
 
 def run(text: str, pipeline: str = ALL) -> tuple[ModuleOp, Schedule, list[Decision]]:
     """The module after `pipeline`, verified, its schedule, and what was decided on the way."""
-    passes = (GemmSelectFamilyPass, GemmSelectBlocksPass, GemmRasterizePass, GemmBalancePass, GemmPlanPipelinePass)
+    passes = (
+        GemmSelectFamilyPass,
+        GemmSelectBlocksPass,
+        GemmFitTailPass,
+        GemmRasterizePass,
+        GemmBalancePass,
+        GemmPlanPipelinePass,
+    )
     module = parse_module(text)
     with collect() as decisions:
         PassPipeline.parse_spec({p.name: lambda p=p: p for p in passes}, pipeline).apply(make_context(), module)

@@ -62,9 +62,8 @@ def fp8_microseconds(shape: Shape, schedule: Schedule) -> float:
 def measured(m: Measurement) -> tuple[Shape, Schedule]:
     """The shape and the schedule of a measurement, but for its tile order."""
     schedule = m.parsed()[1]
-    open_fields = dict.fromkeys(
-        ("family", "raster_axis", "raster_group", "evict", "balanced", "scale_batch", "num_stages")
-    )
+    names = "family tail_n tail_after raster_axis raster_group evict balanced scale_batch num_stages"
+    open_fields = dict.fromkeys(names.split())
     return m.point.case.shape, replace(schedule, **open_fields)
 
 
@@ -199,7 +198,7 @@ def test_bounds_are_below_every_prediction(data: st.DataObject):
     block_m, block_n = schedule.block_m, schedule.block_n
     assert block_m is not None
     assert block_n is not None
-    schedule = replace(schedule, num_stages=None)
+    schedule = replace(schedule, num_stages=None, tail_n=0, tail_after=0)
     cost = predict(problem, schedule)
     slack = 1 + 1e-9
     assert tile_bound(problem, block_m, block_n, dram_seconds(problem)) <= cost.seconds * slack

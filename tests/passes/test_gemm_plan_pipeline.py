@@ -212,7 +212,7 @@ def test_what_fits_is_what_is_legal(data: st.DataObject):
     [(fp8_text("?", 7168, 2048), 2, 1), (plain_text("?", 4096, 7168), 1, 1), (fp8_text(8, 8, 16, d="f32"), 1, 16)],
     ids=["two waves", "in place", "one wave"],
 )
-def test_the_five_passes_complete_a_schedule_and_then_rest(text: str, waves: int, batch: int):
+def test_the_passes_complete_a_schedule_and_then_rest(text: str, waves: int, batch: int):
     module, schedule, decisions = run(text, ALL)
     assert schedule.complete
     scaled = ["scale_batch"] if "xf8" in text else []

@@ -15,10 +15,11 @@ from tests.sabotage.scales import SCALES
 from tests.sabotage.slices import SLICES
 from tests.sabotage.split_k import SPLIT_K
 from tests.sabotage.stream import STREAM
+from tests.sabotage.tail import TAIL
 
 FAULTS: tuple[Fault, ...] = (
     *(*PRODUCER.faults, *MATH.faults, *CHUNKED.faults, *FRAME.faults, *SLICES.faults, *SPLIT_K.faults, *GROUPS.faults),
-    *(*CLUSTERS.faults, *FORMS.faults, *STREAM.faults, *SCALES.faults, *GATHER.faults),
+    *(*CLUSTERS.faults, *FORMS.faults, *STREAM.faults, *SCALES.faults, *GATHER.faults, *TAIL.faults),
 )
 
 FOR_THE_SIMULATOR: tuple[Fault, ...] = tuple(fault for fault in FAULTS if fault.caught_by == "simulator")

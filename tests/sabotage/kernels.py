@@ -156,6 +156,17 @@ TEXTS: dict[str, str] = {
     "bf16-counts-1x2": _bf16_counts("block = 64x96x64, warpgroups = 1 along m, chunk = 1, cluster = 1x2, stages = 3"),
     "bf16-k-offs-2x1": _bf16_k_offs("block = 64x128x64, warpgroups = 1 along m, chunk = 1, cluster = 2x1, stages = 3"),
     "bf16-split": _bf16("block = 128x128x64, warpgroups = 2 along n, chunk = 1, cluster = 1x1, stages = 5", 2),
+    "fp8-tail": _fp8(
+        "block = 128x256x128, warpgroups = 2 along n, turns = false, chunk = 1, cluster = 1x1, tail = 128 after 3, "
+        "slices = 2, stages = 3"
+    ),
+    "fp8-tail-turns": _fp8(
+        "block = 128x192x128, warpgroups = 2 along m, turns = true, chunk = 1, cluster = 1x1, tail = 80 after 4, "
+        "stages = 3"
+    ),
+    "bf16-tail": _bf16(
+        "block = 128x192x64, warpgroups = 2 along m, chunk = 1, cluster = 1x1, tail = 64 after 5, stages = 3"
+    ),
     "fp8-stream": _fp8("family = stream, block = 16x64x128, warpgroups = 1 along n, chunk = 2, stages = 4"),
     "fp8-stream-3": _fp8("family = stream, block = 24x128x128, warpgroups = 2 along n, chunk = 2, stages = 3", 3),
     "bf16-stream": _bf16("family = stream, block = 32x128x64, warpgroups = 1 along n, chunk = 1, stages = 3"),
@@ -166,8 +177,8 @@ TEXTS: dict[str, str] = {
 Promoted with and without turns, and in chunks with k-blocks left over; in place; one and two warpgroups; every
 cluster; tiles that leave whole and wave by wave, in 16 bits and in f32, alone and added to a C; operands that are not
 k-major; weight scales k-block by k-block, one a column, and in batches that begin inside a tile; K in two parts, whose
-sums are swapped in one slot and in two; groups of rows, and of K, alone and in clusters; few rows, alone, of groups,
-and with K in parts that one CTA gathers.
+sums are swapped in one slot and in two; groups of rows, and of K, alone and in clusters; narrower tiles for the last
+columns; few rows, alone, of groups, and with K in parts that one CTA gathers.
 """
 
 

@@ -96,6 +96,9 @@ NOT_NEEDED = {
     "bf16-mn": ["hopper.wgmma_fence in hopper.k_blocks"],
     "bf16-c": ["hopper.wgmma_fence in hopper.k_blocks", *FIRST_STORES],
     "f32-c": ["hopper.wgmma_fence in hopper.k_blocks", *FIRST_STORES],
+    "fp8-tail": [FIRST_MEETING, NEXT_MEETING, NEXT_MEETING],
+    "fp8-tail-turns": [FIRST_MEETING],
+    "bf16-tail": ["hopper.wgmma_fence in hopper.k_blocks", "hopper.wgmma_fence in hopper.k_blocks"],
     "fp8-stream": ["hopper.wgmma_fence in hopper.k_blocks"],
     "fp8-stream-3": ["hopper.wgmma_fence in hopper.k_blocks", "hopper.advance in hopper.in_part"],
     "bf16-stream": ["hopper.wgmma_fence in hopper.k_blocks"],
@@ -103,8 +106,8 @@ NOT_NEEDED = {
     "bf16-stream-2": ["hopper.wgmma_fence in hopper.k_blocks", "hopper.advance in hopper.in_part"],
 }
 """
-What could go: meeting, and fence in a cluster, after the very first scales, and after those of the next tile's first
-k-block, since
+What could go: meeting, and fence in a cluster, after the very first scales, after those of the next tile's first
+k-block, and after the first ones of a narrower tile with two waves, since
 the ones in the k-block after come before the slot is released; the fence between the first two waves of a chunk, since
 the one before serves both partial sums; the fence between WGMMAs that add to the same registers; where C follows
 after the last warpgroup's stores, the wait for those of the first one; and the count of what one CTA has granted to
@@ -219,10 +222,10 @@ def test_everything_is_needed(name: str):
 
 
 def verdict(
-    made: Program, trips: tuple[int, ...], order: random.Random
+    made: Program, trips: tuple[int, ...], order: random.Random, wide: int | None = None
 ) -> tuple[bool, tuple[tuple[int, int, int], ...]]:
     """Whether a run is faultless, and the phases of every barrier, with the agents taken in a random order."""
-    machine = Machine(made.roles(trips), len(made.memory.names))
+    machine = Machine(made.roles(trips, wide), len(made.memory.names))
     order.shuffle(machine.agents)
     check_end(machine, machine.run())
     phases = sorted((b.cta, b.address, len(b.phases)) for barriers in machine.barriers for b in barriers.values())
@@ -246,7 +249,8 @@ def test_faults_are_found_in_every_order(fault: Fault):
     except Refusal:
         return  # found before anything runs
     for seed in range(5):
-        found = [verdict(made, trips, random.Random(seed))[0] for trips in made.traces]
+        runs = [(trips, wide) for trips in made.traces for wide in made.wide(trips)]
+        found = [verdict(made, trips, random.Random(seed), wide)[0] for trips, wide in runs]
         assert not all(found), f"nothing found with seed {seed}"
 
 

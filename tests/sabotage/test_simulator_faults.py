@@ -42,6 +42,7 @@ UNSEEN = {
     "producer-lanes-left-alone",  # lanes of a warp go together
     "promoted-by-the-slot-of-the-k-block",  # what is read there is no part of that memory
     "scales-announced-too-late",  # of an even number of tiles each is announced with another one
+    "wave-in-vain-never-settles",  # a CTA ends when all that it does has ended
     "shared-memory-too-small",  # by bytes that nothing uses
 }
 """Faults that the simulator does not see: what they break is not simulated, or breaks only by rare chance."""
@@ -94,6 +95,8 @@ FOUND_AS = {
     "all-parts-stage-and-store": "is stored twice",
     "waves-transposed-to-the-same-columns": "sends garbage",
     "weight-scales-not-copied": "garbage",
+    "tail-loaded-first": "is staged, but it is garbage",
+    "tail-staged-as-wide": "are never stored",
 }
 """How the others show: before there is a result."""
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from gemmir.backends.cuda.printing.base import Printing, dtype_of, plus
+from gemmir.backends.cuda.wgmma import multiply_name
 from gemmir.dialects import hopper
 from gemmir.dialects.hopper.base import number
 from gemmir.errors import UnsupportedError
@@ -32,9 +33,11 @@ class PrintsArithmetic(Printing):
         assert isinstance(fragment, hopper.FragmentType)
         panels = op.a_panels is not None, op.b_panels is not None
         wanted = (dtype_of(op.a), dtype_of(op.b), fragment.dims[1], *panels)
-        if self.wgmma not in (None, wanted):
-            raise UnsupportedError("GMR-U001", "WGMMAs of two shapes in one kernel")
-        self.wgmma = wanted
+        if wanted not in self.wgmmas:
+            if any(columns == wanted[2] for _, _, columns, *_ in self.wgmmas):
+                raise UnsupportedError("GMR-U001", "WGMMAs of one width with operands of two kinds in one kernel")
+            self.wgmmas.append(wanted)
+        multiply = multiply_name(fragment.dims[1], wanted == self.wgmmas[0])
         for name, used in (("wgmma_descriptor", not all(panels)), ("wgmma_panel_descriptor", any(panels))):
             if used:
                 self.need(name)
@@ -50,7 +53,7 @@ class PrintsArithmetic(Printing):
             a = self.slot(op.a, op.cursor, *rows(0, number(op.a_group_rows)), f"{wave} * {WAVE_ROWS * row_bytes}")
         b = self.slot(op.b, op.cursor, *rows(0, number(op.b_group_rows)))
         fresh = "false" if op.fresh is None else "true"
-        self.out.line(f"multiply<{fresh}>({self.out[op.fragment]}, {a}, {b});")
+        self.out.line(f"{multiply}<{fresh}>({self.out[op.fragment]}, {a}, {b});")
 
     def wgmma_wait(self, op: hopper.WgmmaWaitOp) -> None:
         self.call(f"wgmma_wait<{number(op.pending)}>")

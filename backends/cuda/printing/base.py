@@ -34,7 +34,8 @@ class Printing:
         self.chaos = chaos
         self.out = Writer()
         self.used: set[str] = {"types", "TensorMap", "smem_address", "warp_uniform"}
-        self.wgmma: tuple[DType, DType, int, bool, bool] | None = None
+        self.wgmmas: list[tuple[DType, DType, int, bool, bool]] = []
+        """What is multiplied by what, the number of columns, and whether each lies in panels."""
         self.cluster = (kernel.cluster.m.data, kernel.cluster.n.data)
 
     def need(self, name: str) -> str:

@@ -433,7 +433,8 @@ def _check_fill(kernel: KernelOp, op: TmaFillOp) -> None:
     if tiles is None or (op.row, op.column) != tuple(tiles.body.block.args)[:2]:
         raise VerifyException(f"{op.name} loads for the tile that it is in")
     _fits("rows of the tile", number(op.row_offset) + box.dims[0], kernel.tile.m.data)
-    _fits("columns of the tile", number(op.column_offset) + box.dims[1], kernel.tile.n.data)
+    columns = kernel.tile.n.data if tiles.tail is None or kernel.tail is None else number(kernel.tail)
+    _fits("columns of the tile", number(op.column_offset) + box.dims[1], columns)
 
 
 def _tma_store(op: TmaStoreOp | StoreRowsOp | TmaFillOp) -> None:

@@ -27,7 +27,7 @@ from gemmir.dialects.hopper.types import (
     RasterAttr,
     TensorAttr,
 )
-from gemmir.legality import PROMOTE_CHUNKS
+from gemmir.loop_legality import PROMOTE_CHUNKS
 from gemmir.problem import Grouping
 
 MAX_K_STEP = max(PROMOTE_CHUNKS)
@@ -48,10 +48,12 @@ class KernelOp(HopperOperation):
     """
     One kernel. Block arguments are its parameters, bound by `binds` to the tensors that it `takes` and `gives`.
 
-    `tile` is the output tile of a CTA, `threads` and `shared` (bytes) those of a CTA. `columns` and `depth` are N and
-    K; M is a parameter. With `split_k` each tile is computed by so many CTAs, which sum a part of K each; the CTAs of a
-    cluster are numbered part by part within a tile. `balanced`: it is launched with no more clusters than the rounds of
-    tiles need. With a `grouping` it computes the product of each of `groups` groups.
+    `tile` is the output tile of a CTA; columns `after` so many columns of tiles are computed in tiles of `tail`
+    columns, in a loop of their own behind that over all others. `threads` and `shared` (bytes) those of a CTA.
+    `columns` and `depth` are N and K; M is a parameter. With `split_k` each tile is computed by so many CTAs, which
+    sum a part of K each; the CTAs of a cluster are numbered part by part within a tile. `balanced`: it is launched
+    with no more clusters than the rounds of tiles need. With a `grouping` it computes the product of each of `groups`
+    groups.
     """
 
     name = "hopper.kernel"
@@ -68,6 +70,8 @@ class KernelOp(HopperOperation):
     output = prop_def(TensorAttr)
     binds = prop_def(ArrayAttr[BindAttr])
     balanced = opt_prop_def(UnitAttr)
+    tail = opt_prop_def(POSITIVE)
+    after = opt_prop_def(POSITIVE)
     grouping = opt_prop_def(GroupingAttr)
     groups = opt_prop_def(POSITIVE)
     split_k = opt_prop_def(POSITIVE)
@@ -76,14 +80,19 @@ class KernelOp(HopperOperation):
 
     assembly_format = (
         "$sym_name `cluster` $cluster `tile` $tile `columns` $columns `depth` $depth `threads` $threads "
-        "`shared` $shared (`split_k` $split_k^)? (`balanced` $balanced^)? (`grouping` $grouping^)? "
-        "(`groups` $groups^)? `takes` $inputs `gives` $output `binds` $binds $body attr-dict"
+        "`shared` $shared (`split_k` $split_k^)? (`balanced` $balanced^)? (`tail` $tail^ `after` $after)? "
+        "(`grouping` $grouping^)? (`groups` $groups^)? `takes` $inputs `gives` $output `binds` $binds $body attr-dict"
     )
 
     @property
     def parts(self) -> int:
         """Parts of K."""
         return 1 if self.split_k is None else number(self.split_k)
+
+    @property
+    def tail_begins(self) -> int:
+        """The first column of the narrower tiles; N where there are none."""
+        return number(self.columns) if self.after is None else number(self.after) * self.tile.n.data
 
     @property
     def cluster_ctas(self) -> int:
@@ -95,6 +104,14 @@ class KernelOp(HopperOperation):
             raise VerifyException(f"{len(self.body.block.args)} parameters, but {len(self.binds)} binds")
         if (self.grouping is None) != (self.groups is None):
             raise VerifyException("a kernel has both a grouping and a number of groups, or neither")
+        if (self.tail is None) != (self.after is None):
+            raise VerifyException("a kernel has both narrower tiles and columns of tiles before them, or neither")
+        if self.tail is not None and (self.grouping is not None or self.cluster_ctas > 1):
+            raise VerifyException("narrower tiles are those of one product, each computed by a CTA of its own")
+        if self.tail is not None and not (
+            number(self.tail) < self.tile.n.data and self.tail_begins < number(self.columns)
+        ):
+            raise VerifyException(f"tiles of {number(self.tail)} columns from column {self.tail_begins} on")
         from gemmir.dialects.hopper.bounds import check_kernel_bounds  # which knows every op of the dialect
 
         check_kernel_bounds(self)
@@ -186,12 +203,14 @@ class TilesOp(HopperOperation):
     """
     For each tile of this CTA: block arguments are the tile's first row and column in D.
 
-    Tiles are visited in groups of `group` cluster rows (or columns, along_n); consecutive clusters take
-    consecutive tiles. In a kernel with a grouping they are `count` tiles, those of one segment of rows after another
-    (see `gemmir.segments`), and there are three more arguments: the group, and which rows of the tile, from `begin` up
-    to `end`, are the group's: it starts at a multiple of 8 rows, and one of a cluster's tiles may have none, where
-    `end` is not above `begin`. Where K is divided (`k_offs`) those are the group's first k-block and how many it has:
-    where it has none, one that lies outside. All lanes of a warp find a tile together.
+    Tiles are visited in groups of `group` cluster rows (or columns, along_n); consecutive clusters take consecutive
+    tiles. `tail`: the narrower tiles of the last columns, which are numbered behind the others; each warp that goes
+    through tiles goes through both kinds, in this order. In a kernel with a grouping they are `count` tiles, those of
+    one segment of rows after another (see `gemmir.segments`), and there are three more arguments: the group, and
+    which rows of the tile, from `begin` up to `end`, are the group's: it starts at a multiple of 8 rows, and one of a
+    cluster's tiles may have none, where `end` is not above `begin`. Where K is divided (`k_offs`) those are the
+    group's first k-block and how many it has: where it has none, one that lies outside. All lanes of a warp find a
+    tile together.
     """
 
     name = "hopper.tiles"
@@ -199,8 +218,9 @@ class TilesOp(HopperOperation):
     body = region_def("single_block")
     raster = prop_def(RasterAttr)
     group = prop_def(POSITIVE)
+    tail = opt_prop_def(UnitAttr)
     traits = traits_def(NoTerminator())
-    assembly_format = "($count^ `of`)? $raster `group` $group $body attr-dict"
+    assembly_format = "($count^ `of`)? $raster `group` $group (`tail` $tail^)? $body attr-dict"
 
     def verify_(self) -> None:
         kernel = enclosing(self, KernelOp)
@@ -211,6 +231,8 @@ class TilesOp(HopperOperation):
             raise VerifyException("tiles are counted in a kernel with a grouping, and only there")
         if self.count is not None and not isinstance(self.count.owner, CountTilesOp):
             raise VerifyException("tiles are counted by hopper.count_tiles")
+        if kernel is not None and kernel.tail is None and self.tail is not None:
+            raise VerifyException("hopper.tiles tail in a kernel without narrower tiles")
         warp = enclosing(self, WarpOp)
         if self.count is not None and warp is not None and warp.elected is not None:
             raise VerifyException("the lanes of a warp find the tiles of groups together")

@@ -15,6 +15,7 @@ from xdsl.irdl import (
 from xdsl.utils.exceptions import VerifyException
 
 from gemmir.dialects.hopper.base import NATURAL, POSITIVE, HopperOperation, number
+from gemmir.dialects.hopper.control import TilesOp, enclosing
 from gemmir.dialects.hopper.types import (
     AxisAttr,
     BarriersType,
@@ -79,6 +80,9 @@ class TmaLoadOp(HopperOperation):
         if self.multicast is not None and self.evict is not None:
             raise VerifyException("a multicast has no cache hint")
         whole = self.multicast is None and self.panel is None
+        tiles = enclosing(self, TilesOp)
+        if whole and tiles is not None and tiles.tail is not None and box.dims[0] < ring.dims[1]:
+            return  # the columns of a narrower tile
         if ring.dims[1] % box.dims[0] or (whole and ring.dims[1] != box.dims[0]):
             raise VerifyException(f"boxes of {box.dims[0]} rows do not fill {ring.dims[1]} rows of a slot")
 
