@@ -11,10 +11,10 @@ import threading
 from collections import OrderedDict
 from collections.abc import Sequence
 from functools import lru_cache, partial
-from typing import TYPE_CHECKING, Protocol
+from typing import TYPE_CHECKING, Any, Protocol
 
 import torch
-from torch.compiler import is_compiling
+from torch.compiler import is_compiling, is_dynamo_compiling
 
 from gemmir.calls import Calls, MakeReady, Options, Ready, remember
 from gemmir.errors import InputError
@@ -55,6 +55,7 @@ def matmul(
     split_k: int | None = None,
     batch_invariant: bool = True,
     overlap: bool = False,
+    _make_ready: MakeReady | None = None,
 ) -> torch.Tensor:
     """
     A @ B (+ C), accumulated in float32.
@@ -72,69 +73,56 @@ def matmul(
     every larger one. `batch_invariant=False`: in as many as are fastest for this M, or for `expected_m`. `split_k=1`:
     the same bits for every M, those of `grouped_matmul`.
 
-    `overlap`: the kernel may start while the one before it on the stream ends, where it waits for that by itself: those
+    `overlap`: the kernel may start while the one before it on the stream ends, if it waits for that by itself, as those
     for few rows do. No result depends on it.
 
     Raises `InputError` if a tensor does not fit, `UnsupportedError` if there is no such kernel, `DeviceError` without a
     GPU that it runs on.
     """
-    if is_compiling() and is_traced(a, b):
-        options = {"split_k": split_k, "batch_invariant": batch_invariant, "overlap": overlap}
-        return traced("matmul", a, b, out, scale_a, scale_b, c, out_dtype, expected_m, **options)
-    return run_matmul(a, b, scale_a, scale_b, c, out, overlap, out_dtype, expected_m, split_k, batch_invariant)
+    if is_dynamo_compiling():
+        return _matmul_anew(a, b, scale_a, scale_b, c, out, (overlap, out_dtype, expected_m, split_k, batch_invariant))
+    # What follows is `Calls.call` without loops, and in one function: of all calls it is made most.
+    if c is None and scale_a is not None and scale_b is not None:
+        tensors = (a, b, scale_a, scale_b) if out is None else (a, b, scale_a, scale_b, out)
+    elif c is None and scale_a is None and scale_b is None:
+        tensors = (a, b) if out is None else (a, b, out)
+    else:
+        tensors = tuple([tensor for tensor in (a, b, scale_a, scale_b, c, out) if tensor is not None])
+    key = None
+    try:
+        at_a, at_scale_a = a.data_ptr(), None if scale_a is None else scale_a.data_ptr()
+        at_b, at_scale_b = b.data_ptr(), None if scale_b is None else scale_b.data_ptr()
+        at_c, at_out = None if c is None else c.data_ptr(), None if out is None else out.data_ptr()
+        key = at_a, at_b, at_scale_a, at_scale_b, at_c, at_out, overlap, out_dtype, expected_m, split_k, batch_invariant
+        ready = _matmuls[key]
+        run = ready.run if ready.accepts(*tensors) else None
+    except (KeyError, AttributeError, TypeError, RuntimeError):
+        run = None
+    if run is not None:
+        return run(tensors)
+    options = overlap, out_dtype, expected_m, split_k, batch_invariant
+    return _matmul_anew(a, b, scale_a, scale_b, c, out, options, key, _make_ready)
 
 
-def run_matmul(
+def _matmul_anew(
     a: torch.Tensor,
     b: torch.Tensor,
-    scale_a: torch.Tensor | None = None,
-    scale_b: torch.Tensor | None = None,
-    c: torch.Tensor | None = None,
-    out: torch.Tensor | None = None,
-    overlap: bool = False,
-    out_dtype: torch.dtype | None = None,
-    expected_m: int | None = None,
-    split_k: int | None = None,
-    batch_invariant: bool = True,
-    make_ready: MakeReady = Calls.resolved,
+    scale_a: torch.Tensor | None,
+    scale_b: torch.Tensor | None,
+    c: torch.Tensor | None,
+    out: torch.Tensor | None,
+    options: tuple[Any, ...],
+    key: Options | None = None,
+    make_ready: MakeReady | None = None,
 ) -> torch.Tensor:
-    """
-    `matmul` where nothing is traced.
-
-    This is `Calls.call`, spelled out without loops: of all calls it is made most, and so it takes a quarter less.
-    """
-    tensors = [a, b]
-    if scale_a is not None:
-        tensors.append(scale_a)
-    if scale_b is not None:
-        tensors.append(scale_b)
-    if c is not None:
-        tensors.append(c)
-    if out is not None:
-        tensors.append(out)
-    try:
-        key = (
-            a.data_ptr(),
-            b.data_ptr(),
-            None if scale_a is None else scale_a.data_ptr(),
-            None if scale_b is None else scale_b.data_ptr(),
-            None if c is None else c.data_ptr(),
-            None if out is None else out.data_ptr(),
-            overlap,
-            out_dtype,
-            expected_m,
-            split_k,
-            batch_invariant,
-        )
-        ready = _matmuls.get(key)
-        known = ready is not None and ready.accepts(*tensors)
-    except (AttributeError, TypeError, RuntimeError):
-        key, ready, known = None, None, False
-    if ready is None or not known:
-        missing = scale_a is None, scale_b is None, c is None, out is None
-        options = *missing, overlap, out_dtype, expected_m, split_k, batch_invariant
-        ready = make_ready(CALLS[Grouping.NONE], tensors, options, key)
-    return ready.run(tensors)
+    """`matmul` where it is traced or was not called so before; `options` are those of `Asked` from `overlap` on."""
+    if make_ready is None and is_compiling() and is_traced(a, b):
+        overlap, out_dtype, expected_m, split_k, batch_invariant = options
+        named = {"split_k": split_k, "batch_invariant": batch_invariant, "overlap": overlap}
+        return traced("matmul", a, b, out, scale_a, scale_b, c, out_dtype, expected_m, **named)
+    others, missing = _optional(scale_a, scale_b, c, out)
+    tensors = [a, b, *others]
+    return (make_ready or Calls.resolved)(CALLS[Grouping.NONE], tensors, (*missing, *options), key).run(tensors)
 
 
 def grouped_matmul(
@@ -151,6 +139,7 @@ def grouped_matmul(
     out_dtype: torch.dtype | None = None,
     expected_m: int | None = None,
     validate: bool = False,
+    _make_ready: MakeReady | None = None,
 ) -> torch.Tensor:
     """
     One product for each of G groups. Exactly one int32 tensor on the same device says what belongs to which group.
@@ -171,31 +160,13 @@ def grouped_matmul(
     Scales have a leading G where their operand has one. `expected_m`: rows of all groups; with `counts`, how many rows
     of a group are expected to count. The rest as for `matmul`.
     """
-    if is_compiling() and is_traced(a, b):
+    if _make_ready is None and is_compiling() and is_traced(a, b):
         options = {"offs": offs, "group_ids": group_ids, "counts": counts, "validate": validate}
         return traced("grouped_matmul", a, b, out, scale_a, scale_b, c, out_dtype, expected_m, **options)
-    return run_grouped_matmul(a, b, offs, group_ids, counts, scale_a, scale_b, c, out, out_dtype, expected_m, validate)
-
-
-def run_grouped_matmul(
-    a: torch.Tensor,
-    b: torch.Tensor,
-    offs: torch.Tensor | None = None,
-    group_ids: torch.Tensor | None = None,
-    counts: torch.Tensor | None = None,
-    scale_a: torch.Tensor | None = None,
-    scale_b: torch.Tensor | None = None,
-    c: torch.Tensor | None = None,
-    out: torch.Tensor | None = None,
-    out_dtype: torch.dtype | None = None,
-    expected_m: int | None = None,
-    validate: bool = False,
-    make_ready: MakeReady = Calls.resolved,
-) -> torch.Tensor:
-    """`grouped_matmul` where nothing is traced."""
     grouping, _, index = grouping_of(a, b, offs, group_ids, counts)
     others, missing = _optional(scale_a, scale_b, c, out)
     calls, tensors, wanted = CALLS[grouping], [a, b, index, *others], (*missing, False, out_dtype, expected_m)
+    make_ready = _make_ready or Calls.resolved
     if not validate:
         return calls.call(tensors, wanted, make_ready)
     ready = make_ready(calls, tensors, wanted, None)
@@ -213,27 +184,14 @@ def batched_matmul(
     out: torch.Tensor | None = None,
     out_dtype: torch.dtype | None = None,
     expected_m: int | None = None,
+    _make_ready: MakeReady | None = None,
 ) -> torch.Tensor:
     """G products: `a` (G, M, K), `b` (G, K, N), result (G, M, N). The rest as for `grouped_matmul`."""
-    if is_compiling() and is_traced(a, b):
+    if _make_ready is None and is_compiling() and is_traced(a, b):
         return traced("batched_matmul", a, b, out, scale_a, scale_b, c, out_dtype, expected_m)
-    return run_batched_matmul(a, b, scale_a, scale_b, c, out, out_dtype, expected_m)
-
-
-def run_batched_matmul(
-    a: torch.Tensor,
-    b: torch.Tensor,
-    scale_a: torch.Tensor | None = None,
-    scale_b: torch.Tensor | None = None,
-    c: torch.Tensor | None = None,
-    out: torch.Tensor | None = None,
-    out_dtype: torch.dtype | None = None,
-    expected_m: int | None = None,
-    make_ready: MakeReady = Calls.resolved,
-) -> torch.Tensor:
-    """`batched_matmul` where nothing is traced."""
     others, missing = _optional(scale_a, scale_b, c, out)
-    return CALLS[Grouping.BATCH].call([a, b, *others], (*missing, False, out_dtype, expected_m), make_ready)
+    wanted = *missing, False, out_dtype, expected_m
+    return CALLS[Grouping.BATCH].call([a, b, *others], wanted, _make_ready or Calls.resolved)
 
 
 def grouping_of(

@@ -15,7 +15,7 @@ Sources: arXiv 2511.10909, arXiv 2512.07004. docs/numerics.md says what is guara
 
 Everything is computed in floating point that holds each intermediate exactly. FP8: products have 8 significant bits,
 t_i are integers below 2^15 and s is below 2^21, so float32 does. BF16, FP16: t_i are below 2^27 and s below 2^32, so
-float64 does.
+float64 does. Where no term is truncated, s is c plus a product of matrices, and computed as that.
 
 Operands are raw bits (uint8 or uint16, see `raw_bits`), accumulators float32 arrays.
 """
@@ -48,6 +48,8 @@ FLOOR = -133
 """Terms are never aligned to an exponent below this."""
 NO_EXPONENT = -5000
 """The exponent of a zero: below every real one, also when it is added to another."""
+SMALLEST_NORMAL = -126
+"""The exponent of subnormal accumulators too."""
 SAFE_EXPONENT = 60
 """Accumulators of FP8 sums from 2^-60 to 2^60 leave room for exact products in float32."""
 PANEL = (64, 256)
@@ -102,11 +104,16 @@ def core_of(a: DType, b: DType) -> Core:
 
 @dataclass(frozen=True, slots=True)
 class Table:
-    """What each bit pattern of a type means. NaN and infinities count as zero in `finite`."""
+    """
+    What each bit pattern of a type means. NaN and infinities count as zero in `finite`, and so in what follows it.
+
+    `lowest`: the exponent of the last bit that is set.
+    """
 
     values: NDArray[np.float64]
     finite: Floats
     exponents: Exponents
+    lowest: Exponents
     special: Mask
 
 
@@ -127,10 +134,12 @@ def table(dtype: DType) -> Table:
     infinite = special & (fraction == 0) & form.infinities
     values = np.where(infinite, sign * np.inf, np.where(special, np.nan, values))
     zero = special | (significand == 0)
+    last_bit = np.frexp((significand & -significand).astype(np.float64))[1] - 1
     return Table(
         values=values,
         finite=np.where(special, 0.0, values).astype(np.float32 if dtype.is_fp8 else np.float64),
         exponents=np.where(zero, NO_EXPONENT, exponent).astype(np.int16),
+        lowest=np.where(zero, -NO_EXPONENT, exponent - form.fraction_bits + last_bit).astype(np.int16),
         special=special,
     )
 
@@ -142,13 +151,19 @@ def values_of(bits: Bits, dtype: DType) -> NDArray[np.float64]:
 
 @dataclass(frozen=True, slots=True)
 class Operand:
-    """Decoded bits of one operand, K first: `finite`, `exponents` (K, outer). `special`: a NaN or Inf at this K."""
+    """
+    Decoded bits of one operand, K first: `finite`, `exponents` (K, outer). `special`: a NaN or Inf at this K.
+
+    `highest`, `lowest`: of all exponents, and of those of the last bits that are set.
+    """
 
     bits: Bits
     dtype: DType
     finite: Floats
     exponents: Exponents
     special: Mask
+    highest: int
+    lowest: int
 
 
 def decode(bits: Bits, dtype: DType) -> Operand:
@@ -156,7 +171,10 @@ def decode(bits: Bits, dtype: DType) -> Operand:
     known = table(dtype)
     along_k = np.ascontiguousarray(bits.T)
     special = np.asarray(known.special[along_k].any(axis=1))
-    return Operand(along_k, dtype, known.finite[along_k], known.exponents[along_k], special)
+    exponents = known.exponents[along_k]
+    highest = int(exponents.max(initial=NO_EXPONENT))
+    lowest = int(known.lowest[along_k].min(initial=-NO_EXPONENT))
+    return Operand(along_k, dtype, known.finite[along_k], exponents, special, highest, lowest)
 
 
 def fused_sum(a: Bits, b: Bits, c: Singles, a_type: DType, b_type: DType) -> Singles:
@@ -246,43 +264,50 @@ def _largest_exponent(a: Operand, b: Operand, part: slice, c: Singles, floor: in
     """e of the sum, (rows, columns)."""
     stored = (c.view(np.int32) >> 23 & 0xFF).astype(np.int16)
     largest = np.where(c == 0, np.int16(NO_EXPONENT), np.maximum(stored, 1) - np.int16(127))
-    exponent = np.empty_like(largest)
-    for left, right in zip(a.exponents[part], b.exponents[part], strict=True):
-        np.add(left[:, None], right[None, :], out=exponent)
-        np.maximum(largest, exponent, out=largest)
+    exponents = a.exponents[part][:, :, None] + b.exponents[part][:, None, :]
+    largest = np.maximum(largest, exponents.max(axis=0))
     return np.maximum(largest, floor).astype(np.int32)
 
 
 def _sum_terms(a: Operand, b: Operand, part: slice, c: Floats, scale: Floats) -> Floats:
     """s of the sum as an integer: each term times `scale`, which is 2^(F - e), without its fraction."""
-    total = np.trunc(c * scale)
-    term = np.empty_like(total)
-    for left, right in zip(a.finite[part], b.finite[part], strict=True):
-        np.multiply(left[:, None], right[None, :], out=term)
-        np.multiply(term, scale, out=term)
-        np.trunc(term, out=term)
-        np.add(total, term, out=total)
-    return total
+    terms = np.multiply(a.finite[part][:, :, None], b.finite[part][:, None, :], dtype=scale.dtype)
+    terms *= scale
+    np.trunc(terms, out=terms)
+    return np.trunc(c * scale) + terms.sum(axis=0)
+
+
+def _loses_nothing(a: Operand, b: Operand, c: Singles, core: Core) -> bool:
+    """Whether every term is a multiple of 2^(E - F), E being at least e everywhere, so that none is truncated."""
+    most = float(np.abs(c).max(initial=0))
+    highest = max(a.highest + b.highest, int(np.frexp(most)[1]) - 1, SMALLEST_NORMAL)
+    step = highest - core.aligned_bits
+    if a.lowest + b.lowest < step:
+        return False
+    scaled = c.astype(np.float64) * 2.0**-step
+    return bool((np.trunc(scaled) == scaled).all())
+
+
+def _sum(a: Operand, b: Operand, part: slice, c: Singles, core: Core, floor: int, kind: type[Any]) -> Floats:
+    """s * 2^(e - F), exact in floating point of this kind."""
+    if _loses_nothing(a, b, c, core):
+        return c + a.finite[part].astype(kind, copy=False).T @ b.finite[part].astype(kind, copy=False)
+    largest = _largest_exponent(a, b, part, c, floor)
+    up, down = (np.ldexp(kind(1), sign * (core.aligned_bits - largest)) for sign in (1, -1))
+    return _sum_terms(a, b, part, c.astype(kind, copy=False), up) * down
 
 
 def _instruction_single(a: Operand, b: Operand, part: slice, c: Singles) -> Singles:
     """One FP8 instruction in float32."""
-    largest = _largest_exponent(a, b, part, c, -SAFE_EXPONENT)
-    bits = FP8_CORE.aligned_bits
-    total = _sum_terms(a, b, part, c, (bits - largest + 127 << 23).view(np.float32))
-    total *= (largest - bits + 127 << 23).view(np.float32)
-    total += np.float32(0)  # -0 becomes +0
-    result = total.astype(np.float32, copy=False)
+    result = _sum(a, b, part, c, FP8_CORE, -SAFE_EXPONENT, np.float32)
+    result += np.float32(0)  # -0 becomes +0
     result.view(np.uint32)[...] &= np.uint32(_kept(FP8_CORE))
-    return result
+    return result.view(np.float32)
 
 
 def _instruction_double(a: Operand, b: Operand, part: slice, c: Singles, core: Core) -> Singles:
     """One instruction of any kind in float64."""
-    largest = _largest_exponent(a, b, part, c, FLOOR).astype(np.int64)
-    scale = (core.aligned_bits - largest + 1023 << 52).view(np.float64)
-    total = _sum_terms(a, b, part, c.astype(np.float64), scale)
-    total *= (largest - core.aligned_bits + 1023 << 52).view(np.float64)
+    total = _sum(a, b, part, c, core, FLOOR, np.float64)
     total += 0.0
     with np.errstate(over="ignore"):
         result = total.astype(np.float32)

@@ -68,22 +68,17 @@ def _products() -> tuple[dict[str, Compute], dict[str, Compute]]:
     functional: dict[str, Compute] = {}
     mutating: dict[str, Compute] = {}
     split = "int? split_k=None, bool batch_invariant=True, bool overlap=False"
-    for name, (compute, run, tensors, options) in {
-        "matmul": (ops.matmul, ops.run_matmul, _SCALED, f"{_RESULT}, {split}"),
-        "grouped_matmul": (
-            ops.grouped_matmul,
-            ops.run_grouped_matmul,
-            f"{_INDEX}, {_SCALED}",
-            f"{_RESULT}, bool validate=False",
-        ),
-        "batched_matmul": (ops.batched_matmul, ops.run_batched_matmul, _SCALED, _RESULT),
+    for name, (compute, tensors, options) in {
+        "matmul": (ops.matmul, _SCALED, f"{_RESULT}, {split}"),
+        "grouped_matmul": (ops.grouped_matmul, f"{_INDEX}, {_SCALED}", f"{_RESULT}, bool validate=False"),
+        "batched_matmul": (ops.batched_matmul, _SCALED, _RESULT),
     }.items():
         operands = f"Tensor a, Tensor b, *, {tensors}"
         functional[name] = _register(name, f"({operands}, {options}) -> Tensor", compute, fake_of(name))
         signature = f"({operands}, Tensor(a!) out, {options}) -> ()"
         mutating[name] = _register(f"{name}_out", signature, _discarding(compute), fake_out_of(name))
-        call_directly(functional[name], run, has_out=False)
-        call_directly(mutating[name], run, has_out=True)
+        call_directly(functional[name], compute, has_out=False)
+        call_directly(mutating[name], compute, has_out=True)
     return functional, mutating
 
 

@@ -10,7 +10,8 @@ the guard of a call that was made before refuses them where anything of it has c
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
-from functools import cache, partial
+from functools import cache
+from types import FunctionType
 from typing import TYPE_CHECKING, Any
 
 import torch
@@ -52,12 +53,19 @@ class EagerPacket(OpOverloadPacket[..., Any]):
         return self._op(*args, **options)
 
 
-def call_directly(packet: Any, run: Callable[..., Any], has_out: bool) -> None:
-    """Let eager calls of an op be made by `run`, of `gemmir.ops`, which takes what the op takes, and `make_ready`."""
+def call_directly(packet: Any, product: FunctionType, has_out: bool) -> None:
+    """Let eager calls of an op be made by `product`, the function of `gemmir.ops` that takes what the op takes."""
     if not guards_see_transforms():
         return
     packet.__class__ = EagerPacket
-    packet.direct, packet.has_out = partial(run, make_ready=resolved_if_plain), has_out
+    packet.direct, packet.has_out = _asking_first(product), has_out
+
+
+def _asking_first(product: FunctionType) -> Callable[..., Any]:
+    """`product` with `resolved_if_plain` by default: a `partial` would merge dictionaries in each call."""
+    made = FunctionType(product.__code__, product.__globals__, product.__name__)
+    made.__kwdefaults__ = (product.__kwdefaults__ or {}) | {"_make_ready": resolved_if_plain}
+    return made
 
 
 def resolved_if_plain(

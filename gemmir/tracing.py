@@ -2,7 +2,8 @@
 Calls that torch traces instead of running: under `torch.compile` and `torch.export` they become ops of
 `torch.ops.gemmir`.
 
-Products ask `torch.compiler.is_compiling()` first, which is all that an eager call pays.
+Products ask `torch.compiler` first whether anything is traced, which is all that an eager call pays. `gemmir.matmul`
+asks for dynamo alone: tensors of other tracers are none that it knows, and of those it asks then.
 """
 
 from __future__ import annotations

@@ -5,6 +5,10 @@ import os
 import pytest
 from hypothesis import settings
 
+if "PYTEST_XDIST_WORKER" in os.environ:
+    # A worker for each core: more threads in it would spin while others wait. Torch and NumPy read this when imported.
+    os.environ.setdefault("OMP_NUM_THREADS", "1")
+
 settings.register_profile("dev", deadline=None, max_examples=25)
 settings.register_profile("ci", deadline=None, max_examples=50, derandomize=True, print_blob=True)
 settings.load_profile("ci" if os.environ.get("CI") else os.environ.get("HYPOTHESIS_PROFILE", "dev"))

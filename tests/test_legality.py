@@ -1,11 +1,12 @@
 """The rules of schedules: each refuses what it should, with its code and its arithmetic, and nothing else."""
 
 import re
+from collections.abc import Callable
 from dataclasses import fields, replace
 from random import Random
 
 import pytest
-from hypothesis import find, given
+from hypothesis import Phase, find, given, settings
 from hypothesis import strategies as st
 
 from gemmir.dtypes import BF16, F32
@@ -337,11 +338,15 @@ def test_legal_schedules_keep_the_budgets_of_an_sm(data: st.DataObject):
     assert s.block_n // s.cluster_m <= 256 or problem.b_major != "k", "else B comes in panels"
 
 
+def drawn(wanted: Callable[[Schedule], bool]) -> Schedule:
+    """The first such schedule that is drawn; not the simplest, which takes seconds to find."""
+    quick = settings(phases=(Phase.generate,))
+    return find(legal_schedules(FP8), wanted, random=Random(0), settings=quick)
+
+
 @pytest.mark.parametrize("whole", [True, False])
 def test_tiles_that_leave_whole_and_wave_by_wave_are_drawn(whole: bool):
-    found = find(
-        legal_schedules(FP8), lambda s: tile_geometry(s).waves > 1 and (s.store_slices == 1) is whole, random=Random(0)
-    )
+    found = drawn(lambda s: tile_geometry(s).waves > 1 and (s.store_slices == 1) is whole)
     assert found.complete
     assert is_legal(FP8, found)
 
@@ -349,9 +354,7 @@ def test_tiles_that_leave_whole_and_wave_by_wave_are_drawn(whole: bool):
 @pytest.mark.parametrize("batched", [True, False])
 @pytest.mark.parametrize("balanced", [True, False])
 def test_batches_of_scales_and_balanced_grids_are_drawn(batched: bool, balanced: bool):
-    found = find(
-        legal_schedules(FP8), lambda s: (s.scale_batch != 1, s.balanced) == (batched, balanced), random=Random(0)
-    )
+    found = drawn(lambda s: (s.scale_batch != 1, s.balanced) == (batched, balanced))
     assert found.complete
     assert found.scale_batch in (1, widest_scale_batch(FP8, found))
 

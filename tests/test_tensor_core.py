@@ -10,6 +10,7 @@ import torch
 from hypothesis import given
 from hypothesis import strategies as st
 
+from gemmir import tensor_core
 from gemmir.dtypes import BF16, F8E4M3FN, F8E5M2, F16, F32, DType
 from gemmir.errors import InputError, UnsupportedError
 from gemmir.problem import Recipe
@@ -114,6 +115,23 @@ def test_chains_equal_the_integer_model(pair, kind):
     names = (pair[0].name, pair[1].name)
     want = hopper_model.chain(values_of(a, pair[0]), values_of(b, pair[1]).T, *names)
     np.testing.assert_array_equal(bits_of(wgmma_chain(a, b, *pair)), bits_of(want))
+
+
+@pytest.mark.parametrize("pair", PAIRS, ids=lambda pair: f"{pair[0]}-{pair[1]}")
+@pytest.mark.parametrize("size", [1.0, 2.0**-3, 2.0**9, 2.0**20, 3 * 2.0**-140, 1.5 * 2.0**90])
+def test_where_nothing_is_truncated_sums_are_the_same(pair, size, monkeypatch):
+    """Small numbers of few bits on accumulators of every size: the short way, where it is taken, and the long one."""
+    generator = np.random.default_rng(7)
+    few = [np.flatnonzero(np.isin(table(t).values, (-3, -2, -1, -0.5, 0, 0.5, 1, 2, 3))) for t in pair]
+    a, b = (bits[generator.integers(0, len(bits), (n, 200))] for bits, n in zip(few, (24, 40), strict=True))
+    c = (generator.integers(-40, 41, (24, 40)) * size).astype(np.float32)
+    short: list[bool] = []
+    asked = tensor_core._loses_nothing
+    monkeypatch.setattr(tensor_core, "_loses_nothing", lambda *given: short.append(asked(*given)) or short[-1])
+    found = wgmma_chain(a, b, *pair, c)
+    assert all(short) == (size in (1.0, 2.0**-3) or (size == 2.0**9 and not pair[0].is_fp8))
+    monkeypatch.setattr(tensor_core, "_loses_nothing", lambda *given: False)
+    np.testing.assert_array_equal(bits_of(found), bits_of(wgmma_chain(a, b, *pair, c)))
 
 
 def test_fp8_accumulators_that_float32_cannot_align_take_the_double_path():

@@ -39,7 +39,10 @@ class DeviceInfo:
 class Fate:
     """Why CUDA cannot be used in this process any more, if so."""
 
-    refusal: DeviceError | None = None
+    __slots__ = ("refusal",)
+
+    def __init__(self) -> None:
+        self.refusal: DeviceError | None = None
 
 
 fate = Fate()

@@ -10,9 +10,9 @@ from __future__ import annotations
 import ctypes
 import threading
 from collections import OrderedDict
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import field
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, TypeAlias
 
 from gemmir.backends.cuda import driver, from_torch
 from gemmir.backends.cuda.arguments import TensorInfo, alignments
@@ -25,6 +25,9 @@ from gemmir.records import dataclass
 
 if TYPE_CHECKING:
     import torch
+
+Run: TypeAlias = "Callable[[Sequence[torch.Tensor]], torch.Tensor]"
+"""Launches with parameters that it holds, and returns the last of the tensors, which is the output."""
 
 MAX_OUTPUTS = 16
 """Addresses of new outputs that a call remembers."""
@@ -100,7 +103,8 @@ class Plan:
     def ready(self, addresses: Sequence[int], given: bool) -> Ready:
         """The call with tensors at `addresses`, the output last if it is `given`."""
         if given:
-            return Launch(self, self.accepts, self.block(addresses))
+            block = self.block(addresses)
+            return Launch(self, self.accepts, block, self.launching(block))
         return LaunchIntoNew(self, self.accepts, tuple(addresses))
 
     def block(self, addresses: Sequence[int]) -> Block:
@@ -120,15 +124,30 @@ class Plan:
         driver.refuse_if_unusable()
         return new_tensor(self.tensors[-1], self.device)
 
-    def launch(self, parameters: int) -> None:
-        """Launch on torch's current stream, with the parameters at this address."""
-        if driver.fate.refusal is not None:
-            driver.refuse_if_unusable()
-        stream = self.stream_of(self.index)
-        config = self.configs.get(stream) or self._config(stream)
-        result = self.call(config, self.function, parameters, 0)
-        if result[0] is not self.success:
-            self._again(result, config, parameters)
+    def launching(self, block: Block) -> Run:
+        """
+        What launches on torch's current stream with the parameters in `block`, which it keeps.
+
+        A function of its own for each block: of what it needs, nothing is asked of an object in a call.
+        """
+        fate, success, again, config_for = driver.fate, self.success, self._again, self._config
+        launch, function = self.call, self.function
+        configs, stream_of, index = self.configs, self.stream_of, self.index
+
+        def run(tensors: Sequence[torch.Tensor]) -> torch.Tensor:
+            if fate.refusal is not None:
+                driver.refuse_if_unusable()
+            stream = stream_of(index)
+            try:
+                config = configs[stream]
+            except KeyError:
+                config = config_for(stream)
+            result = launch(config, function, block.address, 0)
+            if result[0] is not success:
+                again(result, config, block.address)
+            return tensors[-1]
+
+        return run
 
     def _config(self, stream: int) -> Any:
         shape = self.grid, self.manifest.threads, self.manifest.shared_bytes
@@ -157,33 +176,28 @@ class Launch:
     plan: Plan
     accepts: Guard
     parameters: Block
-
-    def run(self, tensors: Sequence[torch.Tensor]) -> torch.Tensor:
-        self.plan.launch(self.parameters.address)
-        return tensors[-1]
+    run: Run
 
 
 @dataclass(frozen=True, slots=True, eq=False)
 class LaunchIntoNew:
-    """A call that returns a new tensor; `blocks` has the parameters for addresses that such had."""
+    """A call that returns a new tensor; `runs` has what launches for addresses that such had."""
 
     plan: Plan
     accepts: Guard
     inputs: tuple[int, ...]
-    blocks: OrderedDict[int, Block] = field(default_factory=OrderedDict[int, Block])
+    runs: OrderedDict[int, Run] = field(default_factory=OrderedDict[int, Run])
 
     def run(self, tensors: Sequence[torch.Tensor]) -> torch.Tensor:
         out = self.plan.empty()
         address = out.data_ptr()
-        parameters = self.blocks.get(address) or self._block(address)
-        self.plan.launch(parameters.address)
-        return out
+        return (self.runs.get(address) or self._run(address))((out,))
 
-    def _block(self, address: int) -> Block:
-        block = self.plan.block((*self.inputs, address))
+    def _run(self, address: int) -> Run:
+        run = self.plan.launching(self.plan.block((*self.inputs, address)))
         with self.plan.lock:
-            remember(self.blocks, address, block, MAX_OUTPUTS)
-        return block
+            remember(self.runs, address, run, MAX_OUTPUTS)
+        return run
 
 
 @dataclass(frozen=True, slots=True, eq=False)

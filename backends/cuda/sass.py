@@ -50,7 +50,8 @@ def disassemble(cubin: bytes, *, encodings: bool = False) -> str:
     with tempfile.TemporaryDirectory(prefix="gemmir-") as folder:
         path = Path(folder) / "kernel.cubin"
         path.write_bytes(cubin)
-        command = [str(find_tool("nvdisasm")), "-c", *(["-hex"] if encodings else []), str(path)]
+        # -ndf: no search for where indirect branches lead. There are none, and it takes a quarter of the time.
+        command = [str(find_tool("nvdisasm")), "-c", "-ndf", *(["-hex"] if encodings else []), str(path)]
         try:
             done = subprocess.run(command, capture_output=True, timeout=TIMEOUT_SECONDS, check=False)
         except subprocess.TimeoutExpired as error:

@@ -59,9 +59,14 @@ class Measurement:
 
     def parsed(self) -> tuple[GemmProblem, Schedule]:
         """As of the point, with what was not a choice yet."""
-        problem, schedule = self.point.parsed()
-        assert schedule.family is not None, self.point
-        return problem, schedule.filled(evict=OLDER_HINTS[schedule.family], **OLDER)
+        return _filled(self.point)
+
+
+@cache
+def _filled(point: Point) -> tuple[GemmProblem, Schedule]:
+    problem, schedule = point.parsed()
+    assert schedule.family is not None, point
+    return problem, schedule.filled(evict=OLDER_HINTS[schedule.family], **OLDER)
 
 
 @dataclass(frozen=True, slots=True)

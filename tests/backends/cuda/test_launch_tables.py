@@ -7,9 +7,9 @@ import pytest
 import torch
 
 from gemmir import calls
-from gemmir.backends.cuda import launch, plan
+from gemmir.backends.cuda import from_torch, launch, plan
 from gemmir.backends.cuda.launch import Launcher
-from tests.backends.cuda.cuda_doubles import MANIFEST, MIB, STREAM, DeviceTensor, RecordingDriver, tensors
+from tests.backends.cuda.cuda_doubles import MANIFEST, MIB, DeviceTensor, RecordingDriver, tensors
 
 BF16 = torch.bfloat16
 
@@ -37,7 +37,7 @@ def test_more_new_outputs_than_are_remembered(gpu: RecordingDriver, monkeypatch:
     for _ in range(3 * plan.MAX_OUTPUTS):
         call(arguments)
     (ready,) = call._calls.ready.values()
-    assert len(ready.blocks) == plan.MAX_OUTPUTS
+    assert len(ready.runs) == plan.MAX_OUTPUTS
     assert len(gpu.launches) == 3 * plan.MAX_OUTPUTS
 
 
@@ -48,13 +48,12 @@ def test_more_kinds_of_calls_than_are_remembered(gpu: RecordingDriver):
     assert len(call._plans) == launch.MAX_PLANS
 
 
-def test_streams_are_remembered_up_to_a_limit(gpu: RecordingDriver):
+def test_streams_are_remembered_up_to_a_limit(gpu: RecordingDriver, monkeypatch: pytest.MonkeyPatch):
+    streams, current = [*range(1, 2 * plan.MAX_STREAMS)], [0]
+    monkeypatch.setattr(from_torch, "raw_stream", lambda: lambda device: current[0])
     call, arguments = launcher(), tensors(8)
-    call(arguments)
-    (made,) = call._plans.values()
-    streams = [*range(1, 2 * plan.MAX_STREAMS)]
-    for stream in streams:
-        made.stream_of = lambda device, stream=stream: stream
+    for current[0] in streams:
         call(arguments)
-    assert [run.stream for run in gpu.launches] == [STREAM, *streams]
+    (made,) = call._plans.values()
+    assert [run.stream for run in gpu.launches] == streams
     assert [*made.configs] == streams[-plan.MAX_STREAMS :]
