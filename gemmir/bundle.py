@@ -31,6 +31,7 @@ from gemmir.kernel import CompiledKernel
 from gemmir.layouts import Swizzle
 from gemmir.manifest import Manifest, PointerParam, StrideParam, TensorMapParam, TensorSpec
 from gemmir.problem import Grouping
+from gemmir.schedule import MAY_BE_NONE
 from gemmir.target import SM_90A, find_target
 
 FORMAT = "gemmir bundle"
@@ -182,10 +183,13 @@ def _check_manifest(manifest: Manifest) -> None:
     for field in fields(manifest):
         value = getattr(manifest, field.name)
         if field.type == "int":
-            _expect(type(value) is int and 0 < value <= _MAX, field.name)
+            least = 0 if field.name in MAY_BE_NONE else 1
+            _expect(type(value) is int and least <= value <= _MAX, field.name)
         elif field.type in ("str", "bool"):
             _expect(type(value) is (str if field.type == "str" else bool), field.name)
     _expect(manifest.threads <= 1024 and manifest.shared_bytes <= SM_90A.shared_bytes, "threads and shared_bytes")
+    behind = manifest.tail_after * manifest.block_n
+    _expect((behind > 0) == (manifest.tail_n > 0) and behind < max(manifest.n, 1), "tail_after")
     _expect(manifest.entry.isascii() and manifest.entry.isidentifier(), "entry")
     for spec in (*manifest.inputs, manifest.output):
         _check_tensor(spec)

@@ -53,10 +53,10 @@ def test_refused_code_is_left_in_the_folder_of_ir(tmp_path: Path, monkeypatch: p
     folder, out = tmp_path / "ir", tmp_path / "out"
     assert main(["compile", LAYER, "--emit", "sass", "-o", str(out), "--print-ir-dir", str(folder)]) == 1
     assert not out.exists()
-    assert (folder / "11-kernel.cubin").read_bytes() == other.cubin
-    assert (folder / "10-kernel.ptx").read_text() == other.ptx
-    assert "bytes spill stores" in (folder / "13-kernel.log").read_text()
-    assert "STL" in (folder / "12-kernel.sass").read_text()
+    assert (folder / "12-kernel.cubin").read_bytes() == other.cubin
+    assert (folder / "11-kernel.ptx").read_text() == other.ptx
+    assert "bytes spill stores" in (folder / "14-kernel.log").read_text()
+    assert "STL" in (folder / "13-kernel.sass").read_text()
 
 
 @pytest.mark.parametrize("words", ["spills", "spill,", "", "spill,no-wgmma,fast"])

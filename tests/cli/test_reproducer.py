@@ -99,10 +99,10 @@ def test_nothing_is_written_where_no_pass_fails(wrong: list[str], tmp_path: Path
 
 
 def test_a_file_that_cannot_be_written_is_no_failure_of_a_pass(tmp_path: Path, capsys: pytest.CaptureFixture[str]):
-    (tmp_path / "ir" / "09-kernel.cu").mkdir(parents=True)
+    (tmp_path / "ir" / "10-kernel.cu").mkdir(parents=True)
     file = tmp_path / "crash.mlir"
     assert main(["compile", LAYER, "--print-ir-dir", str(tmp_path / "ir"), "--crash-reproducer", str(file)]) == 1
-    assert capsys.readouterr().err.startswith(f"error: {tmp_path / 'ir' / '09-kernel.cu'}: ")
+    assert capsys.readouterr().err.startswith(f"error: {tmp_path / 'ir' / '10-kernel.cu'}: ")
     assert not file.exists()
 
 

@@ -22,11 +22,11 @@ def test_the_ir_after_each_pass_is_a_numbered_file(tmp_path: Path, capsys: pytes
     folder = tmp_path / "a" / "ir"
     assert main(["compile", LAYER, "--print-ir-dir", str(folder)]) == 0
     source = capsys.readouterr().out
-    assert sorted(path.name for path in folder.iterdir()) == [*NUMBERED, "09-kernel.cu"]
-    assert (folder / "09-kernel.cu").read_text() == source
+    assert sorted(path.name for path in folder.iterdir()) == [*NUMBERED, "10-kernel.cu"]
+    assert (folder / "10-kernel.cu").read_text() == source
     assert "schedule <" not in (folder / "01-gemm-canonicalize.mlir").read_text()
     assert "schedule <family = tiles>" in (folder / "02-gemm-select-family.mlir").read_text()
-    assert "hopper.kernel" in (folder / "07-gemm-lower-to-hopper.mlir").read_text()
+    assert "hopper.kernel" in (folder / "08-gemm-lower-to-hopper.mlir").read_text()
 
 
 @pytest.mark.parametrize(
@@ -46,7 +46,7 @@ def test_what_the_kernel_becomes_is_left_as_far_as_it_is_made(emit: str, suffixe
         main(["compile", LAYER, "-o", str(tmp_path / "out"), "--print-ir-dir", str(folder), "--emit", *emit.split()])
         == 0
     )
-    numbers = {suffix: 9 + n for n, suffix in enumerate(KERNEL)}
+    numbers = {suffix: 1 + len(PASSES) + n for n, suffix in enumerate(KERNEL)}
     kernel = [f"{numbers[suffix]:02}-kernel.{suffix}" for suffix in suffixes]
     assert sorted(path.name for path in folder.iterdir()) == [*NUMBERED, *kernel]
 
@@ -59,13 +59,13 @@ def test_they_are_what_is_emitted_and_made_by_one_compile(tmp_path: Path, monkey
     command = ["compile", LAYER, "--emit", "cuda,cubin,sass", "-o", f"{out}/", "--print-ir-dir", str(folder)]
     assert main(command) == 0
     assert len(calls) == 1
-    for number, suffix in ((9, "cu"), (11, "cubin"), (12, "sass")):
+    for number, suffix in ((10, "cu"), (12, "cubin"), (13, "sass")):
         left = (folder / f"{number:02}-kernel.{suffix}").read_bytes()
         assert left == (out / f"down_proj.{suffix}").read_bytes()
-    assert "0 bytes spill stores, 0 bytes spill loads" in (folder / "13-kernel.log").read_text()
+    assert "0 bytes spill stores, 0 bytes spill loads" in (folder / "14-kernel.log").read_text()
     monkeypatch.undo()
     assert main(["compile", LAYER, "--emit", "ptx", "-o", str(tmp_path / "out.ptx")]) == 0
-    assert (folder / "10-kernel.ptx").read_bytes() == (tmp_path / "out.ptx").read_bytes()
+    assert (folder / "11-kernel.ptx").read_bytes() == (tmp_path / "out.ptx").read_bytes()
 
 
 def test_without_nvdisasm_there_is_no_sass(tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
@@ -75,7 +75,7 @@ def test_without_nvdisasm_there_is_no_sass(tmp_path: Path, monkeypatch: pytest.M
     monkeypatch.setattr(sass, "find_tool", gone)
     folder, out = tmp_path / "ir", tmp_path / "out"
     assert main(["compile", LAYER, "--emit", "cubin", "-o", str(out), "--print-ir-dir", str(folder)]) == 0
-    kernel = ["09-kernel.cu", "10-kernel.ptx", "11-kernel.cubin", "13-kernel.log"]
+    kernel = ["10-kernel.cu", "11-kernel.ptx", "12-kernel.cubin", "14-kernel.log"]
     assert sorted(path.name for path in folder.iterdir()) == [*NUMBERED, *kernel]
     assert main(["compile", LAYER, "--emit", "sass", "-o", str(out)]) == 3
 
@@ -96,7 +96,7 @@ def test_files_of_an_earlier_run_are_removed_and_others_are_left(tmp_path: Path)
 
 
 def test_files_of_a_person_are_no_files_of_an_earlier_run(tmp_path: Path):
-    mine = ("01-layer.mlir", "42-my-notes.mlir", "source.cu", "09-kernel.txt")
+    mine = ("01-layer.mlir", "42-my-notes.mlir", "source.cu", "10-kernel.txt")
     for name in mine:
         (tmp_path / name).write_bytes(Path(LAYER).read_bytes())
     short = ["--emit", "schedule", "-p", "gemm-canonicalize", "--print-ir-dir", str(tmp_path)]
@@ -109,7 +109,7 @@ def test_files_of_a_person_are_no_files_of_an_earlier_run(tmp_path: Path):
 def test_each_file_can_be_compiled_again(tmp_path: Path, capsys: pytest.CaptureFixture[str]):
     assert main(["compile", LAYER, "--m", "64", "--print-ir-dir", str(tmp_path)]) == 0
     source = capsys.readouterr().out
-    for name in ("00-input.mlir", "03-gemm-select-blocks.mlir", "08-hopper-check-sync.mlir"):
+    for name in ("00-input.mlir", "03-gemm-select-blocks.mlir", "09-hopper-check-sync.mlir"):
         assert main(["compile", str(tmp_path / name)]) == 0
         assert capsys.readouterr().out == source, name
 

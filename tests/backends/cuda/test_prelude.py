@@ -59,6 +59,7 @@ def test_every_section_is_used_by_some_kernel() -> None:
         lowered(fp8, FP8_SCHEDULE).source,
         lowered(fp8, replace(FP8_SCHEDULE, scale_batch=16)).source,
         lowered(fp8, replace(FP8_SCHEDULE, block_n=192, split=Split.ALONG_M, turns=True, cluster_m=1)).source,
+        lowered(fp8, replace(FP8_SCHEDULE, cluster_m=1, cluster_n=1, tail_n=128, tail_after=27)).source,
         lowered(split_in_two(fp8), replace(FP8_SCHEDULE, cluster_m=1, num_stages=4)).source,
         lowered(bf16, BF16_SCHEDULE).source,
         lowered(replace(bf16, a=half_problem(None, 8, 8).a, d=fp8.d), BF16_SCHEDULE).source,

@@ -66,6 +66,7 @@ def test_the_grid_counts_both_kinds() -> None:
 
 PROGRAM = """
 #include <cstdio>
+#include <initializer_list>
 #define __device__
 #define __forceinline__ inline
 struct Place { unsigned x; };

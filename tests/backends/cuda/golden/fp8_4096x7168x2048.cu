@@ -44,13 +44,13 @@ gemm_e4m3_e4m3_128x256_cluster1x1_stages4(
         const int group = warp / 4;
         // Math warpgroups: multiply slot by slot, add each partial sum, scaled, to the totals, stage finished rows.
         setmaxnreg_inc<232>();
+        Cursor<4> at;
+        Cursor<1> out;
         float partial[64];
         float total0[64];
         float total1[64];
         Scales<2, 1> scales;
         Scales<2, 1> next_scales;
-        Cursor<4> at;
-        Cursor<1> out;
         mbarrier_wait(full + at.stage * 8, at.parity);
         scales.load(ring_scale_a + at.stage * 512 + (warp % 4 * 16 + lane / 4) * 4, ring_scale_b + at.stage * 16 + group * 4);
         __syncwarp();
