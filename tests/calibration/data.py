@@ -17,7 +17,11 @@ HERE = Path(__file__).parent
 FILES = (HERE / "h200.json", HERE / "h200-gaps.json", HERE / "h100-raster.json")
 """All that the committed constants are fitted to."""
 
-STREAM_FILES = (HERE / "h100-stream.json",)
+STREAM_FILES = (HERE / "h100-stream.json", HERE / "h100-stream-rows.json")
+"""Of the family for few rows: a menu of schedules up to 128, what is chosen for 136 to 256."""
+
+TILES_ROWS_FILES = (HERE / "h100-tiles-rows.json",)
+"""What is chosen of the other family for the same products of 136 to 256 rows."""
 """What those of the `stream` family are fitted to."""
 
 OLDER = {"balanced": False, "scale_batch": 1, "tail_n": 0, "tail_after": 0}

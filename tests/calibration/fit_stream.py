@@ -39,6 +39,7 @@ FITTED = {
     "gather_clocks": 500.0,
     "gather_clocks_per_element": 0.3,
     "again_clocks": 80.0,
+    "crowded_share": 0.2,
     "uneven_share": 0.1,
     "dram_efficiency": 0.9,
     "dram_order": 4.0,

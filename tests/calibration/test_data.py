@@ -8,7 +8,18 @@ import pytest
 from gemmir.bench.cases import DTYPES, Case
 from gemmir.legality import is_legal
 from gemmir.target import PEAK_DRAM_BYTES_PER_SECOND
-from tests.calibration.data import FILES, HERE, STREAM_FILES, Measurement, Point, Series, load, read, write
+from tests.calibration.data import (
+    FILES,
+    HERE,
+    STREAM_FILES,
+    TILES_ROWS_FILES,
+    Measurement,
+    Point,
+    Series,
+    load,
+    read,
+    write,
+)
 
 SERIES = Series(
     device="NVIDIA H200",
@@ -31,10 +42,10 @@ def test_what_is_written_is_read_back_and_a_point_is_a_line():
 
 
 def test_every_data_file_is_used():
-    assert sorted(HERE.glob("*.json")) == sorted((*FILES, *STREAM_FILES))
+    assert sorted(HERE.glob("*.json")) == sorted((*FILES, *STREAM_FILES, *TILES_ROWS_FILES))
 
 
-@pytest.mark.parametrize("path", [*FILES, *STREAM_FILES], ids=lambda path: path.stem)
+@pytest.mark.parametrize("path", [*FILES, *STREAM_FILES, *TILES_ROWS_FILES], ids=lambda path: path.stem)
 def test_files_hold_legal_complete_and_distinct_points(path: Path):
     series = read(path.read_text())
     assert write(series) == path.read_text()
