@@ -14,11 +14,15 @@ import pytest
 pytestmark = pytest.mark.gpu
 
 ROOT = Path(__file__).resolve().parents[2]
-BUDGET_MS = 80.0
-"""From `import gemmir` to the result, torch and its CUDA being there. 51 and 57 were seen; 40 is wanted."""
+BUDGET_MS = {"": 80.0, "import cuda.bindings.driver": 60.0}
+"""
+From `import gemmir` to the result, torch and its CUDA being there, after what was imported before. 38 to 57 were seen,
+and 20 and 21 with the driver's bindings, which torch 2.13 imports by itself; 40 is wanted.
+"""
 
 PROGRAM = """
 import json, sys, time, torch
+{before}
 a = torch.ones(64, 1024, device="cuda").to(torch.float8_e4m3fn)
 w = torch.ones(1024, 1024, device="cuda").to(torch.float8_e4m3fn)
 scale_a, scale_b = torch.ones(8, 64, device="cuda").t(), torch.ones(8, 8, device="cuda")
@@ -34,18 +38,20 @@ print(json.dumps([(imported - start) * 1e3, (done - start) * 1e3, "xdsl" in sys.
 """
 
 
-def first_result() -> tuple[float, float, bool]:
+def first_result(before: str) -> tuple[float, float, bool]:
     # Modules are compiled once, as where gemmir is installed.
     environment = {name: value for name, value in os.environ.items() if name != "PYTHONDONTWRITEBYTECODE"}
-    done = subprocess.run([sys.executable, "-c", PROGRAM], cwd=ROOT, env=environment, capture_output=True, text=True)
+    code = PROGRAM.format(before=before)
+    done = subprocess.run([sys.executable, "-c", code], cwd=ROOT, env=environment, capture_output=True, text=True)
     assert done.returncode == 0, done.stderr
     return json.loads(done.stdout)
 
 
-def test_a_new_process_has_its_first_result_soon() -> None:
-    first_result()  # fills the cache
-    found = [first_result() for _ in range(7)]
+@pytest.mark.parametrize("before", BUDGET_MS)
+def test_a_new_process_has_its_first_result_soon(before: str) -> None:
+    first_result(before)  # fills the cache
+    found = [first_result(before) for _ in range(7)]
     assert not any(xdsl for *_, xdsl in found)
     median = statistics.median(total for _, total, _ in found)
-    sys.stderr.write(f"first result after {median:.1f} ms, of which import {found[0][0]:.1f} ms\n")
-    assert median <= BUDGET_MS
+    sys.stderr.write(f"first result after {median:.1f} ms, of which import {found[0][0]:.1f} ms; {before}\n")
+    assert median <= BUDGET_MS[before]
