@@ -35,10 +35,14 @@ MIN_STAGES = 2
 WG_COLUMN_STEP = 16
 """A warpgroup's columns leave by stmatrix.x4 where they are 16-bit, and in TMA boxes of at least 32 bytes."""
 
-MAX_CLUSTER = 2
-"""CTAs: the printer and the proof know clusters of one row or column of two."""
+CLUSTERS = ((1, 1), (2, 1), (1, 2))
+"""CTAs along M and N that form clusters of two."""
 
-MAX_SPLIT_K = MAX_CLUSTER
+CLUSTERS_OF_FOUR = ((4, 1), (1, 4), (2, 2))
+"""Of one product only: a GPU runs 30 of them at a time, on 120 of its 132 SMs (asked of the driver)."""
+
+MAX_CLUSTER = 4
+MAX_SPLIT_K = 2
 """Parts of K where two CTAs swap halves of a tile."""
 
 REGISTER_OVERHEAD = 28
@@ -247,7 +251,7 @@ def tma_boxes(problem: GemmProblem, s: Schedule, target: Target) -> Violation | 
                 "each CTA of a cluster loads whole swizzle atoms of 8 rows",
                 f"use {name} a multiple of {8 * shared_by}",
             )
-        widest = MAX_CLUSTER if problem.grouping is Grouping.NONE else 1
+        widest = 2 if problem.grouping is Grouping.NONE else 1
         if rows // (widest if extent is None else shared_by) > target.max_tma_box:
             return Violation(
                 "GMR-S003",
@@ -280,19 +284,22 @@ def _panels(s: Schedule, name: str, extent: int, shared_by: int) -> Violation | 
 
 
 def cluster(problem: GemmProblem, s: Schedule, target: Target) -> Violation | None:
-    """Clusters of one or two CTAs: larger ones leave SMs of an uneven GPC idle (measured)."""
+    """Clusters of one or two CTAs, or of four where they compute one product and do not split K."""
     m, n = (1 if extent is None else extent for extent in (s.cluster_m, s.cluster_n))
     if problem.grouping is Grouping.GROUP_IDS and m > 1 and m * (s.block_m or 0) > GROUP_ALIGNMENT:
         what = f"cluster of {m} x {n} tiles of {s.block_m} rows for groups by group_ids"
         rule = f"CTAs share B of one group, which has blocks of {GROUP_ALIGNMENT} rows: the second would have none"
         return Violation("GMR-S004", what, rule, "use cluster = 1x2, or block_m = 64")
     parts = 1 if s.cluster_m is None and s.cluster_n is None else problem.numerics.split_k
-    if min(m, n) >= 1 and m * n * parts <= MAX_CLUSTER:
+    single = problem.grouping is Grouping.NONE and problem.numerics.split_k == 1
+    if ((m, n) in CLUSTERS and m * n * parts <= MAX_SPLIT_K) or ((m, n) in CLUSTERS_OF_FOUR and single):
         return None
     if parts > 1:
         what = f"cluster of {m} x {n} tiles with split_k = {parts}: {m * n * parts} CTAs"
         return Violation("GMR-S004", what, "a cluster of two sums both parts of K of one tile", "use cluster = 1x1")
-    return Violation("GMR-S004", f"cluster of {m} x {n} CTAs", "1x1, 2x1 or 1x2", "use cluster = 2x1")
+    shapes = CLUSTERS + CLUSTERS_OF_FOUR * single
+    rule = "one of " + ", ".join(f"{along_m}x{along_n}" for along_m, along_n in shapes)
+    return Violation("GMR-S004", f"cluster of {m} x {n} CTAs", rule, "use cluster = 2x1")
 
 
 def _many_segments(problem: GemmProblem) -> bool:

@@ -27,6 +27,8 @@ class Target:
     warpgroup_threads: int
     max_cluster: int
     """Portable cluster size."""
+    clusters_of_four: int
+    """That run at once: GPCs whose number of SMs is no multiple of four leave some idle (asked of an H200's driver)."""
     max_named_barriers: int
     max_tma_box: int
     """Most elements of a TMA box in one dimension."""
@@ -66,6 +68,7 @@ SM_90A = Target(
     max_registers_per_thread=255,
     warpgroup_threads=128,
     max_cluster=8,
+    clusters_of_four=30,
     max_named_barriers=16,
     max_tma_box=256,
     tma_alignment=16,

@@ -15,8 +15,9 @@ from gemmir.errors import ScheduleError
 from gemmir.layouts import PANEL
 from gemmir.legality import (
     BLOCK_M,
+    CLUSTERS,
+    CLUSTERS_OF_FOUR,
     MATH_WARPGROUPS,
-    MAX_CLUSTER,
     RULES,
     SCALES_STEP,
     WG_COLUMN_STEP,
@@ -49,7 +50,6 @@ FIELDS = (
 CHUNKS = (1, 2)
 """Longer chunks are legal, and by hand only: none was measured."""
 
-CLUSTERS = ((1, 1), (2, 1), (1, 2))
 BLOCK_N_MAX = 512
 ROWS_FIRST = tuple(sorted(BLOCK_M, key=lambda rows: abs(rows - 128)))
 GROUPS_FIRST = tuple(sorted(MATH_WARPGROUPS, key=lambda groups: abs(groups - 2)))
@@ -170,7 +170,7 @@ def _shapes(
 def _least_columns(problem: GemmProblem, parts: int) -> int:
     """Columns of the narrowest tile, of so many parts along N, that is legal in every cluster."""
     if problem.b_major != "k":
-        return PANEL * parts * MAX_CLUSTER
+        return PANEL * parts * max(along_m * along_n for along_m, along_n in CLUSTERS)
     return SCALES_STEP * parts if problem.column_scales else 0
 
 
@@ -195,8 +195,10 @@ def legal_shapes(
 
 
 def clusters_of(problem: GemmProblem, shape: Schedule, target: Target = SM_90A) -> Iterator[Schedule]:
-    """A shape with each legal cluster."""
-    for cluster_m, cluster_n in CLUSTERS:
+    """A shape with each legal cluster; with one of four only where it is asked for: two are slower (measured)."""
+    fixed = shape.cluster_m, shape.cluster_n
+    asked = CLUSTERS_OF_FOUR if None not in fixed or 4 in fixed else ()
+    for cluster_m, cluster_n in (*CLUSTERS, *asked):
         if shape.cluster_m in (None, cluster_m) and shape.cluster_n in (None, cluster_n):
             placed = replace(shape, cluster_m=cluster_m, cluster_n=cluster_n)
             if all(rule(problem, placed, target) is None for rule in CLUSTER_RULES):

@@ -13,6 +13,7 @@ from gemmir.dtypes import BF16, F32
 from gemmir.errors import ScheduleError
 from gemmir.layouts import Swizzle
 from gemmir.legality import (
+    CLUSTERS_OF_FOUR,
     MAX_STAGES,
     MIN_STAGES,
     check_schedule,
@@ -114,11 +115,23 @@ def test_shared_memory_is_counted():
     broken("GMR-S001", "num_stages = 13", num_stages=13)
 
 
-def test_clusters_have_one_or_two_ctas():
-    broken("GMR-S004", "2 x 2", cluster_n=2)
-    broken("GMR-S004", "4 x 1", cluster_m=4)
-    broken("GMR-S004", "1 x 4", cluster_m=1, cluster_n=4)
+def test_clusters_have_one_two_or_four_ctas():
+    broken("GMR-S004", "4 x 2", cluster_m=4, cluster_n=2)
+    broken("GMR-S004", "3 x 1", cluster_m=3)
+    broken("GMR-S004", "1 x 8", cluster_m=1, cluster_n=8)
     broken("GMR-S004", "0 x 1", cluster_m=0)
+
+
+@pytest.mark.parametrize("cluster", CLUSTERS_OF_FOUR)
+def test_clusters_of_four_compute_one_product_whole(cluster: tuple[int, int]):
+    tile = Schedule(block_m=128, block_n=64, cluster_m=cluster[0], cluster_n=cluster[1])
+    assert is_legal(FP8, tile)
+    grouped = replace(FP8, grouping=Grouping.COUNTS, groups=4)
+    split = replace(FP8, numerics=replace(FP8.numerics, split_k=2))
+    for problem in (grouped, split):
+        found = violation(problem, tile)
+        assert found is not None
+        assert found.code == "GMR-S004"
 
 
 def test_each_cta_of_a_cluster_loads_whole_swizzle_atoms():

@@ -22,6 +22,7 @@ from gemmir.dialects.hopper.barriers import TURN_THREADS
 from gemmir.dialects.hopper.base import number
 from gemmir.dialects.hopper.control import enclosing
 from gemmir.dialects.hopper.split_k import QUAD
+from gemmir.dialects.hopper.types import AxisName
 from gemmir.dtypes import DTYPES
 from gemmir.errors import SyncError
 from gemmir.layouts import STMATRIX_BYTES, store_chunks
@@ -220,7 +221,9 @@ class _Expected:
     def release(self, op: hopper.ReleaseOp) -> list[Found]:
         if (peers := number(op.peers)) == 1:
             return self.on_barrier(op, "mbarrier.arrive.shared::cta.b64", "lane == 0")
-        return self.on_barrier(op, "mbarrier.arrive.shared::cluster.b64", f"lane < {peers}")
+        cluster = self.kernel.cluster.m.data, self.kernel.cluster.n.data
+        mapping = ["lane < 2 ? rank / 2 * 2 + lane : rank ^ 2"] if cluster == (2, 2) else []
+        return self.on_barrier(op, "mbarrier.arrive.shared::cluster.b64", f"lane < {peers}", *mapping)
 
     def init_barriers(self, op: hopper.InitBarriersOp) -> Iterator[Found]:
         for value in op.barriers:
@@ -249,19 +252,36 @@ class _Expected:
 
     def tma_load(self, op: hopper.TmaLoadOp) -> list[Found]:
         multicast = "" if op.multicast is None else ".multicast::cluster"
-        mask = () if op.multicast is None else (str(self.mask(op)),)
+        mask = () if op.multicast is None else (self.mask(op),)
         box = op.map.type
         assert isinstance(box, hopper.TensorMapType)
         panel = 0 if op.panel is None else number(op.panel) * box.dims[0] * box.dims[1] * box.element_bytes
-        slot = self.at(op.ring, panel, op.cursor) + ("" if op.multicast is None else " rank")
+        slot = self.at(op.ring, panel, op.cursor) + self.part(op)
         hint = () if op.evict is None else (f"<{EVICT[op.evict.data]}>",)
         details = (*hint, slot, self.at(op.full, 0, op.cursor), *mask)
         hinted = "" if op.evict is None else ".L2::cache_hint"
         return [(_tma(_LOAD, op.group) + multicast + hinted, details, self.lane_0())]
 
-    def mask(self, op: hopper.TmaLoadOp) -> int:
-        """The CTAs that receive a box, where the cluster is a row or a column."""
-        return (1 << self.kernel.cluster.m.data * self.kernel.cluster.n.data) - 1
+    def part(self, op: hopper.TmaLoadOp) -> str:
+        """Which part of a slot a CTA loads for those that share it; how far apart these are, but for a lone column."""
+        cluster_m, cluster_n = self.kernel.cluster.m.data, self.kernel.cluster.n.data
+        if op.multicast is None:
+            return ""
+        ring = op.ring.type
+        assert isinstance(ring, hopper.RingType)
+        apart = ring.slot_bytes // op.sharing(cluster_m, cluster_n)
+        if op.multicast.data is AxisName.N:
+            return f" rank % {cluster_n}) * {apart}"
+        return f" rank / {cluster_n}) * {apart}" if cluster_n > 1 else " rank"
+
+    def mask(self, op: hopper.TmaLoadOp) -> str:
+        """The CTAs that receive a box: those of the sender's row, or of its column."""
+        cluster_m, cluster_n = self.kernel.cluster.m.data, self.kernel.cluster.n.data
+        assert op.multicast is not None
+        if op.multicast.data is AxisName.N:
+            return f"{(1 << cluster_n) - 1}" + (f" << rank / {cluster_n} * {cluster_n}" if cluster_m > 1 else "")
+        column = sum(1 << i * cluster_n for i in range(cluster_m))
+        return f"{column}" + (f" << rank % {cluster_n}" if cluster_n > 1 else "")
 
     def tma_fill(self, op: hopper.TmaFillOp) -> list[Found]:
         details = (self.at(op.staging, number(op.offset)), self.barrier_of(op.full, op))

@@ -52,8 +52,10 @@ _BLOCK = re.compile(r"(?:\} )?(?:else )?if \((.*)\)")
 _NEXT = re.compile(r"const auto (\w+) = \w+\.next\(\);")
 _CURSOR = re.compile(r"(\w+)\.(?:stage|parity)")
 _COUNT = re.compile(r"int \w+ = 0; \w+ < (\d+)")
-_PART = re.compile(r" \+ \(?(rank(?: \^ 1)?)")
+_PART = re.compile(r" \+ \(?(rank(?: \^ 1| [/%] \d+\) \* \d+)?)")
 _NUMBER = re.compile(r"\d+")
+_PEERS = re.compile(r"\d+ << rank [/%].*|lane < \d+ \? .*")
+"""Which CTAs of a cluster of two rows and two columns."""
 _LAST = re.compile(r"(?:\w+ \+ (\d+) < (\w+(?: - \d+)?) \|\| )?!tiles\.last\(\)")
 _ONLY = re.compile(r"\w+ == (\d+)")
 EXIT = "exit without a tile"
@@ -167,7 +169,7 @@ class _Reader:
             return f"parity{ahead}"
         if argument.endswith(".parity ^ 1"):
             return f"parity^1{ahead}"
-        return argument if _NUMBER.fullmatch(argument) is not None else ""
+        return argument if _NUMBER.fullmatch(argument) or _PEERS.fullmatch(argument) else ""
 
 
 def _end(text: str) -> str:

@@ -16,7 +16,7 @@ from gemmir.backends.simulator.machine import Signal, Steps, Wait
 from gemmir.backends.simulator.registers import Fragment, ScaleRegisters
 from gemmir.backends.simulator.schedule import follow, number_of_tiles, own_tiles
 from gemmir.dialects import hopper
-from gemmir.dialects.hopper.barriers import TURN_THREADS
+from gemmir.dialects.hopper.barriers import TURN_THREADS, writers
 from gemmir.dialects.hopper.control import enclosing
 from gemmir.errors import UnsupportedError
 
@@ -196,7 +196,8 @@ def _release(agent: Agent, op: hopper.ReleaseOp) -> None:
     address, peers = agent.barrier_address(op.barriers, op.cursor, op.group), op.peers.value.data
     if peers > len(agent.cluster.ctas):
         raise fault(f"{op.name} to {peers} CTAs in a cluster of {len(agent.cluster.ctas)}", "peers that exist")
-    ranks = [agent.cta.rank] if peers == 1 else range(peers)
+    cluster = agent.kernel.cluster.m.data, agent.kernel.cluster.n.data
+    ranks = [agent.cta.rank] if peers == 1 else writers(agent.cta.rank, *cluster)[:peers]
     for rank in ranks:
         cta = agent.cluster.ctas[rank]
         if cta is agent.cta:

@@ -14,6 +14,8 @@ from hypothesis import strategies as st
 from gemmir.dtypes import BF16, F8E4M3FN, F8E5M2, F16, F32, I32, DType
 from gemmir.legality import (
     BLOCK_M,
+    CLUSTERS,
+    CLUSTERS_OF_FOUR,
     MATH_WARPGROUPS,
     MAX_STAGES,
     MIN_STAGES,
@@ -33,7 +35,6 @@ RESULTS = (BF16, F16, F32)
 WEIGHT_SCALES = st.sampled_from((Recipe.BLOCK_WISE_128X128, Recipe.BLOCK_WISE_128X128, Recipe.BLOCK_WISE_1X128))
 MAJORS = st.sampled_from((("k", "k"), ("k", "k"), ("m", "k"), ("k", "n"), ("m", "n")))
 ADDENDS = st.sampled_from((False, False, True))
-CLUSTERS = ((1, 1), (2, 1), (1, 2))
 FP8_PAIRS = ((F8E4M3FN, F8E4M3FN), (F8E5M2, F8E4M3FN), (F8E5M2, F8E5M2), (F8E4M3FN, F8E5M2))
 
 
@@ -146,6 +147,9 @@ def legal_schedules(draw: st.DrawFn, problem: GemmProblem) -> Schedule:
     tiles = [s for s in everywhere if s.block_m == block_m and s.math_warpgroups == groups]
     loop = draw(st.sampled_from(sorted({(bool(s.turns), s.promote_chunk or 0) for s in tiles})))
     placed = draw(st.sampled_from([s for s in tiles if (s.turns, s.promote_chunk) == loop]))
+    larger = [s for m, n in CLUSTERS_OF_FOUR if is_legal(problem, s := replace(placed, cluster_m=m, cluster_n=n))]
+    if larger and draw(st.integers(0, 7)) == 7:
+        placed = draw(st.sampled_from(larger))
     sliced = draw(st.sampled_from(sliced_schedules(problem, placed)))
     possible = tails(problem, sliced)
     tail_n, after = draw(st.sampled_from(possible)) if possible and draw(st.booleans()) else (0, 0)
@@ -181,8 +185,8 @@ def nearly_legal_schedules(draw: st.DrawFn, problem: GemmProblem) -> Schedule:
         {"turns": not legal.turns},
         {"promote_chunk": 2},
         {"promote_chunk": 3},
-        {"cluster_m": 2, "cluster_n": 2},
-        {"cluster_m": 4},
+        {"cluster_m": 4, "cluster_n": 2},
+        {"cluster_m": 3},
         {"cluster_m": 2, "evict": Evict.BOTH},
         {"raster_group": 0},
         {"raster_group": 65},

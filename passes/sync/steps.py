@@ -11,7 +11,7 @@ from xdsl.dialects.builtin import IntegerAttr
 from xdsl.ir import Block, Operation, SSAValue
 
 from gemmir.dialects import hopper
-from gemmir.dialects.hopper.barriers import TURN_THREADS
+from gemmir.dialects.hopper.barriers import TURN_THREADS, writers
 from gemmir.dialects.hopper.base import number
 from gemmir.dialects.hopper.types import AxisName
 from gemmir.layouts import STMATRIX_BYTES
@@ -256,8 +256,10 @@ class StepMaker:
         peers = number(op.peers)
         if peers > self.cluster[0] * self.cluster[1]:
             refuse("R8", f"a release to {peers} CTAs in a cluster of {self.cluster}", "release to peers that exist", op)
-        # One peer is the CTA itself, whatever its rank.
-        return self.arrive(op, tuple(range(peers)) if peers > 1 else OWN)
+        if peers == 1:  # the CTA itself, whatever its rank
+            return self.arrive(op, OWN)
+        self.by_rank |= min(self.cluster) > 1
+        return self.arrive(op, writers(self.rank, *self.cluster)[:peers])
 
     def in_part(self, op: hopper.InPartOp) -> Steps:
         self.by_rank = True

@@ -154,7 +154,7 @@ OUT_OF_BOUNDS = {
     "more shared memory than there is": (r"shared \d+", "shared 400000", "bytes of shared memory: 400000 of 232448"),
     "threads that no role has": ("threads 384", "threads 512", "the roles have 384 threads"),
     "columns that the result has not": ("columns 7168", "columns 7000", "7000 columns"),
-    "a cluster that is not modelled": ("cluster <2x1>", "cluster <16x1>", "CTAs in a cluster: 16 of 2"),
+    "a cluster that is not modelled": ("cluster <2x1>", "cluster <16x1>", "CTAs in a cluster: 16 of 4"),
     "a tensor that is not there": ("#hopper.bind<map 0>", "#hopper.bind<map 9>", "map 9 is bound to no tensor"),
     "an address of the result": ("#hopper.bind<pointer 3>", "#hopper.bind<pointer -1>", "cannot be bound to pointer"),
     "a map of other elements": ("#hopper.bind<map 0>", "#hopper.bind<map 2>", "cannot be bound to map"),

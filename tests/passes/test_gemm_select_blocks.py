@@ -283,7 +283,7 @@ def test_explains_with_numbers_and_runners_up():
         ("block=128,100", "100 columns a warpgroup", "GMR-S003: a multiple of 16 from 16 to 256"),
         ("block=96,128", "block_m = 96", "GMR-S003"),
         ("block=128,128,64", "64 bytes", "GMR-S003: a stage holds one swizzle row of 128 bytes"),
-        ("cluster=2,2", "cluster of 2 x 2 CTAs", "GMR-S004: 1x1, 2x1 or 1x2"),
+        ("cluster=4,2", "cluster of 4 x 2 CTAs", "GMR-S004: one of 1x1, 2x1, 1x2, 4x1, 1x4, 2x2"),
         ("warpgroups=5", "math_warpgroups = 5", "GMR-S003: one of (1, 2, 3)"),
         ("chunk=3", "promote_chunk = 3", "GMR-S003: one of (1, 2, 4)"),
         ("chunk=2 block=256,128", "2 waves a warpgroup", "GMR-S003"),

@@ -312,13 +312,16 @@ def cluster_does_not_meet_at_the_beginning(ir: Ir) -> None:
     erase(one(ir.frame, hopper.ClusterSyncOp))
 
 
-@fault("fp8-2x1", "bf16-1x2", rule="R7")
+@fault("fp8-2x1", "bf16-1x2", "fp8-2x2", rule="R7")
 def cta_meets_instead_of_the_cluster(ir: Ir) -> None:
     """Only the threads of one CTA meet after the initialisation."""
     Rewriter.replace_op(one(ir.frame, hopper.ClusterSyncOp), hopper.CtaSyncOp.build(), [])
 
 
-@fault("fp8-2x1", "fp8-1x2", "bf16-2x1", "fp8-offs-2x1", "bf16-counts-1x2", "bf16-k-offs-2x1", rule="R8")
+ENDED = ("fp8-2x1", "fp8-1x2", "bf16-2x1", "fp8-2x2", "bf16-4x1", "fp8-offs-2x1", "bf16-counts-1x2", "bf16-k-offs-2x1")
+
+
+@fault(*ENDED, rule="R8")
 def cluster_does_not_meet_at_the_end(ir: Ir) -> None:
     """A CTA may have ended when a peer releases a slot to it."""
     erase(all_of(ir.frame, hopper.ClusterSyncOp)[-1])

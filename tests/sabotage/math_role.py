@@ -71,7 +71,7 @@ def no_wait_in_the_very_last_block(ir: Ir) -> None:
     one(loop(ir.math), hopper.WaitOp).properties["unless_last"] = UnitAttr()
 
 
-@fault("fp8-2x1", "fp8-1x2", "fp8-waves-2x1", rule="R6")
+@fault("fp8-2x1", "fp8-1x2", "fp8-2x2", "fp8-waves-2x1", rule="R6")
 def fence_after_scales_missing(ir: Ir) -> None:
     """TMA may overwrite scales that are being read: no math warp of a cluster fences, nor does the producer."""
     erase(one(loop(ir.math), hopper.FenceProxyAsyncOp))
@@ -123,7 +123,7 @@ def released_on_the_full_barrier(ir: Ir) -> None:
     change(one(loop(ir.math), hopper.ReleaseOp), ir.storage("empty"), ir.storage("full"))
 
 
-@fault("fp8-2x1", "bf16-1x2", rule="R3")
+@fault("fp8-2x1", "bf16-1x2", "fp8-2x2", "bf16-4x1", rule="R3")
 def peer_not_told(ir: Ir) -> None:
     """A slot that the peer writes, too, is given back to this CTA only."""
     for op in all_of(ir.math, hopper.ReleaseOp):

@@ -75,6 +75,8 @@ NOT_NEEDED = {
     "fp8-batch": [FIRST_MEETING],
     "fp8-2x1": FIRST_SCALES,
     "fp8-1x2": FIRST_SCALES,
+    "fp8-2x2": FIRST_SCALES,
+    "bf16-4x1": ["hopper.wgmma_fence in hopper.k_blocks"],
     "fp8-chunk": ["hopper.wgmma_fence in hopper.k_blocks"],
     "fp8-chunk-2x1": ["hopper.wgmma_fence in hopper.k_blocks", "hopper.wgmma_fence in hopper.tiles"],
     "fp8-columns": [],

@@ -48,7 +48,8 @@ class PrintsBarriers(Printing):
         peers = number(op.peers)
         if peers == 1:
             return self.out.line(f"if (lane == 0) {self.need('mbarrier_arrive')}({self.barrier(op)});")
-        self.out.line(f"if (lane < {peers}) {self.need('mbarrier_arrive_peer')}({self.barrier(op)}, lane);")
+        rank = "lane" if min(self.cluster) == 1 else "lane < 2 ? rank / 2 * 2 + lane : rank ^ 2"  # 2x2: row, column
+        self.out.line(f"if (lane < {peers}) {self.need('mbarrier_arrive_peer')}({self.barrier(op)}, {rank});")
 
     def turn(self, op: hopper.TakeTurnOp | hopper.PassTurnOp, call: str) -> None:
         only = "" if op.only is None else f"if ({self.out[op.group]} == {number(op.only)}) "

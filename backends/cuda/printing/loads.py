@@ -44,7 +44,7 @@ class PrintsLoads(Printing):
         part = part.removesuffix(" / 1")
         if " " in part:
             part = f"({part})"
-        boxes = op.boxes(cluster_m * cluster_n)
+        boxes = op.boxes(op.sharing(cluster_m, cluster_n))
         destination = self.slot(op.ring, op.cursor, f"{part} * {boxes * bytes_}", inside)
         if op.panel is None:
             row = f"{row} + {part} * {rows}"

@@ -103,9 +103,19 @@ class ArriveOp(OnBarrier):
     assembly_format = OnBarrier.BARRIER + OnBarrier.TYPES
 
 
+def writers(rank: int, cluster_m: int, cluster_n: int) -> tuple[int, ...]:
+    """Ranks of the CTAs of a cluster that load for CTA `rank`, itself included: those of its row, then its column."""
+    row, column = divmod(rank, cluster_n)
+    others = (i * cluster_n + column for i in range(cluster_m) if i != row)
+    return (*(row * cluster_n + j for j in range(cluster_n)), *others)
+
+
 @irdl_op_definition
 class ReleaseOp(OnBarrier):
-    """One arrival per warp on this barrier of each of the `peers` CTAs of the cluster, this one included."""
+    """
+    One arrival per warp on this barrier of each of the `peers` CTAs of the cluster that write here, this one included:
+    those of its row and its column (see `writers`).
+    """
 
     name = "hopper.release"
     peers = prop_def(POSITIVE)

@@ -68,8 +68,7 @@ def _fits(what: str, needed: int, available: int) -> None:
 def check_kernel_bounds(kernel: KernelOp) -> None:
     """Raise `VerifyException` for the first access or binding that does not fit."""
     _fits("bytes of shared memory", number(kernel.shared), SM_90A.shared_bytes)
-    _fits("CTAs in a cluster", kernel.cluster.m.data * kernel.cluster.n.data, MAX_CLUSTER)
-    _fits("CTAs in a cluster", kernel.cluster_ctas, MAX_PARTS)
+    _fits("CTAs in a cluster", kernel.cluster_ctas, MAX_PARTS if kernel.parts > 1 else MAX_CLUSTER)
     _check_threads(kernel)
     if kernel.output.type.get_shape()[-1:] != (number(kernel.columns),):
         raise VerifyException(f"the kernel gives {kernel.output.type}, and has {number(kernel.columns)} columns")
@@ -386,7 +385,7 @@ def _tma_load(kernel: KernelOp, op: TmaLoadOp) -> None:
     ring, box = op.ring.owner, op.map.type
     assert isinstance(box, TensorMapType)
     if op.panel is not None:
-        ctas = kernel.cluster.m.data * kernel.cluster.n.data
+        ctas = op.sharing(kernel.cluster.m.data, kernel.cluster.n.data)
         _fits("boxes of a slot", number(op.panel) + 1, op.boxes(ctas))
     places = [box.dims[0] * box.dims[1] * box.element_bytes]
     if isinstance(ring, RingOp):

@@ -18,6 +18,7 @@ from gemmir.dialects.hopper.base import NATURAL, POSITIVE, HopperOperation, numb
 from gemmir.dialects.hopper.control import TilesOp, enclosing
 from gemmir.dialects.hopper.types import (
     AxisAttr,
+    AxisName,
     BarriersType,
     CursorType,
     EvictAttr,
@@ -85,6 +86,12 @@ class TmaLoadOp(HopperOperation):
             return  # the columns of a narrower tile
         if ring.dims[1] % box.dims[0] or (whole and ring.dims[1] != box.dims[0]):
             raise VerifyException(f"boxes of {box.dims[0]} rows do not fill {ring.dims[1]} rows of a slot")
+
+    def sharing(self, cluster_m: int, cluster_n: int) -> int:
+        """CTAs of such a cluster that share the slot's contents."""
+        if self.multicast is None:
+            return 1
+        return cluster_m if self.multicast.data is AxisName.M else cluster_n
 
     def boxes(self, ctas: int) -> int:
         """Boxes of a slot that each CTA loads, if `ctas` of them share it."""
