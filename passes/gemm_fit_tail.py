@@ -72,7 +72,9 @@ def best_tail(problem: GemmProblem, schedule: Schedule, target: Target = SM_90A)
     asked = bool(schedule.tail_n or schedule.tail_after)
     if not asked and form_without_tail(problem, none) is not None:
         return none
-    candidates = sorted(_candidates(problem, schedule, target), key=lambda c: columns_of_busiest(problem, c))
+    candidates = list(_candidates(problem, schedule, target))
+    # Of equals the widest: narrow tiles load more for what they compute.
+    candidates.sort(key=lambda c: (columns_of_busiest(problem, c), -(c.tail_n or 0)))
     if not asked:
         whole = columns_of_busiest(problem, none)
         candidates = [candidate for candidate in candidates if columns_of_busiest(problem, candidate) < whole]
@@ -92,18 +94,26 @@ def columns_of_busiest(problem: GemmProblem, schedule: Schedule) -> float:
 
 def _candidates(problem: GemmProblem, schedule: Schedule, target: Target) -> Iterator[Schedule]:
     """Ways to deal out the last one or two rounds anew, where one of the two numbers may be fixed."""
-    rows, columns = group_tiles(problem, schedule)
-    resident = resident_clusters(schedule, target)
     assert schedule.block_n is not None and schedule.math_warpgroups is not None
     step = WG_COLUMN_STEP * (schedule.math_warpgroups if schedule.split is Split.ALONG_N else 1)
-    rounds = -(-rows * columns // resident) if rows else 0
-    fewest = max(1, (rounds - 2) * resident // max(rows, 1))
-    for after in range(columns - 1, fewest - 1, -1) if schedule.tail_after is None else (schedule.tail_after,):
+    usual = range(step, schedule.block_n, step)
+    for after in _columns_before(problem, schedule, target) if schedule.tail_after is None else (schedule.tail_after,):
         left = problem.n - after * schedule.block_n
-        widths = {-(-left // (narrow * step)) * step for narrow in range(1, left // step + 1)}
-        for tail_n in sorted(widths, reverse=True) if schedule.tail_n is None else (schedule.tail_n,):
+        counts = {-(-left // width) for width in usual if left > 0}
+        widths = {-(-left // (count * step)) * step for count in counts}  # the narrowest of each number of columns
+        for tail_n in widths if schedule.tail_n is None else (schedule.tail_n,):
             if tail_n < schedule.block_n:
                 yield replace(schedule, tail_n=tail_n, tail_after=after)
+
+
+def _columns_before(problem: GemmProblem, schedule: Schedule, target: Target) -> list[int]:
+    """As many columns of tiles as rounds hold, of which one or two are left, and up to two fewer; or nearly all."""
+    rows, columns = group_tiles(problem, schedule)
+    resident = resident_clusters(schedule, target)
+    rounds = -(-rows * columns // resident)
+    held = [whole * resident // max(rows, 1) for whole in (rounds - 1, rounds - 2)]
+    found = {most - fewer for most in (*held, columns - 1) for fewer in range(3)}
+    return sorted(after for after in found if 0 < after < columns)
 
 
 def _explain(name: str, problem: GemmProblem, chosen: Schedule) -> Decision:

@@ -66,7 +66,7 @@ def build_kernel(plan: Plan, op: ProductOp, name: str) -> hopper.KernelOp:
             "output": output,
             "binds": ArrayAttr(binds),
             **({"balanced": UnitAttr()} if plan.schedule.balanced else {}),
-            **(_tail(plan.schedule.tail_n, plan.schedule.tail_after)),
+            **_tail(plan.schedule.tail_n, plan.schedule.tail_after),
             **(_grouping(plan) if plan.grouped else {}),
             **({"split_k": hopper.base.count(plan.parts)} if plan.parts > 1 else {}),
         },

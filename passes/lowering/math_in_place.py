@@ -33,10 +33,8 @@ def math_in_place(emit: Emitter, plan: Plan, storage: Storage, group: SSAValue) 
 
 
 def _totals(emit: Emitter, plan: Plan) -> list[SSAValue]:
-    fragment, name = (
-        hopper.FragmentType(SM_90A.wgmma_m, plan.tile.wg_columns),
-        "tail_total" if plan.in_tail else "total",
-    )
+    fragment = hopper.FragmentType(SM_90A.wgmma_m, plan.tile.wg_columns)
+    name = "tail_total" if plan.in_tail else "total"
     return [emit.value(hopper.FragmentOp, fragment, f"{name}{wave}") for wave in range(plan.tile.waves)]
 
 
