@@ -42,6 +42,8 @@ CLUSTERS_OF_FOUR = ((4, 1), (1, 4), (2, 2))
 """Of one product only: a GPU runs 30 of them at a time, on 120 of its 132 SMs (asked of the driver)."""
 
 MAX_CLUSTER = 4
+"""CTAs of any cluster."""
+
 MAX_SPLIT_K = 2
 """Parts of K where two CTAs swap halves of a tile."""
 

@@ -197,7 +197,7 @@ def _release(agent: Agent, op: hopper.ReleaseOp) -> None:
     if peers > len(agent.cluster.ctas):
         raise fault(f"{op.name} to {peers} CTAs in a cluster of {len(agent.cluster.ctas)}", "peers that exist")
     cluster = agent.kernel.cluster.m.data, agent.kernel.cluster.n.data
-    ranks = [agent.cta.rank] if peers == 1 else writers(agent.cta.rank, *cluster)[:peers]
+    ranks = [agent.cta.rank] if peers == 1 else writers(agent.cta.rank, *cluster)
     for rank in ranks:
         cta = agent.cluster.ctas[rank]
         if cta is agent.cta:

@@ -19,8 +19,9 @@ from gemmir.dialects.hopper.base import number
 from gemmir.dialects.hopper.control import enclosing
 from gemmir.passes.sync.events import OUTSIDE, Role, Trace, trip
 from gemmir.passes.sync.memory_map import MemoryMap
+from gemmir.passes.sync.program_steps import ANY_K_BLOCKS, Loop, Move, Step, Steps, Tiles
 from gemmir.passes.sync.report import refuse
-from gemmir.passes.sync.steps import ANY_K_BLOCKS, Loop, Move, Step, StepMaker, Steps, Tiles
+from gemmir.passes.sync.steps import StepMaker
 from gemmir.passes.sync.storage import Storage
 from gemmir.passes.sync.traces import Trips, default_traces
 from gemmir.target import WARPS_PER_GROUP

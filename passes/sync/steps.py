@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass, field
 from typing import Any
 
 from xdsl.dialects.arith import ConstantOp
@@ -17,6 +16,7 @@ from gemmir.dialects.hopper.types import AxisName
 from gemmir.layouts import STMATRIX_BYTES
 from gemmir.passes.sync.events import OWN, Event, Kind, Span
 from gemmir.passes.sync.memory_map import MemoryMap
+from gemmir.passes.sync.program_steps import ANY_K_BLOCKS, STEADY, Loop, Move, Step, Steps, Tiles
 from gemmir.passes.sync.report import refuse
 from gemmir.passes.sync.split_k_steps import peer_of, slot_of_part, sums_bytes, sums_spans
 from gemmir.passes.sync.storage import Storage, transposed_spans
@@ -25,60 +25,6 @@ from gemmir.tile import WAVE_ROWS
 WARP_ROWS = 16
 F32_BYTES = 4
 FIRST_TURN_BARRIER = 1
-ANY_K_BLOCKS = 1 << 10
-"""k-blocks of a tile, as far as a loop over a number that is not known ends before them."""
-
-STEADY = 0
-"""Number of the cursor that never moves: for ops without one."""
-
-
-@dataclass(slots=True, eq=False)
-class Step:
-    """An op whose event depends on where cursor number `cursor` is, modulo `period`."""
-
-    cursor: int
-    period: int
-    build: Callable[[int], Event]
-    unless_last: bool = False
-    made: list[Event | None] = field(default_factory=list[Event | None])
-
-    def __post_init__(self) -> None:
-        self.made = [None] * self.period
-
-    def make(self, at: int) -> Event:
-        event = self.made[at] = self.build(at)
-        return event
-
-
-@dataclass(frozen=True, slots=True)
-class Move:
-    """Put cursor `target` `by` positions after cursor `source`."""
-
-    target: int
-    source: int
-    by: int
-
-
-@dataclass(frozen=True, slots=True)
-class Loop:
-    """`hopper.k_blocks`."""
-
-    op: hopper.KBlocksOp
-    first: int
-    last: int
-    step: int
-    body: Sequence[Step | Move | Loop | Tiles]
-
-
-@dataclass(frozen=True, slots=True)
-class Tiles:
-    """`hopper.tiles`."""
-
-    body: Sequence[Step | Move | Loop | Tiles]
-    tail: bool
-
-
-Steps = list[Step | Move | Loop | Tiles]
 
 
 class StepMaker:
@@ -258,8 +204,12 @@ class StepMaker:
             refuse("R8", f"a release to {peers} CTAs in a cluster of {self.cluster}", "release to peers that exist", op)
         if peers == 1:  # the CTA itself, whatever its rank
             return self.arrive(op, OWN)
+        all_writers = writers(self.rank, *self.cluster)
+        if peers != len(all_writers):
+            what = f"a release to {peers} of the {len(all_writers)} CTAs that write a slot"
+            refuse("R8", what, "release to all of them, or to the CTA itself", op)
         self.by_rank |= min(self.cluster) > 1
-        return self.arrive(op, writers(self.rank, *self.cluster)[:peers])
+        return self.arrive(op, all_writers)
 
     def in_part(self, op: hopper.InPartOp) -> Steps:
         self.by_rank = True

@@ -14,6 +14,7 @@ from hypothesis import strategies as st
 from gemmir.compiler import lower
 from gemmir.dialects import hopper
 from gemmir.dialects.gemm import set_schedule, the_matmul
+from gemmir.dialects.hopper.base import count
 from gemmir.errors import SyncError
 from gemmir.ir_text import make_context, parse_module
 from gemmir.passes.gemm_lower_to_hopper import GemmLowerToHopperPass
@@ -268,3 +269,14 @@ def test_waits_of_a_peeled_block_are_those_of_the_last_one():
         waits = [e for e in role.trace.events if isinstance(e.op, hopper.WaitOp)]
         assert {e.op.barriers.name_hint for e in waits if isinstance(e.op, hopper.WaitOp)} == {"full"}
         assert len(waits) == sum(trips), "one a k-block, the very first one ahead of the tiles"
+
+
+@pytest.mark.parametrize(("name", "peers"), [("fp8-2x2", 2), ("bf16-4x1", 3)])
+def test_a_slot_is_given_back_to_all_who_write_it_or_to_the_cta_itself(name: str, peers: int):
+    """What is printed counts lanes, and would tell others than those that are looked at."""
+    kernel = kernel_in(module_of(name))
+    for op in kernel.walk():
+        if isinstance(op, hopper.ReleaseOp):
+            op.properties["peers"] = count(peers)
+    with pytest.raises(SyncError, match=f"a release to {peers} of the [34] CTAs that write a slot"):
+        check_kernel(kernel)
