@@ -142,9 +142,10 @@ def execute(args: argparse.Namespace) -> int:
         if args.emit == ("bundle",):
             say(f"wrote {made.bundle(args.output)}/")
             return 0
-        results = {kind: made.of(kind) for kind in args.emit}  # all, before the first is written
-        for kind, data in results.items():
-            destination.write(kind, file_name(lowered.module), data)
+        deepest_first = sorted(args.emit, key=list(SUFFIXES).index, reverse=True)  # which leaves PTX on its way
+        results = {kind: made.of(kind) for kind in deepest_first}  # all, before the first is written
+        for kind in args.emit:
+            destination.write(kind, file_name(lowered.module), results[kind])
     return 0
 
 

@@ -9,6 +9,7 @@ from pathlib import Path
 
 import pytest
 
+from gemmir.backends.cuda import nvrtc
 from gemmir.cli.main import main
 
 ROOT = Path(__file__).resolve().parents[2]
@@ -105,6 +106,17 @@ def test_a_cubin_goes_through_a_pipe(everything: dict[str, bytes]):
     command = [sys.executable, "-m", "gemmir", "compile", LAYER, "--emit", "cubin"]
     done = subprocess.run(command, capture_output=True, cwd=ROOT, check=True)
     assert done.stdout == everything["down_proj.cubin"]
+
+
+@pytest.mark.parametrize("kinds", ["ptx,cubin", "cubin,ptx,cuda"])
+def test_ptx_beside_machine_code_is_of_the_same_compile(
+    kinds: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(nvrtc, "compile_ptx", lambda *_: pytest.fail("a second compile"))
+    assert main(["compile", LAYER, "--emit", kinds, "-o", f"{tmp_path}/"]) == 0
+    ptx, cubin = ((tmp_path / f"down_proj.{kind}").read_bytes() for kind in ("ptx", "cubin"))
+    assert b"wgmma.mma_async" in ptx
+    assert cubin.startswith(b"\x7fELF")
 
 
 def test_the_ir_after_each_pass_goes_to_stderr(capsys: pytest.CaptureFixture[str]):

@@ -157,13 +157,20 @@ def test_the_time_of_each_stage_adds_up(tmp_path: Path, capsys: pytest.CaptureFi
     assert main(["compile", LAYER, "--emit", "ptx,sass", "-o", f"{tmp_path}/", "--time-passes"]) == 0
     captured = capsys.readouterr()
     found = re.findall(r"^(\S.*?) +([0-9.]+) ms +([0-9.]+) %$", captured.err, re.MULTILINE)
-    stages = ["printing CUDA", "NVRTC, to PTX", "NVRTC, to cubin", "disassembling", "rest", "total"]
+    stages = ["printing CUDA", "NVRTC, to cubin", "disassembling", "rest", "total"]  # whose PTX is on the way
     assert [name for name, *_ in found] == ["reading", *PASSES, *stages]
     times = {name: float(ms) for name, ms, _ in found}
     total = times.pop("total")
     assert sum(times.values()) == pytest.approx(total, abs=0.1)
     assert times["NVRTC, to cubin"] > 20 > times["gemm-canonicalize"] > 0
     assert found[-1][2] == "100.0"
+
+
+def test_ptx_alone_has_a_stage_of_its_own(tmp_path: Path, capsys: pytest.CaptureFixture[str]):
+    assert main(["compile", LAYER, "--emit", "ptx", "-o", str(tmp_path / "out.ptx"), "--time-passes"]) == 0
+    err = capsys.readouterr().err
+    assert re.search(r"^NVRTC, to PTX +[0-9.]+ ms", err, re.MULTILINE)
+    assert "to cubin" not in err
 
 
 def test_the_times_of_a_failed_run_are_shown(capsys: pytest.CaptureFixture[str]):
