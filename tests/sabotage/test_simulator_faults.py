@@ -2,10 +2,12 @@
 What is no fault of synchronisation computes something else, and the simulator sees it on exact data.
 
 The result is 70 x 1024, and one cluster computes all of its tiles, so that each follows another. The simulator is a
-second witness for most of what the checker finds, too: the last test takes every eighth of those faults.
+second witness for most of what the checker finds, too: the last test takes an eighth of those faults.
 """
 
 from __future__ import annotations
+
+from zlib import crc32
 
 import pytest
 import torch
@@ -33,6 +35,9 @@ UNSEEN = {
     "one-lane-grants",  # lanes of a warp go together
     "sums-awaited-in-the-own-cta",
     "sums-read-and-not-fenced",  # with K of these kernels no exchange takes the slots of the one before
+    "gatherers-do-not-meet",  # in 2 of 50 runs: a peer would have to signal before the first steps here
+    "granted-twice-in-a-row",  # the peer would have to be a whole tile behind
+    "granted-while-the-sums-before-are-read",  # other sums would have to come within these few steps
     "initialised-twice",  # before anybody uses them
     "lanes-do-not-meet-after-gathered-sums",  # lanes of a warp go together
     "last-slot-on-barriers",  # barriers are no bytes there
@@ -46,6 +51,25 @@ UNSEEN = {
     "shared-memory-too-small",  # by bytes that nothing uses
 }
 """Faults that the simulator does not see: what they break is not simulated, or breaks only by rare chance."""
+
+
+NOT_SEEN_HERE = {
+    "arrival-seen-in-the-own-cta-only-fp8-stream-3",
+    "c-not-waited-for-f32-c",
+    "ctas-do-not-meet-fp8-split",
+    "grant-seen-in-the-own-cta-only-fp8-stream-3",
+    "nobody-waits-for-the-initialisation-fp8",
+    "one-of-a-cluster-ends-fp8-offs",
+    "rows-given-back-before-the-lanes-meet-fp8-offs",
+    "rows-given-back-before-they-are-stored-fp8-offs",
+    "slot-of-sums-given-back-before-it-is-read-bf16-stream-2",
+    "slot-of-sums-given-back-before-it-is-read-fp8-stream-3",
+    "tiles-by-the-rank-bf16-k-offs-2x1",
+}
+"""
+Of the others, those that do not show in eight runs of these kernels; all 440 and more that are left do. Lanes of a warp
+go together, who waits sees everything, or few steps would have to fall together.
+"""
 
 
 ON_RANDOM_DATA = ("gathered-in-another-order",)
@@ -126,6 +150,17 @@ NOT_A_RUN = (
 )
 
 
+def label(fault: Fault) -> str:
+    return f"{fault.name}-{fault.kernel}"
+
+
+SEEN = [
+    fault
+    for fault in FAULTS
+    if fault.caught_by == "checker" and fault.name not in UNSEEN and label(fault) not in NOT_SEEN_HERE
+]
+
+
 @pytest.mark.parametrize("fault", [f for f in FAULTS if f.name in NOT_A_RUN], ids=lambda f: f"{f.name}-{f.kernel}")
 def test_what_cannot_be_run_is_a_typed_error(fault: Fault):
     assert seeds_that_find(fault)
@@ -133,12 +168,15 @@ def test_what_cannot_be_run_is_a_typed_error(fault: Fault):
 
 @pytest.mark.parametrize(
     "fault",
-    [f for f in FAULTS if f.caught_by == "checker" and f.name not in UNSEEN][::8],
-    ids=lambda f: f"{f.name}-{f.kernel}",
+    [f for f in SEEN if crc32(label(f).encode()) % 8 == 0],
+    ids=label,
 )
 def test_the_simulator_is_a_second_witness(fault: Fault):
+    """An eighth of them, which stays the same whatever is added."""
     assert seeds_that_find(fault)
 
 
 def test_what_is_left_out_is_planted():
     assert {fault.name for fault in FAULTS if fault.caught_by == "checker"} >= UNSEEN
+    assert {label(fault) for fault in FAULTS if fault.caught_by == "checker"} >= NOT_SEEN_HERE
+    assert len(SEEN) >= 440
