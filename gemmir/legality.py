@@ -41,8 +41,8 @@ CLUSTERS = ((1, 1), (2, 1), (1, 2))
 CLUSTERS_OF_FOUR = ((4, 1), (1, 4), (2, 2))
 """Of one product only: a GPU runs 30 of them at a time, on 120 of its 132 SMs (asked of the driver)."""
 
-MAX_CLUSTER = 4
-"""CTAs of any cluster."""
+SEARCHED_CLUSTER, MAX_CLUSTER = (max(m * n for m, n in shapes) for shapes in (CLUSTERS, CLUSTERS_OF_FOUR))
+"""CTAs of the largest cluster that is tried where none is asked for, and of any."""
 
 MAX_SPLIT_K = 2
 """Parts of K where two CTAs swap halves of a tile."""
@@ -253,7 +253,7 @@ def tma_boxes(problem: GemmProblem, s: Schedule, target: Target) -> Violation | 
                 "each CTA of a cluster loads whole swizzle atoms of 8 rows",
                 f"use {name} a multiple of {8 * shared_by}",
             )
-        widest = 2 if problem.grouping is Grouping.NONE else 1
+        widest = SEARCHED_CLUSTER if problem.grouping is Grouping.NONE else 1
         if rows // (widest if extent is None else shared_by) > target.max_tma_box:
             return Violation(
                 "GMR-S003",

@@ -13,7 +13,7 @@ from typing import Any
 
 from gemmir.problem import GROUP_ALIGNMENT, Grouping
 from gemmir.records import dataclass
-from gemmir.target import balanced_clusters
+from gemmir.target import balanced_clusters, columns_of_tiles
 
 SCHEMA = 4
 
@@ -183,9 +183,7 @@ class Manifest:
     def grid_rule(self) -> GridRule:
         """The rule of the grid as numbers; a kernel of several groups balances its tiles itself."""
         rows, width = self.block_m * self.cluster_m, self.block_n * self.cluster_n
-        columns, extra = -(-self.n // width), 0
-        if self.tail_n:
-            columns = self.tail_after + -(-(self.n - self.tail_after * width) // self.tail_n)
+        columns, extra = sum(columns_of_tiles(self.n, width, self.tail_n, self.tail_after)), 0
         if self.grouping == Grouping.OFFS.value:
             repeats, extra = 1, 2 * self.groups  # each group's first and last rows may fill only part of a tile
         elif self.grouping == Grouping.GROUP_IDS.value:

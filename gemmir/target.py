@@ -125,6 +125,13 @@ def balanced_clusters(tiles: int, resident: int) -> int:
     return -(-tiles // max(1, rounds))
 
 
+def columns_of_tiles(n: int, width: int, tail_n: int, after: int) -> tuple[int, int]:
+    """Columns of (cluster) tiles `width` wide, and of those `tail_n` wide behind `after` of them; 0: there are none."""
+    if not tail_n or not after or after * width >= n:
+        return -(-n // width), 0
+    return after, -(-(n - after * width) // tail_n)
+
+
 def launch_registers(threads: int) -> int:
     """Registers per thread of a block at launch: the register file over all threads, in steps of 8, at most 255."""
     return min(SM_90A.registers // threads // 8 * 8, SM_90A.max_registers_per_thread)

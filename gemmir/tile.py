@@ -85,15 +85,6 @@ def tail_schedule(problem: GemmProblem, schedule: Schedule) -> Schedule:
     return replace(tail, scale_batch=widest_scale_batch(problem, tail))
 
 
-def columns_of_tiles(n: int, schedule: Schedule) -> tuple[int, int]:
-    """How many columns of tiles there are of `block_n`, and of narrower ones, without clusters."""
-    block_n, tail_n, after = schedule.block_n, schedule.tail_n, schedule.tail_after
-    assert block_n is not None
-    if not tail_n or not after or after * block_n >= n:
-        return -(-n // block_n), 0
-    return after, -(-(n - after * block_n) // tail_n)
-
-
 def widest_scale_batch(problem: GemmProblem, schedule: Schedule) -> int:
     """k-blocks whose weight scales the lanes of a warp can fetch in one load each; 1 where they do not fetch any so."""
     if not problem.promoted or problem.column_scales or schedule.family is Family.STREAM:

@@ -20,6 +20,7 @@ from gemmir.legality import (
     MATH_WARPGROUPS,
     RULES,
     SCALES_STEP,
+    SEARCHED_CLUSTER,
     WG_COLUMN_STEP,
     Violation,
     cluster,
@@ -170,7 +171,7 @@ def _shapes(
 def _least_columns(problem: GemmProblem, parts: int) -> int:
     """Columns of the narrowest tile, of so many parts along N, that is legal in every cluster."""
     if problem.b_major != "k":
-        return PANEL * parts * max(along_m * along_n for along_m, along_n in CLUSTERS)
+        return PANEL * parts * SEARCHED_CLUSTER
     return SCALES_STEP * parts if problem.column_scales else 0
 
 

@@ -87,7 +87,8 @@ class Traffic:
 def resident_clusters(schedule: Schedule, target: Target = SM_90A, *, split_k: int = 1) -> int:
     """Clusters that run at once, one CTA an SM; where K is split, a CTA of each tile for each part."""
     ctas = (schedule.cluster_m or 1) * (schedule.cluster_n or 1) * split_k
-    return min(target.sms // ctas, target.clusters_of_four if ctas == 4 else target.sms)
+    clusters = target.sms // ctas
+    return min(clusters, target.clusters_of_four) if ctas == 4 else clusters
 
 
 def cluster_tiles(problem: GemmProblem, schedule: Schedule) -> tuple[int, int]:

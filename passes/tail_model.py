@@ -7,8 +7,7 @@ from dataclasses import dataclass
 from gemmir.passes.l2_model import group_tiles, resident_clusters
 from gemmir.problem import GemmProblem
 from gemmir.schedule import Schedule
-from gemmir.target import SM_90A, Target, balanced_clusters
-from gemmir.tile import columns_of_tiles
+from gemmir.target import SM_90A, Target, balanced_clusters, columns_of_tiles
 
 
 @dataclass(frozen=True, slots=True)
@@ -33,7 +32,9 @@ class Deal:
 def deal(problem: GemmProblem, schedule: Schedule, target: Target = SM_90A) -> Deal:
     """The deal of one product's tiles, each of which one CTA computes."""
     rows, _ = group_tiles(problem, schedule)
-    wide, narrow = (rows * columns for columns in columns_of_tiles(problem.n, schedule))
+    assert schedule.block_n is not None
+    tail = schedule.tail_n or 0, schedule.tail_after or 0
+    wide, narrow = (rows * columns for columns in columns_of_tiles(problem.n, schedule.block_n, *tail))
     resident = resident_clusters(schedule, target)
     tiles = wide + narrow
     return Deal(wide, narrow, balanced_clusters(tiles, resident) if schedule.balanced else min(resident, tiles))

@@ -126,12 +126,21 @@ def test_clusters_have_one_two_or_four_ctas():
 def test_clusters_of_four_compute_one_product_whole(cluster: tuple[int, int]):
     tile = Schedule(block_m=128, block_n=64, cluster_m=cluster[0], cluster_n=cluster[1])
     assert is_legal(FP8, tile)
+    assert is_legal(HALF, replace(tile, block_k=64))
     grouped = replace(FP8, grouping=Grouping.COUNTS, groups=4)
     split = replace(FP8, numerics=replace(FP8.numerics, split_k=2))
-    for problem in (grouped, split):
+    for problem, what in ((grouped, "cluster of"), (split, "split_k = 2")):
         found = violation(problem, tile)
         assert found is not None
         assert found.code == "GMR-S004"
+        assert what in found.what
+
+
+def test_clusters_that_there_are_not_are_refused_with_those_that_there_are():
+    found = violation(FP8, Schedule(block_m=128, block_n=64, cluster_m=3, cluster_n=1))
+    assert found is not None
+    assert found.what == "cluster of 3 x 1 CTAs"
+    assert found.rule == "one of 1x1, 2x1, 1x2, 4x1, 1x4, 2x2"
 
 
 def test_each_cta_of_a_cluster_loads_whole_swizzle_atoms():

@@ -32,7 +32,7 @@ from gemmir.dialects.hopper.types import RasterName
 from gemmir.dtypes import DTYPES
 from gemmir.errors import IRError, UnsupportedError
 from gemmir.problem import Grouping
-from gemmir.target import WARPS_PER_GROUP
+from gemmir.target import WARPS_PER_GROUP, columns_of_tiles
 
 GROUPINGS = {
     Grouping.OFFS: "Offs",
@@ -386,7 +386,9 @@ class _Printer(PrintsStorage, PrintsBarriers, PrintsLoads, PrintsArithmetic, Pri
         columns = "N" if kernel.tail is None else str(first)
         arguments = f"{kernel.tile.m.data}, {kernel.tile.n.data}, {cluster_m}, {cluster_n}, {columns}, {order}"
         if kernel.tail is not None:
-            arguments += f", 1, {-(-(number(kernel.columns) - first) // number(kernel.tail))}"
+            assert kernel.after is not None
+            tail = number(kernel.tail), number(kernel.after)
+            arguments += f", 1, {columns_of_tiles(number(kernel.columns), kernel.tile.n.data, *tail)[1]}"
         elif kernel.parts > 1:
             arguments += f", {kernel.parts}"
         return f"{self.need('Tiles')}<{arguments}>"

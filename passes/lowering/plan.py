@@ -58,7 +58,7 @@ class Plan:
     @property
     def regions(self) -> tuple[Plan, ...]:
         """The plans of the kernel's loops over tiles, in order."""
-        return (self,) if self.tail is None else (self, self.tail)
+        return (self,) if (tail := self.tail) is None else (self, tail)
 
     @property
     def groups(self) -> int:

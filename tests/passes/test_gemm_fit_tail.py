@@ -14,24 +14,16 @@ from gemmir.errors import ScheduleError
 from gemmir.passes.cost_model import predict
 from gemmir.passes.gemm_fit_tail import GAIN, best_tail, columns_of_busiest
 from gemmir.passes.tail_model import Deal, deal
-from gemmir.schedule import Family, Schedule, Split
+from gemmir.schedule import Family, Split
+from tests.kernels import FP8_SCHEDULE
 from tests.passes.run_passes import fp8_text, run
 from tests.schedules import fp8_problem, half_problem
 
 NAME = "gemm-select-family,gemm-select-blocks,gemm-fit-tail"
 TURNS = "family = tiles, block = 128x192x128, warpgroups = 2 along m, turns = true, chunk = 1, cluster = 1x1"
-WIDE = Schedule(
-    family=Family.TILES,
-    block_m=128,
-    block_n=256,
-    block_k=128,
-    math_warpgroups=2,
-    split=Split.ALONG_N,
-    turns=False,
-    promote_chunk=1,
-    cluster_m=1,
-    cluster_n=1,
-)
+BEHIND = ("tail_n", "tail_after", "raster_axis", "raster_group", "evict", "num_stages")
+WIDE = replace(FP8_SCHEDULE, cluster_m=1, **dict.fromkeys(BEHIND))
+"""As `gemm-select-blocks` leaves it."""
 
 
 @given(st.integers(0, 600), st.integers(0, 600), st.integers(1, 132), st.integers(1, 9), st.integers(1, 9))
