@@ -4,7 +4,7 @@ How long a kernel of the `stream` family takes, predicted from its schedule.
 A CTA's k-blocks follow one another: each keeps its loads, the tensor cores and the chain of a math warpgroup (multiply,
 wait, promote) busy, which overlap in part. Loads come no faster than an SM takes them, than L2 feeds all CTAs, and than
 a ring of so few stages asks for them. CTAs go in rounds, and all of it is bounded by DRAM. Fitted to kernels of 1 to
-256 rows on an H100 and, but for DRAM, taken for an H200 (`tests/calibration/h100-stream*.json`).
+256 rows on an H100 and on an H200, which differ in DRAM alone here (`tests/calibration/h?00-stream*.json`).
 """
 
 from __future__ import annotations
@@ -22,35 +22,37 @@ class StreamConstants:
     """Clocks at `clock_hz`, orders of norms, bytes per clock, seconds."""
 
     clock_hz: float = 1.755e9
-    load_bytes_per_clock: float = 125.7
+    load_bytes_per_clock: float = 140.0
     """Into one SM."""
-    l2_bytes_per_clock: float = 11920.0
+    l2_bytes_per_clock: float = 13120.0
     """Into all of them together."""
-    load_latency: float = 2404.0
+    load_latency: float = 2312.0
     """Clocks from the request of a stage to its arrival, where all CTAs ask at once."""
-    least_instruction_columns: float = 27.2
+    least_instruction_columns: float = 26.74
     """Columns of the narrowest instruction that the tensor cores are not idle in."""
-    promoted_chain: float = 197.5
-    promoted_chain_per_row: float = 1.595
-    in_place_chain: float = 204.8
-    overlap_order: float = 4.325
-    load_order: float = 6.939
-    tile_clocks: float = 460.2
-    leaving_clocks_per_element: float = 0.05823
-    gather_clocks: float = 872.0
-    gather_clocks_per_element: float = 0.2307
-    again_clocks: float = 140.7
+    promoted_chain: float = 180.7
+    promoted_chain_per_row: float = 1.953
+    promoted_wave_order: float = 1.157
+    """How a row's share grows with the waves of weights: warpgroups that promote side by side wait for one another."""
+    in_place_chain: float = 205.1
+    overlap_order: float = 4.662
+    load_order: float = 6.831
+    tile_clocks: float = 173.5
+    leaving_clocks_per_element: float = 0.05385
+    gather_clocks: float = 958.5
+    gather_clocks_per_element: float = 0.1995
+    again_clocks: float = 101.4
     """Of a k-block whose weights other CTAs load as well, where K is split: measured, not understood."""
-    crowded_share: float = 0.25
+    crowded_share: float = 0.06501
     """
     How much longer a k-block takes whose weights more than two CTAs load and two warpgroups promote, where K is whole:
-    measured, not understood. Of kernels of up to 128 rows alone the fit says 0.18.
+    measured, not understood.
     """
-    uneven_share: float = 0.09035
+    uneven_share: float = 0.1238
     """How much longer DRAM takes for a round of which CTAs have nothing to load, as part of that round's share."""
     dram_efficiency: float = 0.8961
-    dram_order: float = 7.207
-    launch_seconds: float = 3.07e-6
+    dram_order: float = 6.165
+    launch_seconds: float = 3.062e-6
 
 
 STREAM = StreamConstants()
@@ -89,7 +91,8 @@ def stream_clocks(
     columns = max(float(schedule.block_m), c.least_instruction_columns)
     instructions = waves * (STAGE_ROW_BYTES // target.wgmma_k_bytes)
     tensor = instructions * columns * target.tensor_clocks_per_column
-    chain = c.promoted_chain + c.promoted_chain_per_row * schedule.block_m if problem.promoted else c.in_place_chain
+    promoted = c.promoted_chain + c.promoted_chain_per_row * schedule.block_m * waves**c.promoted_wave_order
+    chain = promoted if problem.promoted else c.in_place_chain
     stage_bytes = (min(schedule.block_m, problem.group_rows) + schedule.block_n) * STAGE_ROW_BYTES
     rates = (1 / c.load_bytes_per_clock, ctas / c.l2_bytes_per_clock)
     loads = _norm((stage_bytes * _norm(rates, c.load_order), c.load_latency / stages), c.load_order)

@@ -17,12 +17,16 @@ HERE = Path(__file__).parent
 FILES = (HERE / "h200.json", HERE / "h200-gaps.json", HERE / "h100-raster.json")
 """All that the committed constants are fitted to."""
 
-STREAM_FILES = (HERE / "h100-stream.json", HERE / "h100-stream-rows.json")
-"""Of the family for few rows: a menu of schedules up to 128, what is chosen for 136 to 256."""
+STREAM_FILES = tuple(
+    HERE / f"{name}.json" for name in ("h100-stream", "h100-stream-rows", "h200-stream", "h200-stream-rows")
+)
+"""
+What the constants of the family for few rows are fitted to: a menu of schedules up to 128 rows, and what the model
+ranks first for 136 to 256.
+"""
 
-TILES_ROWS_FILES = (HERE / "h100-tiles-rows.json",)
+TILES_ROWS_FILES = (HERE / "h100-tiles-rows.json", HERE / "h200-tiles-rows.json")
 """What is chosen of the other family for the same products of 136 to 256 rows."""
-"""What those of the `stream` family are fitted to."""
 
 OLDER = {"balanced": False, "scale_batch": 1, "tail_n": 0, "tail_after": 0}
 """What kernels did before a schedule could say it; for measurements that are older than these choices."""

@@ -31,6 +31,7 @@ FITTED = {
     "least_instruction_columns": 32.0,
     "promoted_chain": 150.0,
     "promoted_chain_per_row": 1.5,
+    "promoted_wave_order": 1.0,
     "in_place_chain": 60.0,
     "overlap_order": 2.0,
     "load_order": 4.0,

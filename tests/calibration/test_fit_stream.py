@@ -5,6 +5,7 @@ from dataclasses import fields, replace
 import numpy as np
 import pytest
 
+from gemmir.bench.cases import Case
 from gemmir.compiler import lower
 from gemmir.decode import decode_split_k
 from gemmir.dialects.gemm import schedule_of, the_matmul
@@ -17,6 +18,8 @@ from tests.calibration.fit_stream import FAR, FITTED, errors, fitted, main, regr
 from tests.calibration.stream_points import stream_points
 
 DATA = load(STREAM_FILES)
+H100, H100_ROWS, H200, H200_ROWS = DATA
+TILES_ROWS = load(TILES_ROWS_FILES)
 UP_TO_FAMILY = "gemm-canonicalize,gemm-select-family"
 
 
@@ -48,9 +51,10 @@ def test_the_committed_constants_are_what_the_fit_finds():
         assert getattr(STREAM, field.name) == pytest.approx(getattr(found, field.name), rel=0.01), field.name
 
 
-def test_every_point_was_measured():
+@pytest.mark.parametrize("series", [H100, H200], ids=lambda series: series.device)
+def test_every_point_was_measured(series: Series):
     """But for those whose sums do not fit the registers."""
-    measured = {(m.point.case, m.point.schedule.split(", turns")[0]) for m in DATA[0].measurements}
+    measured = {(m.point.case, m.point.schedule.split(", turns")[0]) for m in series.measurements}
     wanted = {(point.case, point.schedule) for point in stream_points()}
     assert measured <= wanted
     missing = {schedule.split(", ")[1] for _, schedule in wanted - measured}
@@ -60,12 +64,12 @@ def test_every_point_was_measured():
 def test_errors():
     off = np.expm1(errors(DATA))
     near = off[weights_of(DATA) > FAR]
-    assert len(off) > 280
-    assert len(near) > 150
-    assert np.abs(off).mean() < 0.041
+    assert len(off) > 750
+    assert len(near) > 400
+    assert np.abs(off).mean() < 0.036
     assert np.abs(near).mean() < 0.034
     assert -0.24 < off.min()
-    assert off.max() < 0.15
+    assert off.max() < 0.17
 
 
 def test_of_what_was_measured_the_first_choice_is_near_the_fastest():
@@ -74,23 +78,31 @@ def test_of_what_was_measured_the_first_choice_is_near_the_fastest():
     default = [
         regret for (_, case), regret in found.items() if case.split_k == decode_split_k(case.n, case.k, case.dtype)
     ]
-    assert len(default) == 34
+    assert len(default) == 108
     assert np.mean(default) < 0.004
-    assert max(default) < 0.025
+    assert max(default) < 0.055
 
 
-def test_every_case_is_faster_than_cublas_with_the_tile_that_is_chosen():
-    """Per tensor, in the same run: 0.4% to 30%."""
-    ratios = []
-    for series in DATA:
-        target = target_of(series.device)
-        for case, peer in series.peers.items():
-            parts = decode_split_k(case.n, case.k, case.dtype)
-            ours = [m for m in series.measurements if m.point.case == replace(case, split_k=parts)]
+@pytest.mark.parametrize(
+    ("series", "dtype", "worst", "mean"),
+    [
+        (H100, "f8E4M3FN", 1.0, 1.08),
+        (H100, "bf16", 1.0, 1.17),
+        (H200, "f8E4M3FN", 0.94, 1.08),
+        (H200, "bf16", 1.0, 1.14),
+    ],
+)
+def test_cases_against_cublas_with_the_tile_that_is_chosen(series: Series, dtype: str, worst: float, mean: float):
+    """Per tensor, in the same run: the worst ratio, and the geometric mean of 17."""
+    ratios, target = [], target_of(series.device)
+    for case, peer in series.peers.items():
+        parts = decode_split_k(case.n, case.k, case.dtype)
+        ours = [m for m in series.measurements if m.point.case == replace(case, split_k=parts)]
+        if case.dtype == dtype:
             ratios.append(peer / min(ours, key=lambda m: predict_stream(*m.parsed(), target).seconds).us)
-    assert len(ratios) == 34
-    assert min(ratios) > 1.0
-    assert np.exp(np.mean(np.log(ratios))) > 1.1
+    assert len(ratios) == 17
+    assert min(ratios) > worst
+    assert np.exp(np.mean(np.log(ratios))) > mean
 
 
 def test_the_report_names_constants_errors_and_regrets(capsys: pytest.CaptureFixture[str]):
@@ -101,17 +113,38 @@ def test_the_report_names_constants_errors_and_regrets(capsys: pytest.CaptureFix
     assert "regret: mean" in out
 
 
-def test_up_to_256_rows_the_family_that_is_chosen_is_near_the_faster_one():
-    """60 products of 136 to 256 rows, of both families the tile that was first then: in all but one within 5%."""
-    (tiles,) = load(TILES_ROWS_FILES)
-    stream = {m.point.case: m for m in DATA[1].measurements}
-    assert len(stream) == len(tiles.measurements) == 60
+@pytest.mark.parametrize(
+    ("stream", "tiles", "far"),
+    [
+        (H100_ROWS, TILES_ROWS[0], {"f8E4M3FN-192x7168x2048"}),
+        (
+            H200_ROWS,
+            TILES_ROWS[1],
+            {
+                f"{case}"
+                for case in (
+                    "f8E4M3FN-192x7168x2048",
+                    "bf16-256x7168x2048",
+                    "bf16-256x4096x7168",
+                    "bf16-256x7168x16384",
+                )
+            },
+        ),
+    ],
+    ids=["H100", "H200"],
+)
+def test_up_to_256_rows_the_family_that_is_chosen_is_near_the_faster_one(stream: Series, tiles: Series, far: set[str]):
+    """60 products of 136 to 256 rows, of both families the tile that was first then: but for some within 5%."""
+    first: dict[Case, float] = {}
+    for m in stream.measurements:
+        first.setdefault(m.point.case, m.us)
+    assert len(first) == len(tiles.measurements) == 60
     regret = {}
     for m in tiles.measurements:
-        us = {Family.TILES: m.us, Family.STREAM: stream[m.point.case].us}
+        us = {Family.TILES: m.us, Family.STREAM: first[m.point.case]}
         chosen = lower(m.point.case.text, m=m.point.case.m, until="schedule", pipeline=UP_TO_FAMILY).module
         family = schedule_of(the_matmul(chosen)).family
         assert family is not None
         regret[m.point.case] = us[family] / min(us.values()) - 1
-    assert np.mean(list(regret.values())) < 0.005
-    assert [str(case) for case, share in regret.items() if share > 0.05] == ["f8E4M3FN-192x7168x2048"]
+    assert np.mean(list(regret.values())) < 0.0065
+    assert {str(case) for case, share in regret.items() if share > 0.05} == far

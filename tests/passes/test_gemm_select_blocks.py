@@ -120,7 +120,7 @@ def test_bf16_takes_tiles_that_were_measured(shape: tuple[int, int, int], block:
 
 
 def best_of_all(problem: GemmProblem) -> float:
-    """The best of every legal schedule, one by one, but for longer chunks, which are by hand only."""
+    """The best of every legal schedule, one by one, but for chunks of two, which are by hand only."""
     return min(predict(problem, s).seconds for s in placed_schedules(problem) if s.promote_chunk in CHUNKS)
 
 
@@ -173,15 +173,15 @@ def test_pruning_loses_nothing(problem: GemmProblem):
 @pytest.mark.parametrize("problem", [fp8_problem(4096, 512, 512), half_problem(4096, 512, 512)], ids=str)
 def test_the_search_sees_the_whole_space(problem: GemmProblem):
     """
-    All legal schedules but chunks of four and those that are dominated: free running where turns are legal, a split of
+    All legal schedules but chunks of two and those that are dominated: free running where turns are legal, a split of
     one.
     """
     seen = {s for shape in legal_shapes(problem, Schedule()) for s in clusters_of(problem, shape)}
     assert all(is_legal(problem, s) for s in seen)
     everything = {replace(s, family=None) for s in placed_schedules(problem)}
-    space = {s for s in everything if s.promote_chunk != 4}
+    space = {s for s in everything if s.promote_chunk != 2}
     assert seen <= space
-    assert {s.promote_chunk for s in seen} == ({1, 2} if problem.promoted else {1})
+    assert {s.promote_chunk for s in seen} == ({1, 4} if problem.promoted else {1})
     missing = space - seen
     assert all(s.math_warpgroups == 1 or replace(s, turns=True) in seen for s in missing)
     assert all(s.split is Split.ALONG_N for s in missing if s.math_warpgroups == 1)
@@ -226,9 +226,9 @@ def test_options_count_as_fixed():
 def test_a_chunk_is_chosen_like_the_rest():
     """Where a CTA has one small tile: the next wave runs while one is promoted, and there is no next tile to begin."""
     _, few, (_, warpgroups, _) = run(fp8_text(64, 4096, 7168), NAME)
-    assert (few.block_m, few.block_n, few.promote_chunk, few.turns) == (64, 32, 2, False)
-    assert warpgroups.choice == "2 along n, chunks of 2"
-    assert warpgroups.runner_up == "1, chunks of 2 at 14.2 us"
+    assert (few.block_m, few.block_n, few.promote_chunk, few.turns) == (64, 32, 4, False)
+    assert warpgroups.choice == "2 along n, chunks of 4"
+    assert warpgroups.runner_up == "1, chunks of 4 at 14.1 us"
     _, many, _ = run(fp8_text(4096, 7168, 16384), NAME)
     assert many.promote_chunk == 1
     for chunk in (1, 2, 4):
