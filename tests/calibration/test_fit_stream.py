@@ -70,17 +70,21 @@ def test_errors():
     assert np.abs(near).mean() < 0.034
     assert -0.24 < off.min()
     assert off.max() < 0.17
+    assert np.expm1(errors([H100, H100_ROWS])).max() < 0.15
 
 
 def test_of_what_was_measured_the_first_choice_is_near_the_fastest():
-    """With the parts of K that there are by default."""
-    found = regrets(DATA)
-    default = [
-        regret for (_, case), regret in found.items() if case.split_k == decode_split_k(case.n, case.k, case.dtype)
-    ]
+    """With the parts of K that there are by default: but for one, within 3.3%."""
+    default = {
+        (device, case): regret
+        for (device, case), regret in regrets(DATA).items()
+        if case.split_k == decode_split_k(case.n, case.k, case.dtype)
+    }
     assert len(default) == 108
-    assert np.mean(default) < 0.004
-    assert max(default) < 0.055
+    assert np.mean(list(default.values())) < 0.004
+    far = {key: regret for key, regret in default.items() if regret > 0.033}
+    assert list(far) == [(H200.device, Case("bf16", 128, 7168, 16384))]
+    assert max(far.values()) < 0.055
 
 
 @pytest.mark.parametrize(
@@ -91,6 +95,7 @@ def test_of_what_was_measured_the_first_choice_is_near_the_fastest():
         (H200, "f8E4M3FN", 0.94, 1.08),
         (H200, "bf16", 1.0, 1.14),
     ],
+    ids=["H100, FP8", "H100, BF16", "H200, FP8", "H200, BF16"],
 )
 def test_cases_against_cublas_with_the_tile_that_is_chosen(series: Series, dtype: str, worst: float, mean: float):
     """Per tensor, in the same run: the worst ratio, and the geometric mean of 17."""
@@ -114,26 +119,21 @@ def test_the_report_names_constants_errors_and_regrets(capsys: pytest.CaptureFix
 
 
 @pytest.mark.parametrize(
-    ("stream", "tiles", "far"),
+    ("stream", "tiles", "mean", "far"),
     [
-        (H100_ROWS, TILES_ROWS[0], {"f8E4M3FN-192x7168x2048"}),
+        (H100_ROWS, TILES_ROWS[0], 0.005, {"f8E4M3FN-192x7168x2048"}),
         (
             H200_ROWS,
             TILES_ROWS[1],
-            {
-                f"{case}"
-                for case in (
-                    "f8E4M3FN-192x7168x2048",
-                    "bf16-256x7168x2048",
-                    "bf16-256x4096x7168",
-                    "bf16-256x7168x16384",
-                )
-            },
+            0.0065,
+            {"f8E4M3FN-192x7168x2048", "bf16-256x7168x2048", "bf16-256x4096x7168", "bf16-256x7168x16384"},
         ),
     ],
     ids=["H100", "H200"],
 )
-def test_up_to_256_rows_the_family_that_is_chosen_is_near_the_faster_one(stream: Series, tiles: Series, far: set[str]):
+def test_up_to_256_rows_the_family_that_is_chosen_is_near_the_faster_one(
+    stream: Series, tiles: Series, mean: float, far: set[str]
+):
     """60 products of 136 to 256 rows, of both families the tile that was first then: but for some within 5%."""
     first: dict[Case, float] = {}
     for m in stream.measurements:
@@ -146,5 +146,5 @@ def test_up_to_256_rows_the_family_that_is_chosen_is_near_the_faster_one(stream:
         family = schedule_of(the_matmul(chosen)).family
         assert family is not None
         regret[m.point.case] = us[family] / min(us.values()) - 1
-    assert np.mean(list(regret.values())) < 0.0065
+    assert np.mean(list(regret.values())) < mean
     assert {str(case) for case, share in regret.items() if share > 0.05} == far
