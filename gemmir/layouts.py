@@ -130,6 +130,10 @@ class StoreChunk:
     """Bytes from the start of the warpgroup's staging area."""
 
 
+STAGED_COLUMNS = 16
+"""Columns of a fragment that leave together: those of one `stmatrix.x4`."""
+
+
 def store_chunks(columns: int, rows: int, element_bytes: int = 2) -> tuple[StoreChunk, ...]:
     """
     Split a warpgroup's `rows` x `columns` output into TMA boxes of one swizzle row each.

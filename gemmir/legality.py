@@ -8,7 +8,7 @@ wrong as a `Violation`, with the arithmetic and the cheapest fix, or None.
 from __future__ import annotations
 
 from gemmir.errors import ScheduleError
-from gemmir.layouts import PANEL, STMATRIX_BYTES
+from gemmir.layouts import PANEL, STAGED_COLUMNS
 from gemmir.loop_legality import promote_chunk, turns
 from gemmir.order_legality import evict, raster
 from gemmir.problem import GROUP_ALIGNMENT, GemmProblem, Grouping
@@ -21,6 +21,7 @@ from gemmir.tile import (
     STAGE_ROW_BYTES,
     TileGeometry,
     exchange,
+    legal_store_slices,
     shared_layout,
     tail_schedule,
     tile_geometry,
@@ -384,20 +385,18 @@ def split_k(problem: GemmProblem, s: Schedule, target: Target) -> Violation | No
 
 
 def store_slices(problem: GemmProblem, s: Schedule, target: Target) -> Violation | None:
-    """A tile leaves whole, or wave by wave where that pays: sums are promoted one after another, or f32 is large."""
+    """A tile leaves whole, wave by wave, or of one wave that is not promoted some columns after others."""
     if s.store_slices in (None, 1) or missing(s, "block_m", "block_n", "math_warpgroups", "split"):
         return None
-    waves = tile_geometry(s).waves
-    by_wave = (problem.promoted or problem.d.bytes > STMATRIX_BYTES) and problem.numerics.split_k == 1
-    if by_wave and s.store_slices == waves:
+    legal = legal_store_slices(problem, s)
+    if s.store_slices in legal:
         return None
-    legal = f"1 or {waves}" if by_wave and waves > 1 else "1"
     return Violation(
         "GMR-S003",
-        f"slices = {s.store_slices} of {waves} waves a warpgroup",
-        "a tile leaves in one slice, or in one a wave where sums are promoted or the result is f32"
-        + (" and K is not split" if problem.numerics.split_k > 1 else ""),
-        f"use slices = {legal}",
+        f"slices = {s.store_slices} of {tile_geometry(s).waves} waves a warpgroup",
+        "a tile leaves in one slice, in one a wave, or, where sums are not promoted, one wave in whole "
+        f"{STAGED_COLUMNS} columns" + ("; K is split: it leaves whole" if problem.numerics.split_k > 1 else ""),
+        f"use slices = {' or '.join(map(str, legal))}",
     )
 
 

@@ -139,7 +139,7 @@ def _tile_clocks(problem: GemmProblem, schedule: Schedule, rounds: int, target: 
     if (parts := problem.numerics.split_k) > 1:
         rows //= parts
     leaving = rows * (columns * problem.d.bytes / target.store_bytes_per_clock_per_sm + c.store_row_clocks)
-    slices = schedule.store_slices or default_store_slices(problem, tile_geometry(schedule))
+    slices = schedule.store_slices or default_store_slices(problem, schedule)
     exposed = c.store_exposed if slices == 1 else c.sliced_store_exposed
     if slices > 1 and not problem.promoted:
         exposed = (slices - 1 + c.store_exposed) / slices  # each slice waits for the one before; not measured

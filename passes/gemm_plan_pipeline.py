@@ -97,12 +97,13 @@ class GemmPlanPipelinePass(ModulePass):
         if wanted.store_slices is not None:
             return wanted
         waves = tile_geometry(wanted).waves
-        chosen = default_store_slices(problem, tile_geometry(wanted))
+        chosen = default_store_slices(problem, wanted)
         if chosen > 1:
             whole = fitting_stages(problem, wanted.filled(store_slices=1))
             sliced = fitting_stages(problem, wanted.filled(store_slices=chosen))
+            parts = "some columns" if tile_geometry(wanted).sliced_by_columns else f"each of {waves} waves"
             while_ = "while the next one is computed" if problem.promoted else "in the shared memory of one"
-            because = f"each of {waves} waves leaves {while_}; {sliced} stages fit"
+            because = f"{parts} leaves {while_}; {sliced} stages fit"
             record(Decision(self.name, "slices", str(chosen), because, f"1, with which {whole} stages fit"))
         return wanted.filled(store_slices=chosen)
 

@@ -338,7 +338,7 @@ class _Expected:
         store = "st.shared.v2.f32 x2" if wide else "stmatrix.sync.aligned.m8n8.x4.shared.b16"
         for chunk in store_chunks(columns, rows, staging.element_bytes):
             swizzle = f"{chunk.swizzle.row_shift}, {chunk.swizzle.row_mask}"
-            shape = f"<{chunk.first // 2}, {chunk.columns}, {swizzle}>"
+            shape = f"<{(number(op.column) + chunk.first) // 2}, {chunk.columns}, {swizzle}>"
             for ptx in [*(loads if op.accumulate is not None else ()), store]:
                 yield ptx, (shape, self.at(op.staging, chunk.offset)), ""
 

@@ -29,7 +29,7 @@ from gemmir.problem import SCALE_BLOCK, GemmProblem, Grouping, Recipe
 from gemmir.schedule import Evict, Family, RasterAxis, Schedule, Split
 from gemmir.stream_legality import MAX_BLOCK_M, MAX_PARTS, MAX_WARPGROUPS, form
 from gemmir.target import SM_90A
-from gemmir.tile import tile_geometry, widest_scale_batch
+from gemmir.tile import legal_store_slices, widest_scale_batch
 
 RESULTS = (BF16, F16, F32)
 WEIGHT_SCALES = st.sampled_from((Recipe.BLOCK_WISE_128X128, Recipe.BLOCK_WISE_128X128, Recipe.BLOCK_WISE_1X128))
@@ -116,8 +116,8 @@ def placed_schedules(problem: GemmProblem) -> tuple[Schedule, ...]:
 
 def sliced_schedules(problem: GemmProblem, placed: Schedule) -> tuple[Schedule, ...]:
     """`placed` with each number of slices in which its tile may leave."""
-    slices = range(1, tile_geometry(placed).waves + 1)
-    return tuple(s for n in slices if is_legal(problem, s := replace(placed, store_slices=n)))
+    sliced = (replace(placed, store_slices=slices) for slices in legal_store_slices(problem, placed))
+    return tuple(s for s in sliced if is_legal(problem, s))
 
 
 def tails(problem: GemmProblem, sliced: Schedule) -> list[tuple[int, int]]:

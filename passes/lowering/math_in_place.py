@@ -7,7 +7,7 @@ finished.
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 
 from xdsl.ir import SSAValue
 
@@ -67,10 +67,18 @@ def _multiply_tiles(
             send_sums(tile, plan, storage, group, at, sent, totals[0])
             add_sums(tile, plan, storage, group, at, totals[1])
         finished = totals if sent is None else totals[1:]
-        waves = len(finished) // plan.slices
         with finishing(tile, plan, storage, group, cursors, totals[0]) as finish:
-            for first in range(0, len(finished), waves):
-                stage_slice(finish, plan, storage, group, out, finished[first : first + waves])
+            for waves, column in _slices(plan, finished):
+                stage_slice(finish, plan, storage, group, out, waves, column)
+
+
+def _slices(plan: Plan, finished: Sequence[SSAValue]) -> Iterator[tuple[Sequence[SSAValue], int]]:
+    """The waves of each slice, and the first column that it takes of them."""
+    if plan.tile.sliced_by_columns:
+        yield from ((finished, slice_ * plan.slice_columns) for slice_ in range(plan.slices))
+        return
+    waves = len(finished) // plan.slices
+    yield from ((finished[first : first + waves], 0) for first in range(0, len(finished), waves))
 
 
 def _issue(

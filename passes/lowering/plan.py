@@ -9,7 +9,7 @@ from xdsl.ir import Attribute
 
 from gemmir.dialects import hopper
 from gemmir.dialects.hopper.types import Element
-from gemmir.layouts import StoreChunk
+from gemmir.layouts import StoreChunk, store_chunks
 from gemmir.problem import GemmProblem, Grouping
 from gemmir.schedule import Schedule
 from gemmir.tile import (
@@ -139,12 +139,21 @@ class Plan:
 
     @property
     def slices(self) -> int:
-        """Parts in which what a CTA finishes of a warpgroup's tile is staged and leaves, by rows."""
+        """Parts in which what a CTA finishes of a warpgroup's tile is staged and leaves."""
         return _chosen(self.schedule.store_slices)
 
     @property
     def slice_rows(self) -> int:
-        return self.tile.out_rows // (self.slices * self.halves)
+        return self.tile.slice_shape(self.slices)[0] // self.halves
+
+    @property
+    def slice_columns(self) -> int:
+        return self.tile.slice_shape(self.slices)[1]
+
+    def slice_place(self, slice_: int) -> tuple[int, int]:
+        """The first row and column of a slice in a warpgroup's tile."""
+        by_columns = self.tile.sliced_by_columns
+        return (0, slice_ * self.slice_columns) if by_columns else (slice_ * self.slice_rows, 0)
 
     @property
     def halves(self) -> int:
@@ -154,7 +163,7 @@ class Plan:
     @property
     def slice_chunks(self) -> tuple[StoreChunk, ...]:
         """The boxes of one slice."""
-        return self.tile.store_chunks(self.slices * self.halves, self.problem.d.bytes)
+        return store_chunks(self.slice_columns, self.slice_rows, self.problem.d.bytes)
 
     @property
     def stage_load_bytes(self) -> int:

@@ -89,7 +89,7 @@ def allocate(emit: Emitter, plan: Plan) -> Storage:
         return emit.value(hopper.BarriersOp, hopper.BarriersType(*count), name, offset=offset, arrivals=arrivals)
 
     def staging(region: Plan) -> SSAValue:
-        type_ = hopper.StagingType((groups, region.slice_rows, region.tile.out_columns), d)
+        type_ = hopper.StagingType((groups, region.slice_rows, region.slice_columns), d)
         name = "staging_tail" if region.in_tail else "staging"
         return emit.value(hopper.StagingOp, type_, name, offset=layout.staging_offset, pitch=layout.staging_bytes)
 

@@ -66,7 +66,7 @@ def test_the_text_says_what_the_kernel_does() -> None:
         "hopper.k_blocks 0 to 15 {",
         "hopper.wait %full[%ahead] : !hopper.barriers<4x1>",
         "hopper.wait %full[%ahead_1] unless_last : !hopper.barriers<4x1>",
-        "hopper.stage_fragment %total1 -> %staging for %group row 0 : ",
+        "hopper.stage_fragment %total1 from 0 -> %staging for %group row 0 : ",
         "hopper.k_blocks 0 to 16 {",
         "hopper.wgmma_wait 0, %partial : !hopper.fragment<64x128>",
         "hopper.warp 1 elected {",

@@ -208,18 +208,23 @@ def test_what_fits_is_what_is_legal(data: st.DataObject):
 
 
 @pytest.mark.parametrize(
-    ("text", "waves", "batch"),
-    [(fp8_text("?", 7168, 2048), 2, 1), (plain_text("?", 4096, 7168), 1, 1), (fp8_text(8, 8, 16, d="f32"), 1, 16)],
-    ids=["two waves", "in place", "one wave"],
+    ("text", "slices", "batch"),
+    [
+        (fp8_text("?", 7168, 2048), 2, 1),
+        (plain_text("?", 4096, 7168), 2, 1),
+        (plain_text("?", 4096, 512), 1, 1),
+        (fp8_text(8, 8, 16, d="f32"), 1, 16),
+    ],
+    ids=["two waves", "in place", "in place, few k-blocks", "one wave"],
 )
-def test_the_passes_complete_a_schedule_and_then_rest(text: str, waves: int, batch: int):
+def test_the_passes_complete_a_schedule_and_then_rest(text: str, slices: int, batch: int):
     module, schedule, decisions = run(text, ALL)
     assert schedule.complete
     scaled = ["scale_batch"] if "xf8" in text else []
-    pipeline = [*scaled, *(["slices"] if waves > 1 else []), "stages"]
+    pipeline = [*scaled, *(["slices"] if slices > 1 else []), "stages"]
     subjects = [d.subject for d in decisions]
     assert subjects == ["family", "block", "warpgroups", "cluster", "raster", "evict", "balanced", *pipeline]
-    assert (schedule.scale_batch, schedule.store_slices) == (batch, waves)
+    assert (schedule.scale_batch, schedule.store_slices) == (batch, slices)
     again, _, nothing = run(str(module), ALL)
     assert str(again) == str(module)
     assert nothing == []

@@ -49,6 +49,39 @@ def second_wave_staged_below_the_slice(ir: Ir) -> None:
     put(all_of(ir.math, hopper.StageFragmentOp)[1], "row", 64)
 
 
+# Slices of the columns of one wave
+
+
+@fault("bf16-columns", rule="R5")
+def columns_staged_before_the_area_is_free(ir: Ir) -> None:
+    """The second slice of columns is staged, then the staging area is waited for."""
+    move_after(all_of(ir.math, hopper.AcquireOp)[1], all_of(ir.math, hopper.StageFragmentOp)[1])
+
+
+@fault("bf16-columns", rule="R5a")
+def columns_staged_before_the_wait(ir: Ir) -> None:
+    """The first slice of columns is staged, then its WGMMAs are waited for."""
+    move_before(one(ir.math, hopper.StageFragmentOp), all_of(ir.math, hopper.WgmmaWaitOp)[-1])
+
+
+@fault("bf16-columns", caught_by="simulator")
+def the_same_columns_staged_twice(ir: Ir) -> None:
+    """The second slice holds the columns of the first one again."""
+    put(all_of(ir.math, hopper.StageFragmentOp)[1], "column", 0)
+
+
+@fault("bf16-columns", caught_by="verifier")
+def columns_staged_that_no_fragment_has(ir: Ir) -> None:
+    """The second slice begins where the fragment ends."""
+    put(all_of(ir.math, hopper.StageFragmentOp)[1], "column", 128)
+
+
+@fault("bf16-columns", caught_by="verifier")
+def columns_staged_that_leave_apart(ir: Ir) -> None:
+    """The second slice begins within columns that one instruction takes together."""
+    put(all_of(ir.math, hopper.StageFragmentOp)[1], "column", 8)
+
+
 # Operand C, which comes to where the rows of D leave from
 
 

@@ -131,6 +131,9 @@ TEXTS: dict[str, str] = {
         "block = 128x128x64, warpgroups = 2 along n, turns = false, chunk = 1, cluster = 1x1, slices = 2, stages = 3",
         result="f32",
     ),
+    "bf16-columns": _bf16(
+        "block = 128x128x64, warpgroups = 2 along m, turns = false, chunk = 1, cluster = 1x1, slices = 2, stages = 3"
+    ),
     "bf16-mn": _bf16(
         "block = 128x128x64, warpgroups = 2 along n, turns = false, chunk = 1, cluster = 2x1, stages = 3",
         layout="layout <a = m, b = n> ",

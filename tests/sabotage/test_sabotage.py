@@ -95,6 +95,7 @@ NOT_NEEDED = {
     "fp8-split-tall": [],
     "bf16-split": ["hopper.wgmma_fence in hopper.k_blocks"],
     "bf16-f32": ["hopper.wgmma_fence in hopper.k_blocks"],
+    "bf16-columns": ["hopper.wgmma_fence in hopper.k_blocks"],
     "bf16-mn": ["hopper.wgmma_fence in hopper.k_blocks"],
     "bf16-c": ["hopper.wgmma_fence in hopper.k_blocks", *FIRST_STORES],
     "f32-c": ["hopper.wgmma_fence in hopper.k_blocks", *FIRST_STORES],

@@ -31,7 +31,8 @@ class PrintsStores(Printing):
         _, rows, columns = staging.dims
         base = f"{self.out[op.staging]} + {self.out[op.group]} * {number(owner.pitch)}"
         for chunk in store_chunks(columns, rows, staging.element_bytes):
-            shape = f"{chunk.first // 2}, {chunk.columns}, {chunk.swizzle.row_shift}, {chunk.swizzle.row_mask}"
+            register, swizzle = (number(op.column) + chunk.first) // 2, chunk.swizzle
+            shape = f"{register}, {chunk.columns}, {swizzle.row_shift}, {swizzle.row_mask}"
             for what in ("add", "stage") if op.accumulate is not None else ("stage",):
                 self.call(f"{what}_columns{suffix}<{shape}>", self.out[op.fragment], plus(base, chunk.offset), row)
 

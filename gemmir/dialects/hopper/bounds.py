@@ -53,7 +53,7 @@ from gemmir.dialects.hopper.types import (
     TensorAttr,
     TensorMapType,
 )
-from gemmir.layouts import PANEL, STMATRIX_BYTES, Swizzle
+from gemmir.layouts import PANEL, STAGED_COLUMNS, STMATRIX_BYTES, Swizzle
 from gemmir.legality import MAX_CLUSTER, MAX_SPLIT_K
 from gemmir.problem import SCALE_BLOCK, Grouping
 from gemmir.stream_legality import MAX_PARTS
@@ -412,8 +412,12 @@ def _stage_fragment(op: StageFragmentOp) -> None:
         if staging.element_bytes != STMATRIX_BYTES or op.accumulate is not None or number(op.row) % PANEL:
             raise VerifyException(f"{fragment} into {staging}: 16-bit elements are transposed, whole panels of {PANEL}")
     _fits("rows that are staged", number(op.row) + fragment.dims[0], rows)
-    if fragment.dims[1] != columns:
+    first, whole = number(op.column), columns == fragment.dims[1]
+    if op.transposed is not None and not whole:
         raise VerifyException(f"{fragment} into {staging}")
+    _fits("columns that are staged", first + columns, fragment.dims[1])
+    if not whole and (first % STAGED_COLUMNS or columns % STAGED_COLUMNS):
+        raise VerifyException(f"{columns} columns of {fragment} from {first} on: {STAGED_COLUMNS} leave together")
 
 
 def _staging(op: StagingOp) -> None:

@@ -19,7 +19,8 @@ from gemmir.dialects.hopper.types import (
 @irdl_op_definition
 class StageFragmentOp(HopperOperation):
     """
-    Round a fragment to the output type and put it into the staging area of `group`, from row `row` on.
+    Round a fragment to the output type and put it into the staging area of `group`, from row `row` on: its columns
+    from `column` on, as many as the area has.
 
     `accumulate`: each element is first added, in f32, to the one that lies in its place, box by box. The fragment is
     not to be used after that. `transposed`: rows of the fragment are columns of the staging area, from column `row` on.
@@ -30,10 +31,12 @@ class StageFragmentOp(HopperOperation):
     staging = operand_def(StagingType)
     group = operand_def(IndexType)
     row = prop_def(NATURAL)
+    column = prop_def(NATURAL)
     accumulate = opt_prop_def(UnitAttr)
     transposed = opt_prop_def(UnitAttr)
     assembly_format = (
-        "$fragment `->` $staging `for` $group `row` $row (`accumulate` $accumulate^)? (`transposed` $transposed^)? "
+        "$fragment `from` $column `->` $staging `for` $group `row` $row "
+        "(`accumulate` $accumulate^)? (`transposed` $transposed^)? "
         "attr-dict `:` type($fragment) `,` type($staging)"
     )
 

@@ -140,6 +140,26 @@ def test_no_seed_changes_a_bit_of_a_sliced_tile(schedule: str) -> None:
         np.testing.assert_array_equal(example.run(seed=seed), example.expected, err_msg=f"seed {seed}")
 
 
+IN_PLACE = {
+    "block = 64x128x64, warpgroups = 1, cluster = 2x1, stages = 2": (2, 4),
+    "block = 128x96x64, warpgroups = 2 along m, cluster = 1x1, stages = 3": (2, 3),
+    "block = 128x64x64, warpgroups = 2 along n, cluster = 1x2, stages = 3": (2,),
+    "block = 64x96x64, warpgroups = 1, tail = 64 after 1, cluster = 1x1, stages = 3": (2,),
+}
+"""Tiles that are summed in place, and in how many slices they may leave: of columns, if a warpgroup has one wave."""
+
+
+@pytest.mark.parametrize("schedule", IN_PLACE)
+@pytest.mark.parametrize("k", [8, 64, 200])
+def test_slices_of_sums_in_place_change_no_bit(schedule: str, k: int) -> None:
+    """As above: N ends inside the first slice of a tile, M inside a tile."""
+    for slices in IN_PLACE[schedule]:
+        text = program("bf16", 136, k, f"{schedule}, slices = {slices}")
+        for m in (1, 131):
+            check_exact(simulated(text, seed=m, clusters=1), text, m, seed=k)
+            check_bits(simulated(text, seed=slices, clusters=2), text, m)
+
+
 @pytest.mark.parametrize("m", [1, 63, 64, 65, 129])
 @pytest.mark.parametrize("clusters", [1, 3])
 def test_any_m_and_any_grid(m, clusters):
