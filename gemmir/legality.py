@@ -9,7 +9,7 @@ from __future__ import annotations
 
 from gemmir.errors import ScheduleError
 from gemmir.layouts import PANEL, STAGED_COLUMNS
-from gemmir.loop_legality import promote_chunk, turns
+from gemmir.loop_legality import promote_chunk, scale_slots, turns
 from gemmir.order_legality import evict, raster
 from gemmir.problem import GROUP_ALIGNMENT, GemmProblem, Grouping
 from gemmir.rule import Rule, Violation, missing
@@ -430,11 +430,12 @@ RULES: tuple[Rule, ...] = (
     promote_chunk,
     addend,
     scale_batch,
+    scale_slots,
     registers,
     shared_memory,
 )
 
-STREAM_RULES: tuple[Rule, ...] = (*OF_STREAMS, tail, raster, scale_batch, shared_memory)
+STREAM_RULES: tuple[Rule, ...] = (*OF_STREAMS, tail, raster, scale_batch, scale_slots, shared_memory)
 
 
 def rules_of(schedule: Schedule) -> tuple[Rule, ...]:

@@ -2,14 +2,17 @@
 
 from __future__ import annotations
 
-from gemmir.problem import GemmProblem
+from gemmir.problem import GemmProblem, Grouping
 from gemmir.rule import Violation, missing
-from gemmir.schedule import Schedule
+from gemmir.schedule import Family, Schedule
 from gemmir.target import Target
 from gemmir.tile import tile_geometry
 
 PROMOTE_CHUNKS = (1, 2, 4)
 """k-blocks that a math warpgroup takes at a time."""
+
+SCALE_SLOTS = (0, 1, 2, 4)
+"""Slots of the ring that a warp of its own fills with scales at a time."""
 
 
 def turns(problem: GemmProblem, s: Schedule, target: Target) -> Violation | None:
@@ -55,3 +58,39 @@ def promote_chunk(problem: GemmProblem, s: Schedule, target: Target) -> Violatio
         "k-blocks go in chunks where a warpgroup has one wave of 64 rows",
         "use promote_chunk = 1",
     )
+
+
+def scale_slots(problem: GemmProblem, s: Schedule, target: Target) -> Violation | None:
+    """A warp of its own loads scales where slots hold them; many at a time, if that many and one more are there."""
+    slots = s.scale_slots
+    if not slots:
+        return None
+    if (why := _no_scales_of_their_own(problem, s)) is not None:
+        return Violation("GMR-S003", f"scale_slots = {slots}{why[0]}", why[1], "use scale_slots = 0")
+    if slots not in SCALE_SLOTS:
+        return Violation("GMR-S003", f"scale_slots = {slots}", f"one of {SCALE_SLOTS}", "use scale_slots = 1")
+    if slots > 1 and s.scale_batch == 1 and not problem.column_scales:
+        rule = "weight scales of several slots at a time come in batches"
+        return Violation("GMR-S003", f"scale_slots = {slots}, scale_batch = 1", rule, "use scale_slots = 1")
+    blocks = problem.part_k_blocks
+    if slots > 1 and (blocks == 0 or blocks % slots):
+        rule = "the k-blocks of a tile are whole steps of so many slots"
+        return Violation("GMR-S003", f"scale_slots = {slots}, {blocks} k-blocks", rule, "use scale_slots = 1")
+    if slots > 1 and problem.grouping is Grouping.K_OFFS:
+        rule = "each group has its own number of k-blocks, so that they go one at a time"
+        return Violation("GMR-S003", f"scale_slots = {slots} for groups along K", rule, "use scale_slots = 1")
+    if s.num_stages is None or slots < s.num_stages:
+        return None
+    rule = "the math warps wait for a slot's scales while they hold the one before"
+    return Violation("GMR-S003", f"scale_slots = {slots} of {s.num_stages} stages", rule, "use scale_slots = 1")
+
+
+def _no_scales_of_their_own(problem: GemmProblem, s: Schedule) -> tuple[str, str] | None:
+    """Where no slot has scales, or what it has is the producer's: what, and the rule."""
+    if not problem.promoted:
+        return f" for {problem.a}, summed in the tensor core", "slots hold scales where sums are promoted"
+    if s.family is Family.STREAM:
+        return "", "family = stream: a warp loads the scales of whole tiles"
+    if problem.numerics.split_k > 1:
+        return f" with split_k = {problem.numerics.split_k}", "slots also hold sums that CTAs exchange"
+    return None

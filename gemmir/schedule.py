@@ -54,7 +54,7 @@ class Evict(Enum):
     BOTH = "both"
 
 
-MAY_BE_NONE = ("tail_n", "tail_after")
+MAY_BE_NONE = ("tail_n", "tail_after", "scale_slots")
 """Choices of which 0 says that there are none."""
 
 
@@ -73,6 +73,8 @@ class Schedule:
       narrower than `block_n`, after all others: then the last round of tiles is a short one. Both 0: there are none.
     - `balanced`: no more clusters than the rounds of tiles need.
     - `scale_batch`: k-blocks whose weight scales one load of the producer fetches.
+    - `scale_slots`: a warp of its own fills so many slots of the ring with scales at a time; 0: the producer warp loads
+      them with the operands.
     - `store_slices`: parts in which a warpgroup's tile leaves; each is staged in the same shared memory, once the one
       before has left.
     """
@@ -94,6 +96,7 @@ class Schedule:
     evict: Evict | None = None
     balanced: bool | None = None
     scale_batch: int | None = None
+    scale_slots: int | None = None
     store_slices: int | None = None
     num_stages: int | None = None
 

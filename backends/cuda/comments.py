@@ -14,6 +14,12 @@ def _holds(op: Operation, kind: type[Operation]) -> bool:
     return any(isinstance(inner, kind) for inner in op.walk())
 
 
+def _holds_operands(op: Operation) -> bool:
+    """Whether it loads what is not f32: A and B."""
+    maps = (load.map.type for load in op.walk() if isinstance(load, hopper.TmaLoadOp))
+    return any(isinstance(map_, hopper.TensorMapType) and map_.element_bytes < 4 for map_ in maps)
+
+
 def _warpgroups(op: hopper.WarpgroupsOp) -> str:
     if not _holds(op, hopper.WgmmaOp):
         return ""
@@ -27,6 +33,8 @@ def _warpgroups(op: hopper.WarpgroupsOp) -> str:
 def _warp(op: hopper.WarpOp) -> str:
     if _holds(op, hopper.CopyScalesOp):
         return "Scales warp: those of all k-blocks of a tile at once, so that the producer has none to wait for."
+    if _holds(op, hopper.TmaLoadOp) and not _holds_operands(op):
+        return "Scales warp: fills in the scales of a slot, so that the producer has none to wait for, and no fence."
     if _holds(op, hopper.TmaLoadOp):
         return "Producer warp: keeps the ring full, one k-block of A and B in a slot, with its scales if it has any."
     if _holds(op, hopper.StoreRowsOp):

@@ -130,6 +130,7 @@ class _Printer(PrintsStorage, PrintsBarriers, PrintsLoads, PrintsArithmetic, Pri
             hopper.ExpectOp: self.expect,
             hopper.FenceProxyAsyncOp: lambda op: self.call("fence_proxy_async"),
             hopper.FragmentOp: self.fragment,
+            hopper.BlockAheadOp: self.block_ahead,
             hopper.GroupBlockOp: self.group_block,
             hopper.GroupPointerOp: self.group_pointer,
             hopper.InitBarriersOp: self.init_barriers,

@@ -9,10 +9,10 @@ from xdsl.ir import SSAValue
 
 NAMES = frozenset(
     "added ahead all_tiles at batch begin block blocks d d_stride_group d_stride_m drained empty end first "
-    "first_block full granted group group_d group_scale_b index k m m0 map_a map_b map_c16 map_c32 map_c64 map_d16 "
-    "map_d32 map_d64 map_scale_a map_scale_b n0 next_scales out overlaps partial partial0 partial1 ring_a ring_b "
-    "ring_scale_a ring_scale_b room scale_b scale_b_stride_group scale_b_stride_k scale_b_stride_n scaled scales "
-    "scales0 scales1 sent slot staged staging summed sums total0 total1 total2 total3 unscaled unsummed".split()
+    "first_block free full granted group group_d group_scale_b index k m m0 map_a map_b map_c16 map_c32 map_c64 "
+    "map_d16 map_d32 map_d64 map_scale_a map_scale_b n0 next_scales out overlaps partial partial0 partial1 ring_a "
+    "ring_b ring_scale_a ring_scale_b room scale_b scale_b_stride_group scale_b_stride_k scale_b_stride_n scaled "
+    "scales scales0 scales1 sent slot staged staging summed sums total0 total1 total2 total3 unscaled unsummed".split()
 )
 """Name hints that may appear in source. Anything else in the IR gets a number: no string out of IR reaches CUDA."""
 

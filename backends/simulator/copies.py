@@ -98,6 +98,10 @@ def _destinations(agent: Agent, op: hopper.TmaLoadOp) -> tuple[int, list[int]]:
     return rank % cluster_n, [rank // cluster_n * cluster_n + i for i in range(cluster_n)]
 
 
+def block_ahead(agent: Agent, op: hopper.BlockAheadOp) -> None:
+    agent.values[op.result] = agent[op.k] + op.ahead.value.data
+
+
 def group_block(agent: Agent, op: hopper.GroupBlockOp) -> None:
     agent.values[op.result] = agent[op.k] + agent[op.first]
 

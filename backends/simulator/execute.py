@@ -265,6 +265,7 @@ QUIET: dict[type[Operation], Act] = {
     hopper.CopyScalesOp: copies.copy_scales,
     hopper.CursorOp: _cursor,
     hopper.FragmentOp: _fragment,
+    hopper.BlockAheadOp: copies.block_ahead,
     hopper.GroupBlockOp: copies.group_block,
     hopper.GroupPointerOp: copies.group_pointer,
     hopper.MoveScalesOp: compute.move_scales,

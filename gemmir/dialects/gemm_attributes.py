@@ -256,6 +256,10 @@ def _parse_scale_batch(parser: AttrParser) -> dict[str, object]:
     return {"scale_batch": _parse_positive(parser)}
 
 
+def _parse_scale_slots(parser: AttrParser) -> dict[str, object]:
+    return {"scale_slots": _parse_positive(parser)}
+
+
 def _parse_slices(parser: AttrParser) -> dict[str, object]:
     return {"store_slices": _parse_positive(parser)}
 
@@ -277,6 +281,7 @@ _SCHEDULE_ENTRIES: dict[str, Callable[[AttrParser], dict[str, object]]] = {
     "evict": _parse_evict,
     "balanced": _parse_balanced,
     "scale_batch": _parse_scale_batch,
+    "scale_slots": _parse_scale_slots,
     "slices": _parse_slices,
     "stages": _parse_stages,
 }
@@ -299,6 +304,7 @@ def schedule_text(s: Schedule) -> str:
         "evict": None if s.evict is None else s.evict.value,
         "balanced": None if s.balanced is None else str(s.balanced).lower(),
         "scale_batch": s.scale_batch,
+        "scale_slots": s.scale_slots,
         "slices": s.store_slices,
         "stages": s.num_stages,
     }
@@ -318,7 +324,7 @@ class ScheduleAttr(Data[Schedule]):
 
     `#gemm.schedule<family = tiles, block = 128x256x128, warpgroups = 2 along n, turns = false, chunk = 1,
     cluster = 1x1, tail = 128 after 8, raster = along_m, group = 8, evict = neither, balanced = true, scale_batch = 1,
-    slices = 2, stages = 4>`
+    scale_slots = 1, slices = 2, stages = 4>`
     """
 
     name = "gemm.schedule"

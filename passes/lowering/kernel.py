@@ -19,7 +19,7 @@ from gemmir.passes.lowering.overlap import overlap
 from gemmir.passes.lowering.parameters import Parameters, kernel_parameters, read_parameters, tensors
 from gemmir.passes.lowering.plan import Plan
 from gemmir.passes.lowering.producer import producer
-from gemmir.passes.lowering.scales import scales_of_tiles
+from gemmir.passes.lowering.scales import scales_of_slots, scales_of_tiles
 from gemmir.passes.lowering.storage import Storage, allocate
 from gemmir.passes.lowering.store import store
 from gemmir.passes.lowering.tiles import count_tiles
@@ -106,6 +106,6 @@ def _service(service: Emitter, plan: Plan, parameters: Parameters, storage: Stor
         producer(warp, plan, parameters, storage)
     with service.inside(hopper.WarpOp, index=1, elected=not plan.grouped) as (warp, _):
         store(warp, plan, parameters, storage)
-    if plan.scales_of_tiles:
+    if plan.scales_of_tiles or plan.scale_slots:
         with service.inside(hopper.WarpOp, index=2) as (warp, _):
-            scales_of_tiles(warp, plan, parameters, storage)
+            (scales_of_tiles if plan.scales_of_tiles else scales_of_slots)(warp, plan, parameters, storage)

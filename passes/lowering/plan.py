@@ -138,6 +138,11 @@ class Plan:
         return _chosen(self.schedule.scale_batch)
 
     @property
+    def scale_slots(self) -> int:
+        """Slots that a warp of its own fills with scales at a time; 0 where the producer does."""
+        return _chosen(self.schedule.scale_slots)
+
+    @property
     def slices(self) -> int:
         """Parts in which what a CTA finishes of a warpgroup's tile is staged and leaves."""
         return _chosen(self.schedule.store_slices)
@@ -166,13 +171,16 @@ class Plan:
         return store_chunks(self.slice_columns, self.slice_rows, self.problem.d.bytes)
 
     @property
-    def stage_load_bytes(self) -> int:
-        """Bytes that TMA brings into one stage."""
-        operands = (self.block_m + self.block_n) * STAGE_ROW_BYTES
+    def operand_bytes(self) -> int:
+        """Bytes of A and B that TMA brings into one stage."""
+        return (self.block_m + self.block_n) * STAGE_ROW_BYTES
+
+    @property
+    def scale_bytes(self) -> int:
+        """Bytes of scales that TMA brings into one stage."""
         if self.scales_of_tiles:
-            return operands
-        scales = self.layout.scale_b_bytes if self.problem.column_scales else 0
-        return operands + self.layout.scale_a_bytes + scales
+            return 0
+        return self.layout.scale_a_bytes + (self.layout.scale_b_bytes if self.problem.column_scales else 0)
 
     @property
     def swapped(self) -> bool:

@@ -1,14 +1,23 @@
-"""The warp that loads the scales of all k-blocks of a tile at once, where its operands have a warp of their own."""
+"""The warp that loads scales, where operands have one of their own: those of a tile at once, or slot by slot."""
 
 from __future__ import annotations
 
+from xdsl.ir import SSAValue
+
 from gemmir.dialects import hopper
 from gemmir.passes.lowering.emitter import INDEX, Emitter
+from gemmir.passes.lowering.operand_loads import evict, number_of
 from gemmir.passes.lowering.parameters import Parameters
 from gemmir.passes.lowering.plan import Plan
-from gemmir.passes.lowering.producer import evict, weight_scales_of
+from gemmir.passes.lowering.slot_scales import (
+    WeightScales,
+    next_weight_scales,
+    put_scales,
+    start_weight_scales,
+    weight_scales_of,
+)
 from gemmir.passes.lowering.storage import Storage
-from gemmir.passes.lowering.tiles import each_tile, own_matrix
+from gemmir.passes.lowering.tiles import Tile, each_block, each_tile, own_matrix
 
 
 def scales_of_tiles(emit: Emitter, plan: Plan, parameters: Parameters, storage: Storage) -> None:
@@ -40,3 +49,48 @@ def scales_of_tiles(emit: Emitter, plan: Plan, parameters: Parameters, storage: 
         each.op(hopper.SyncWarpOp)
         each.op(hopper.ExpectOp, storage.scaled, at, [], bytes=plan.layout.scale_a_bytes)
         each.op(hopper.AdvanceOp, at)
+
+
+def scales_of_slots(emit: Emitter, plan: Plan, parameters: Parameters, storage: Storage) -> None:
+    """
+    For each k-block of each tile: wait until its slot is free, fill in the scales, say what is coming.
+
+    Several slots at a time have one fence, which takes longer than the loads of a short k-block.
+    """
+    at = emit.value(hopper.CursorOp, hopper.CursorType(plan.stages), "at")
+    free = emit.value(hopper.CursorOp, hopper.CursorType(plan.stages), "free") if plan.scale_slots > 1 else at
+    for region in plan.regions:
+        own = parameters.of(region)
+        with each_tile(emit, region, storage) as (each, tile):
+            weights = weight_scales_of(each, own, tile)
+            batch = start_weight_scales(each, region, weights, tile.n0)
+            _fill_slots(each, region, own, storage, tile, (weights, batch), (free, at))
+
+
+def _fill_slots(
+    emit: Emitter,
+    plan: Plan,
+    parameters: Parameters,
+    storage: Storage,
+    tile: Tile,
+    sources: tuple[WeightScales | None, SSAValue | None],
+    positions: tuple[SSAValue, SSAValue],
+) -> None:
+    """The slots of a tile. `positions`: of what is free, of what is filled."""
+    (weights, batch), (free, at), slots = sources, positions, plan.scale_slots
+    with each_block(emit, plan, tile, step=slots if slots > 1 else None) as (body, k):
+        numbers = [k, *(body.value(hopper.BlockAheadOp, INDEX, "k", k, ahead=i) for i in range(1, slots))]
+        blocks = [number_of(body, plan, tile, number) for number in numbers]
+        pairs = zip(numbers, blocks, strict=True)
+        scales = [next_weight_scales(body, plan, weights, tile.n0, pair, batch) for pair in pairs]
+        for _ in numbers:
+            body.op(hopper.AcquireOp, storage.empty, free, [])
+            if free is not at:
+                body.op(hopper.AdvanceOp, free)
+        if not plan.fence_where_read:
+            body.op(hopper.FenceProxyAsyncOp)
+        for block, fetched in zip(blocks, scales, strict=True):
+            put_scales(body, plan, parameters, storage, at, tile, block, fetched)
+            body.op(hopper.SyncWarpOp)
+            body.op(hopper.ExpectOp, storage.full, at, [], bytes=plan.scale_bytes)
+            body.op(hopper.AdvanceOp, at)

@@ -105,7 +105,7 @@ def allocate(emit: Emitter, plan: Plan) -> Storage:
         staging_tail=None if plan.tail is None else staging(plan.tail),
         scale_a=scale_ring("ring_scale_a", layout.scale_a_bytes, layout.scale_a_offset),
         scale_b=scale_ring("ring_scale_b", layout.scale_b_bytes, layout.scale_b_offset),
-        full=barriers("full", (stages, 1), layout.full_offset, 1),
+        full=barriers("full", (stages, 1), layout.full_offset, 2 if plan.scale_slots else 1),
         empty=barriers("empty", (stages, 1), layout.empty_offset, readers * plan.peers),
         staged=barriers("staged", (1, groups), layout.staged_offset, WARPS_PER_GROUP),
         drained=barriers("drained", (1, groups), layout.drained_offset, 1),

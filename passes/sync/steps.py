@@ -427,6 +427,7 @@ SILENT = (
     hopper.FirstBlockOp,
     hopper.FirstTileOp,
     hopper.FragmentOp,
+    hopper.BlockAheadOp,
     hopper.GroupBlockOp,
     hopper.GroupPointerOp,
     hopper.LaunchDependentsOp,

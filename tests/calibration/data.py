@@ -28,7 +28,7 @@ ranks first for 136 to 256.
 TILES_ROWS_FILES = (HERE / "h100-tiles-rows.json", HERE / "h200-tiles-rows.json")
 """What is chosen of the other family for the same products of 136 to 256 rows."""
 
-OLDER = {"balanced": False, "scale_batch": 1, "tail_n": 0, "tail_after": 0}
+OLDER = {"balanced": False, "scale_batch": 1, "scale_slots": 0, "tail_n": 0, "tail_after": 0}
 """What kernels did before a schedule could say it; for measurements that are older than these choices."""
 
 OLDER_HINTS = {Family.TILES: Evict.NEITHER, Family.STREAM: Evict.WEIGHTS}

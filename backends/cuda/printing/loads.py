@@ -58,6 +58,9 @@ class PrintsLoads(Printing):
         row, column = scaled(self.out[op.row], number(op.row_step)), scaled(self.out[op.column], number(op.column_step))
         self.call("tma_prefetch", self.out[op.map], column, row)
 
+    def block_ahead(self, op: hopper.BlockAheadOp) -> None:
+        self.out.alias(op.result, f"({self.out[op.k]} + {number(op.ahead)})")
+
     def group_block(self, op: hopper.GroupBlockOp) -> None:
         self.out.line(f"const int {self.out.name(op.result)} = {self.out[op.first]} + {self.out[op.k]};")
 

@@ -52,6 +52,7 @@ from gemmir.dialects.hopper.control import (
 )
 from gemmir.dialects.hopper.grid import FirstTileOp, LaunchDependentsOp, TmaPrefetchOp, WaitForGridOp
 from gemmir.dialects.hopper.loads import (
+    BlockAheadOp,
     CopyScalesOp,
     FetchScalesOp,
     GroupBlockOp,
@@ -120,6 +121,7 @@ Hopper = Dialect(
         FirstTileOp,
         FragmentOp,
         GrantOp,
+        BlockAheadOp,
         GroupBlockOp,
         GroupPointerOp,
         InPartOp,

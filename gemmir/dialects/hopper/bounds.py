@@ -31,6 +31,7 @@ from gemmir.dialects.hopper.control import (
 )
 from gemmir.dialects.hopper.grid import TmaPrefetchOp
 from gemmir.dialects.hopper.loads import (
+    BlockAheadOp,
     CopyScalesOp,
     FetchScalesOp,
     GroupPointerOp,
@@ -327,6 +328,8 @@ def _last_block(op: FetchScalesOp | NextScalesOp, parts: int = 1) -> int:
     k, before = op.k, 0
     if isinstance(in_part := k.owner, PartBlockOp):
         k, before = in_part.k, (parts - 1) * number(in_part.blocks)
+    if isinstance(ahead := k.owner, BlockAheadOp):
+        k = ahead.k
     loop = k.owner.parent_op() if isinstance(k, BlockArgument) else None
     if not isinstance(loop, KBlocksOp):
         raise VerifyException(f"{op.name} reads the scales of a k-block")
@@ -365,6 +368,12 @@ def _next_scales(op: NextScalesOp) -> None:
     warp = enclosing(op, WarpOp)
     if warp is None or warp.elected is not None:
         raise VerifyException("hopper.next_scales takes all lanes of a warp: each gets its scale from another one")
+
+
+def _block_ahead(op: BlockAheadOp) -> None:
+    loop = op.k.owner.parent_op() if isinstance(op.k, BlockArgument) else None
+    if not isinstance(loop, KBlocksOp) or number(op.ahead) >= loop.blocks:
+        raise VerifyException(f"{op.name} by {number(op.ahead)}: it is for blocks that a loop does at a time")
 
 
 def _k_blocks(kernel: KernelOp, op: KBlocksOp) -> None:
@@ -449,6 +458,7 @@ def _tma_store(op: TmaStoreOp | StoreRowsOp | TmaFillOp) -> None:
 
 
 _CHECKS: dict[type[Operation], Callable[[Any], None]] = {
+    BlockAheadOp: _block_ahead,
     LoadScalesOp: _load_scales,
     NextScalesOp: _next_scales,
     PromoteBlockOp: _promote_block,

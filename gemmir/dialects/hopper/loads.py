@@ -132,6 +132,17 @@ class GroupBlockOp(HopperOperation):
 
 
 @irdl_op_definition
+class BlockAheadOp(HopperOperation):
+    """The number of the k-block `ahead` blocks behind `k`, in a loop that does several at a time."""
+
+    name = "hopper.block_ahead"
+    k = operand_def(IndexType)
+    ahead = prop_def(POSITIVE)
+    result = result_def(IndexType)
+    assembly_format = "$k `by` $ahead attr-dict"
+
+
+@irdl_op_definition
 class FetchScalesOp(HopperOperation):
     """
     Lane j of the warp reads the weight scale of columns `column` + j * `step` .. of k-block `k` from global memory.
