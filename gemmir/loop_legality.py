@@ -11,8 +11,11 @@ from gemmir.tile import tile_geometry
 PROMOTE_CHUNKS = (1, 2, 4)
 """k-blocks that a math warpgroup takes at a time."""
 
-SCALE_SLOTS = (0, 1, 2, 4)
-"""Slots of the ring that a warp of its own fills with scales at a time."""
+SCALE_SLOTS = {0: 1, 1: 1, 2: 6, 4: 7}
+"""
+Slots of the ring that a warp of its own fills with scales at a time, and the fewest stages for that: with fewer, loads
+are late, by up to a quarter of the kernel (measured), and tiles so large leave that warp too few registers.
+"""
 
 
 def turns(problem: GemmProblem, s: Schedule, target: Target) -> Violation | None:
@@ -61,17 +64,20 @@ def promote_chunk(problem: GemmProblem, s: Schedule, target: Target) -> Violatio
 
 
 def scale_slots(problem: GemmProblem, s: Schedule, target: Target) -> Violation | None:
-    """A warp of its own loads scales where slots hold them; many at a time, if that many and one more are there."""
+    """A warp of its own loads scales where slots hold them; several at a time where the ring has many."""
     slots = s.scale_slots
     if not slots:
         return None
     if (why := _no_scales_of_their_own(problem, s)) is not None:
         return Violation("GMR-S003", f"scale_slots = {slots}{why[0]}", why[1], "use scale_slots = 0")
     if slots not in SCALE_SLOTS:
-        return Violation("GMR-S003", f"scale_slots = {slots}", f"one of {SCALE_SLOTS}", "use scale_slots = 1")
+        return Violation("GMR-S003", f"scale_slots = {slots}", f"one of {tuple(SCALE_SLOTS)}", "use scale_slots = 1")
     if slots > 1 and s.scale_batch == 1 and not problem.column_scales:
         rule = "weight scales of several slots at a time come in batches"
         return Violation("GMR-S003", f"scale_slots = {slots}, scale_batch = 1", rule, "use scale_slots = 1")
+    if slots > 1 and s.math_warpgroups == 3:
+        rule = "a thread has 128 registers beside three math warpgroups: several slots at a time are spilled"
+        return Violation("GMR-S003", f"scale_slots = {slots} with 3 math warpgroups", rule, "use scale_slots = 1")
     blocks = problem.part_k_blocks
     if slots > 1 and (blocks == 0 or blocks % slots):
         rule = "the k-blocks of a tile are whole steps of so many slots"
@@ -79,9 +85,9 @@ def scale_slots(problem: GemmProblem, s: Schedule, target: Target) -> Violation 
     if slots > 1 and problem.grouping is Grouping.K_OFFS:
         rule = "each group has its own number of k-blocks, so that they go one at a time"
         return Violation("GMR-S003", f"scale_slots = {slots} for groups along K", rule, "use scale_slots = 1")
-    if s.num_stages is None or slots < s.num_stages:
+    if s.num_stages is None or s.num_stages >= SCALE_SLOTS[slots]:
         return None
-    rule = "the math warps wait for a slot's scales while they hold the one before"
+    rule = f"at least {SCALE_SLOTS[slots]} stages: those that are filled wait for each other"
     return Violation("GMR-S003", f"scale_slots = {slots} of {s.num_stages} stages", rule, "use scale_slots = 1")
 
 

@@ -17,10 +17,11 @@ from typing import NamedTuple
 
 from gemmir.passes.cost_constants import DEFAULT, Constants
 from gemmir.passes.l2_model import Traffic, cluster_tiles, grid_of, orders_of, resident_clusters, traffic
+from gemmir.passes.scale_slots import scale_slots_of
 from gemmir.passes.stream_model import STREAM, StreamConstants, stream_clocks
 from gemmir.passes.tail_model import deal
 from gemmir.problem import GemmProblem, Grouping
-from gemmir.schedule import Family, Schedule
+from gemmir.schedule import Evict, Family, Schedule
 from gemmir.target import SM_90A, Target
 from gemmir.tile import STAGE_ROW_BYTES, default_store_slices, shared_layout, tail_schedule, tile_geometry
 
@@ -38,6 +39,13 @@ before (estimate).
 
 OPEN_ORDER_DISTINCT = (0.1, 0.25)
 """Parts of A and B among all loads that CTAs side by side do not share, in groups of 4: while the order is open."""
+
+
+HINTED_WAVES = 2
+"""With more waves than these, hints made kernels slower: by up to 15% with `weights`, 59% with `both` (H100)."""
+
+SHALLOW_STAGES = 3
+"""Stages up to which k-blocks that are accumulated in place are longer."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -102,7 +110,9 @@ def _math_clocks(problem: GemmProblem, schedule: Schedule, tensor: float, target
     operand_reads = groups * tile.waves * wave_bytes / target.shared_bytes_per_clock
     if not problem.promoted:
         busy = _norm(tensor, operand_reads, c.operand_order) * (1 + c.in_place_wave * (tile.waves - 1))
-        return max(busy, c.in_place_k_block) * (c.in_place_three if groups == 3 else 1.0)
+        stages = schedule.num_stages or fitting_stages(problem, schedule, target)
+        shallow = 1 + c.in_place_shallow if stages <= SHALLOW_STAGES else 1.0
+        return max(busy, c.in_place_k_block) * (c.in_place_three if groups == 3 else 1.0) * shallow
     # Of a chunk, only the last k-block's promotion has no wave of the same warpgroup to hide behind (estimate).
     chunk = _chunk(problem, schedule)
     promotion = c.promotion_per_column * tile.wg_columns * (COLUMN_SCALES if problem.column_scales else 1)
@@ -115,16 +125,46 @@ def _math_clocks(problem: GemmProblem, schedule: Schedule, tensor: float, target
     return busy * (1 + (c.convoy - 1) / chunk) if in_step else busy
 
 
-def _load_clocks(problem: GemmProblem, schedule: Schedule, spread: float, target: Target, c: Constants) -> float:
-    """Clocks in which L2 delivers the operands of one k-block, or in which few stages let it."""
+def _load_clocks(
+    problem: GemmProblem, schedule: Schedule, spread: float, rounds: int, target: Target, c: Constants
+) -> float:
+    """Clocks in which L2 delivers a k-block's operands and warps fill in scales, or in which few stages let it."""
     assert schedule.block_m is not None and schedule.block_n is not None
     rows = min(schedule.block_m, problem.group_rows) + min(schedule.block_n, problem.n)
     transfer = rows * STAGE_ROW_BYTES / (c.l2_efficiency * target.l2_bytes_per_clock_per_sm) * (1 + spread)
     if not problem.promoted:
         transfer *= c.in_place_loads
+    if _hinted(schedule, rounds):
+        transfer *= c.hinted_loads
     stages = schedule.num_stages or fitting_stages(problem, schedule, target)
+    transfer += _scale_clocks(problem, schedule, stages, c) + c.fill_clocks * _filled_rows(problem, schedule) / rounds
     held = 1 if _chunk(problem, schedule) == 1 else 2
     return max(transfer, (c.load_latency + transfer) / max(1, stages - held))
+
+
+def _hinted(schedule: Schedule, rounds: int) -> bool:
+    """Whether L2 is told to let go of operands first; while that is open, whether it will be: in one wave or two."""
+    if schedule.evict is not None:
+        return schedule.evict is not Evict.NEITHER
+    return rounds <= HINTED_WAVES and (schedule.cluster_m or 1) * (schedule.cluster_n or 1) == 1
+
+
+def _scale_clocks(problem: GemmProblem, schedule: Schedule, stages: int, c: Constants) -> float:
+    """Clocks in which the scales of a k-block are filled in."""
+    if not problem.promoted:
+        return 0.0
+    slots = schedule.scale_slots
+    if slots is None:
+        slots, _ = scale_slots_of(problem, schedule, stages)
+    if slots == 0:
+        return c.scales_by_producer
+    return c.scales_by_warp - c.scales_at_once * (1 - 1 / slots)
+
+
+def _filled_rows(problem: GemmProblem, schedule: Schedule) -> int:
+    """Rows of the last tile that lie past the last row."""
+    assert schedule.block_m is not None
+    return -problem.group_rows % schedule.block_m if problem.grouping is Grouping.NONE else 0
 
 
 def _tile_clocks(problem: GemmProblem, schedule: Schedule, rounds: int, target: Target, c: Constants) -> float:
@@ -142,7 +182,7 @@ def _tile_clocks(problem: GemmProblem, schedule: Schedule, rounds: int, target: 
     slices = schedule.store_slices or default_store_slices(problem, schedule)
     exposed = c.store_exposed if slices == 1 else c.sliced_store_exposed
     if slices > 1 and not problem.promoted:
-        exposed = (slices - 1 + c.store_exposed) / slices  # each slice waits for the one before; not measured
+        exposed = c.store_exposed + (slices - 1) * c.in_place_slice_exposed
     bubble = c.in_place_bubble
     if problem.promoted:
         bubble = 0.0 if schedule.promote_chunk in (None, 1) else c.chunk_bubble * (1 - 1 / max(1, rounds))
@@ -223,7 +263,7 @@ def _clocks(
 ) -> _Clocks:
     tensor = _tensor_clocks(schedule, target)
     math = _math_clocks(problem, schedule, tensor, target, c)
-    loads = _load_clocks(problem, schedule, spread, target, c)
+    loads = _load_clocks(problem, schedule, spread, rounds, target, c)
     shared = (schedule.cluster_m or 1) * (schedule.cluster_n or 1)
     k_block = _norm(math, loads, c.overlap_order) * (c.cluster_coupling if shared > 1 else 1.0)
     return _Clocks(tensor, math, loads, k_block, _tile_clocks(problem, schedule, rounds, target, c))
@@ -357,6 +397,7 @@ def tile_bound(
     clocks_per_element = target.tensor_clocks_per_column / target.wgmma_m * STAGE_ROW_BYTES / target.wgmma_k_bytes
     rows = min(block_m, problem.group_rows) + min(block_n, problem.n)
     transfer = rows * STAGE_ROW_BYTES / (c.l2_efficiency * target.l2_bytes_per_clock_per_sm)
+    transfer *= min(1.0, c.hinted_loads) * (1.0 if problem.promoted else min(1.0, c.in_place_loads))
     k_block = max(block_m * block_n * clocks_per_element, transfer)
     cycles = -(-tiles // (target.sms // problem.numerics.split_k)) * problem.part_k_blocks * k_block
     return c.launch_seconds + _norm(cycles / c.boost_clock_hz, dram, c.dram_overlap_order)

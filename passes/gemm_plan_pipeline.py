@@ -3,16 +3,17 @@
 operand ring has.
 
     schedule <..., raster = along_m, group = 8>                                                // before
-    schedule <..., raster = along_m, group = 8, scale_batch = 1, slices = 2, stages = 4>       // after
+    schedule <..., group = 8, scale_batch = 1, scale_slots = 1, slices = 2, stages = 4>        // after
 
-Weight scales k-block by k-block where a k-block takes longer than their load, else many k-blocks at a time.
+Weight scales k-block by k-block where a k-block takes longer than their load, else many k-blocks at a time; a warp of
+its own for all scales, unless there are few k-blocks.
 A slice a wave where sums are promoted, so that the outgoing tile takes little space. Then the most stages that shared
 memory holds: more loads in flight hide more latency, and nothing else needs the space.
 """
 
 from __future__ import annotations
 
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 
 from xdsl.context import Context
 from xdsl.dialects.builtin import ModuleOp
@@ -20,17 +21,14 @@ from xdsl.passes import ModulePass
 
 from gemmir.decisions import Decision, record
 from gemmir.legality import least_stages, most_stages
-from gemmir.loop_legality import SCALE_SLOTS, scale_slots
 from gemmir.passes.cost_model import fitting_stages, predict
 from gemmir.passes.l2_model import cluster_tiles, resident_clusters
+from gemmir.passes.scale_slots import scale_slots_of
 from gemmir.passes.schedule_pass import need_tile, read_schedule, write_schedule
 from gemmir.problem import GemmProblem
 from gemmir.schedule import Schedule
 from gemmir.target import SM_90A
 from gemmir.tile import default_store_slices, exchange, shared_layout, tile_geometry, widest_scale_batch
-
-SCALE_WARP_K_BLOCKS = 16
-"""From so many k-blocks on, scales have a warp of their own (measured: 2% slower with 4 and 12, faster from 16 on)."""
 
 SCALE_LOAD_CLOCKS = 800
 """
@@ -108,9 +106,10 @@ class GemmPlanPipelinePass(ModulePass):
     def _scale_slots(self, problem: GemmProblem, wanted: Schedule) -> Schedule:
         if wanted.scale_slots is not None:
             return wanted
-        if scale_slots(problem, replace(wanted, scale_slots=1), SM_90A) is not None:
+        assert wanted.num_stages is not None
+        chosen, because = scale_slots_of(problem, wanted, wanted.num_stages)
+        if not because:
             return wanted.filled(scale_slots=0)
-        chosen, because = scale_slots_of(problem, wanted)
         record(Decision(self.name, "scale_slots", str(chosen), because, "0" if chosen else "1"))
         return wanted.filled(scale_slots=chosen)
 
@@ -127,19 +126,6 @@ class GemmPlanPipelinePass(ModulePass):
             because = f"{parts} leaves {while_}; {sliced} stages fit"
             record(Decision(self.name, "slices", str(chosen), because, f"1, with which {whole} stages fit"))
         return wanted.filled(store_slices=chosen)
-
-
-def scale_slots_of(problem: GemmProblem, schedule: Schedule) -> tuple[int, str]:
-    """Whether scales have a warp of their own, how many slots it fills at a time, and why."""
-    blocks = problem.part_k_blocks
-    if blocks < SCALE_WARP_K_BLOCKS:
-        return 0, f"{blocks} k-blocks: with fewer than {SCALE_WARP_K_BLOCKS}, loads that are ahead delay stores"
-    if schedule.promote_chunk == 1:
-        return 1, f"{blocks} k-blocks, whose operands then wait for no fence"
-    assert schedule.num_stages is not None
-    possible = [n for n in SCALE_SLOTS if 2 * n <= schedule.num_stages]
-    chosen = max(n for n in possible if scale_slots(problem, replace(schedule, scale_slots=n), SM_90A) is None)
-    return chosen, f"short k-blocks: {chosen} of {schedule.num_stages} slots at a time have one fence"
 
 
 def _explain(name: str, problem: GemmProblem, schedule: Schedule, chosen: int) -> Decision:

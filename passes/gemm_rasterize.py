@@ -16,15 +16,12 @@ from xdsl.passes import ModulePass
 
 from gemmir.decisions import Decision, record
 from gemmir.order_legality import evict
-from gemmir.passes.cost_model import Ordered, best_orders
+from gemmir.passes.cost_model import HINTED_WAVES, Ordered, best_orders
 from gemmir.passes.l2_model import Grid, cluster_tiles, grid_of
 from gemmir.passes.schedule_pass import named_option, need_tile, read_schedule, write_schedule
 from gemmir.problem import GemmProblem, Grouping
 from gemmir.schedule import Evict, Family, RasterAxis, Schedule
 from gemmir.target import SM_90A, Target
-
-HINTED_WAVES = 2
-"""With more waves than these, hints made kernels slower: by up to 15% with `weights`, 59% with `both` (H100)."""
 
 
 @dataclass(frozen=True)

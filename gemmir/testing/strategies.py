@@ -22,7 +22,7 @@ from gemmir.legality import (
     WG_COLUMN_STEP,
     is_legal,
 )
-from gemmir.loop_legality import PROMOTE_CHUNKS
+from gemmir.loop_legality import PROMOTE_CHUNKS, SCALE_SLOTS
 from gemmir.matmul_rules import DIMS, operand_scale_shape
 from gemmir.numerics import NumericsSpec
 from gemmir.problem import SCALE_BLOCK, GemmProblem, Grouping, Recipe
@@ -164,7 +164,8 @@ def legal_schedules(draw: st.DrawFn, problem: GemmProblem) -> Schedule:
         scale_batch=draw(st.sampled_from(sorted({1, widest_scale_batch(problem, sliced)}))),
         num_stages=draw(st.sampled_from(fitting)),
     )
-    return completed(problem, drawn)
+    slots = [n for n in SCALE_SLOTS if is_legal(problem, replace(drawn, scale_slots=n))]
+    return completed(problem, replace(drawn, scale_slots=draw(st.sampled_from(slots))))
 
 
 @st.composite
@@ -192,6 +193,8 @@ def nearly_legal_schedules(draw: st.DrawFn, problem: GemmProblem) -> Schedule:
         {"raster_group": 65},
         {"scale_batch": 2 * widest_scale_batch(problem, legal)},
         {"scale_batch": 3},
+        {"scale_slots": 3},
+        {"scale_slots": 4, "num_stages": 6},
         {"store_slices": slices + 1},
         {"store_slices": 5},
         {"num_stages": 1},

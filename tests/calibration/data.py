@@ -14,8 +14,14 @@ from gemmir.problem import GemmProblem
 from gemmir.schedule import Evict, Family, Schedule
 
 HERE = Path(__file__).parent
-FILES = (HERE / "h200.json", HERE / "h200-gaps.json", HERE / "h100-raster.json")
-"""All that the committed constants are fitted to."""
+FILES = tuple(
+    HERE / f"{name}.json"
+    for name in ("h200", "h200-gaps", "h100-raster", "h200-slots", "h100-tiles-rows", "h200-tiles-rows")
+)
+"""
+All that the committed constants are fitted to: a menu of schedules, what fills its gaps, orders of tiles, who fills in
+scales and slices of columns, and what is chosen for the products of 136 to 256 rows of `STREAM_FILES`.
+"""
 
 STREAM_FILES = tuple(
     HERE / f"{name}.json" for name in ("h100-stream", "h100-stream-rows", "h200-stream", "h200-stream-rows")
@@ -25,7 +31,7 @@ What the constants of the family for few rows are fitted to: a menu of schedules
 ranks first for 136 to 256.
 """
 
-TILES_ROWS_FILES = (HERE / "h100-tiles-rows.json", HERE / "h200-tiles-rows.json")
+TILES_ROWS_FILES = FILES[-2:]
 """What is chosen of the other family for the same products of 136 to 256 rows."""
 
 OLDER = {"balanced": False, "scale_batch": 1, "scale_slots": 0, "tail_n": 0, "tail_after": 0}

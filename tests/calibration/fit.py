@@ -37,6 +37,7 @@ FITTED = {
     "in_place_bubble": 1000.0,
     "in_place_wave": 0.05,
     "in_place_three": 1.02,
+    "in_place_shallow": 0.02,
     "chunk_bubble": 800.0,
     "three_warpgroups": 1.2,
     "operand_order": 6.0,
@@ -44,6 +45,11 @@ FITTED = {
     "spread_b": 0.16,
     "l2_efficiency": 1.04,
     "overlap_order": 20.0,
+    "hinted_loads": 0.8,
+    "fill_clocks": 2.5,
+    "scales_by_producer": 100.0,
+    "scales_by_warp": 80.0,
+    "scales_at_once": 40.0,
     "dram_overlap_order": 4.0,
     "l2_reuse_bytes": 40e6,
     "l2_reuse_order": 2.5,
@@ -51,6 +57,7 @@ FITTED = {
     "store_exposed": 0.7,
     "store_row_clocks": 3.0,
     "sliced_store_exposed": 0.2,
+    "in_place_slice_exposed": 0.15,
     "cold_seconds_per_byte": 6e-14,
     "launch_seconds": 4e-6,
     "dram_drop_hz": 0.05e9,
@@ -70,7 +77,8 @@ LARGEST_MOVE = 0.5
 ENOUGH = 1e-6
 """A gain of this share of the sum of squares ends the fit."""
 
-Group = tuple[str, Case]
+Group = tuple[str, Case, int]
+"""Device, product, and who fills in scales: that is chosen by a rule, not by the model."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -117,11 +125,12 @@ def errors(data: Sequence[Series], fit: Fit) -> np.ndarray:
 
 
 def choices(data: Sequence[Series], fit: Fit) -> list[Choice]:
-    """One for each shape on each device with more than one schedule."""
+    """One for each group with more than one schedule."""
     groups: dict[Group, list[tuple[float, Measurement]]] = {}
     for series in data:
         for us, m in zip(predictions(series, fit), series.measurements, strict=True):
-            groups.setdefault((series.device, m.point.case), []).append((float(us), m))
+            slots = m.parsed()[1].scale_slots or 0
+            groups.setdefault((series.device, m.point.case, slots), []).append((float(us), m))
     return [
         Choice(group, min(points, key=lambda p: p[0])[1], min((m for _, m in points), key=lambda m: m.us))
         for group, points in groups.items()
@@ -194,7 +203,7 @@ def report(data: Sequence[Series], old: Fit, new: Fit) -> str:
                 f"worst {off.min():+.1%} and {off.max():+.1%}"
             )
     for choice in choices(data, new):
-        device, case = choice.group
+        device, case, _ = choice.group
         lines.append(f"regret {choice.regret:6.2%} {device}, {case}: {choice.chosen.point.schedule}")
         if choice.regret > 0:
             lines.append(f"              fastest: {choice.fastest.point.schedule}")
