@@ -16,11 +16,11 @@ from gemmir.schedule import Evict, Family, Schedule
 HERE = Path(__file__).parent
 FILES = tuple(
     HERE / f"{name}.json"
-    for name in ("h200", "h200-gaps", "h100-raster", "h200-slots", "h100-tiles-rows", "h200-tiles-rows")
+    for name in ("h200", "h200-gaps", "h100-raster", "h200-slots", "h200-choices", "h100-tiles-rows", "h200-tiles-rows")
 )
 """
 All that the committed constants are fitted to: a menu of schedules, what fills its gaps, orders of tiles, who fills in
-scales and slices of columns, and what is chosen for the products of 136 to 256 rows of `STREAM_FILES`.
+scales and slices of columns, what was then ranked first, and what is chosen for the products of 136 to 256 rows of `STREAM_FILES`.
 """
 
 STREAM_FILES = tuple(
