@@ -14,7 +14,7 @@ from dataclasses import dataclass
 class Constants:
     """What the model needs to know beside the data in `gemmir.target`. Clocks are of the SM."""
 
-    wave_latency: float = 209.2
+    wave_latency: float = 209.8
     """Clocks of a wave that are neither multiplication nor promotion: completion, barrier, scales, issue (fitted)."""
 
     scale_step: float = 24.0
@@ -29,22 +29,22 @@ class Constants:
     takes chunks for 512 x 4096 x 7168, which are 5% faster there (measured).
     """
 
-    chunk_bubble: float = 282.6
+    chunk_bubble: float = 277.4
     """Clocks per tile in which a warpgroup that takes k-blocks in chunks has nothing in flight (fitted)."""
 
-    three_warpgroups: float = 1.207
+    three_warpgroups: float = 1.206
     """Three promoting warpgroups of one wave (estimate): by hand, 192x128 takes 5% longer than 128x192."""
 
-    operand_order: float = 9.218
+    operand_order: float = 9.296
     """
     Tensor cores and their reads from shared memory overlap as a norm of this order where sums are accumulated in place:
     256x128 reads more than 128x256 (fitted).
     """
 
-    in_place_wave: float = 0.04277
+    in_place_wave: float = 0.04535
     """Share by which each wave beyond a warpgroup's first lengthens a k-block that is accumulated in place (fitted)."""
 
-    in_place_three: float = 1.018
+    in_place_three: float = 1.021
     """Three warpgroups that accumulate in place: by how much their k-blocks are longer (fitted)."""
 
     in_place_loads: float = 0.92
@@ -56,10 +56,10 @@ class Constants:
     in_place_k_block: float = 100.0
     """Fewest clocks of a k-block that is accumulated in place: barrier, descriptors, four WGMMAs (estimate)."""
 
-    in_place_shallow: float = 0.009303
+    in_place_shallow: float = 0.0102
     """Share by which k-blocks that are accumulated in place are longer with three stages than with more (fitted)."""
 
-    in_place_bubble: float = 196.6
+    in_place_bubble: float = 333.5
     """Clocks per tile in which a warpgroup that accumulates in place has nothing in flight (fitted)."""
 
     cluster_coupling: float = 1.012
@@ -68,67 +68,70 @@ class Constants:
     multicast spares L2 gains nothing that was measured.
     """
 
-    spread_a: float = 0.0907
+    spread_a: float = 0.08171
     """How much longer loads take if they were of A only and neighbouring CTAs shared nothing (fitted)."""
 
-    spread_b: float = 0.3432
+    spread_b: float = 0.3478
     """The same for B (fitted)."""
 
     load_latency: float = 1000.0
     """Clocks from a free stage to the first bytes of its refill: L2, TMA and both barriers (estimate)."""
 
-    l2_efficiency: float = 1.541
+    l2_efficiency: float = 1.555
     """Rate at which an SM loads from L2 if its neighbours load the same, over that of the target (fitted)."""
 
-    overlap_order: float = 6.825
+    overlap_order: float = 6.914
     """Loads and multiplication of a k-block overlap as a norm of this order: 2% over the maximum at a tie (fitted)."""
 
-    hinted_loads: float = 0.8023
+    hinted_loads: float = 0.8038
     """Loads that L2 is told to let go of first take this share of the time: tiles in one wave or two (fitted)."""
 
-    fill_clocks: float = 2.039
+    fill_clocks: float = 2.045
     """Clocks that a row past the last one, which TMA fills with zeros, adds to each k-block of its tile (fitted)."""
 
-    scales_by_producer: float = 198.3
+    scales_by_producer: float = 199.3
     """Clocks that scales add to the loads of a k-block if the producer warp fills them in, behind a fence (fitted)."""
 
-    scales_by_warp: float = 181.3
+    scales_by_warp: float = 182.2
     """The same if they have a warp of their own (fitted)."""
 
-    scales_at_once: float = 62.04
+    scales_at_once: float = 62.08
     """Of those, what many slots at a time have one of: a fence (fitted)."""
 
-    dram_overlap_order: float = 2.907
+    dram_overlap_order: float = 3.013
     """The same between the whole kernel's cycles and its DRAM traffic (fitted)."""
 
     dram_efficiency: float = 1.04
     """Share of the copy bandwidth that a GEMM's reads and writes reach: left free, it leaves what DRAM can do."""
 
-    l2_reuse_bytes: float = 38930000.0
+    l2_reuse_bytes: float = 38680000.0
     """Of the bytes that are read again after as many others went through L2, half are still there (fitted)."""
 
-    l2_reuse_order: float = 3.0
+    l2_reuse_order: float = 3.065
     """How sharply that share falls: 1 / (1 + (distance / l2_reuse_bytes) ** order) (fitted)."""
 
-    l2_dirty_bytes: float = 3605000.0
+    l2_dirty_bytes: float = 3611000.0
     """Results that are still in L2, not in DRAM, when the kernel ends (fitted)."""
 
-    store_exposed: float = 0.2937
+    store_exposed: float = 0.3658
     """Share of a tile's store that nothing hides, if the tile leaves at once (fitted)."""
 
-    store_row_clocks: float = 10.93
+    store_row_clocks: float = 8.716
     """Clocks that each row of a tile adds to its store: tall tiles leave in more, shorter pieces (fitted)."""
 
-    sliced_store_exposed: float = 0.3177
+    sliced_store_exposed: float = 0.3631
     """The same if it leaves in slices, each while the next one is computed (fitted)."""
 
-    in_place_slice_exposed: float = 0.09852
+    in_place_store_exposed: float = 0.243
+    """The same of sums in place that leave at once (fitted)."""
+
+    in_place_slice_exposed: float = 0.1089
     """Share of a tile's store that each slice of sums in place adds to it: it waits for the one before (fitted)."""
 
-    cold_seconds_per_byte: float = 1.669e-14
+    cold_seconds_per_byte: float = 1.882e-14
     """First reads of A and B that nothing hides: page walks, and DRAM before the pipeline has run ahead (fitted)."""
 
-    launch_seconds: float = 4.184e-06
+    launch_seconds: float = 4.174e-06
     """Launch, barriers, tensor maps, the first bytes from DRAM and the last store (fitted)."""
 
     exchange_bytes_per_clock: float = 14.0
@@ -146,10 +149,13 @@ class Constants:
     power_drop_hz: float = 3.18e8
     """How much lower the SM clock settles with tensor cores that are always busy (by measured clocks)."""
 
-    dram_drop_hz: float = 30340000.0
+    l2_drop_hz: float = 46700000.0
+    """What tiles that load twice as much for a clock of the tensor cores add to `sustained_drop_hz` (fitted)."""
+
+    dram_drop_hz: float = 31220000.0
     """The same for a DRAM that is always busy (fitted)."""
 
-    sustained_drop_hz: float = 18110000.0
+    sustained_drop_hz: float = 18550000.0
     """How much lower it settles in a kernel that runs e times as long, beyond `sustained_seconds` (fitted)."""
 
     sustained_seconds: float = 50e-6

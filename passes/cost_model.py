@@ -44,6 +44,9 @@ OPEN_ORDER_DISTINCT = (0.1, 0.25)
 HINTED_WAVES = 2
 """With more waves than these, hints made kernels slower: by up to 15% with `weights`, 59% with `both` (H100)."""
 
+LEAST_L2_SHARE = 1.0
+"""How busy L2 is, of the bytes a clock of the target, with tiles that load least."""
+
 SHALLOW_STAGES = 3
 """Stages up to which k-blocks that are accumulated in place are longer."""
 
@@ -181,8 +184,8 @@ def _tile_clocks(problem: GemmProblem, schedule: Schedule, rounds: int, target: 
     leaving = rows * (columns * problem.d.bytes / target.store_bytes_per_clock_per_sm + c.store_row_clocks)
     slices = schedule.store_slices or default_store_slices(problem, schedule)
     exposed = c.store_exposed if slices == 1 else c.sliced_store_exposed
-    if slices > 1 and not problem.promoted:
-        exposed = c.store_exposed + (slices - 1) * c.in_place_slice_exposed
+    if not problem.promoted:
+        exposed = c.in_place_store_exposed + (slices - 1) * c.in_place_slice_exposed
     bubble = c.in_place_bubble
     if problem.promoted:
         bubble = 0.0 if schedule.promote_chunk in (None, 1) else c.chunk_bubble * (1 - 1 / max(1, rounds))
@@ -241,11 +244,19 @@ def _order_terms(order: Traffic | None, groups: int, c: Constants) -> tuple[floa
     return c.spread_a * a + c.spread_b * b, 0 if order is None else groups * order.dram_again
 
 
-def _clock(cycles: float, utilisation: float, dram: float, c: Constants) -> float:
-    """SM clock under power: lower for busy tensor cores, busy DRAM (`dram` seconds) and long kernels."""
+def _l2_share(schedule: Schedule, utilisation: float, tensor: float, target: Target) -> float:
+    """How busy L2 is with operands, of the bytes a clock of `target`, while tensor cores work `utilisation` of the time."""
+    assert schedule.block_m is not None and schedule.block_n is not None
+    operands = (schedule.block_m + schedule.block_n) * STAGE_ROW_BYTES
+    return utilisation * operands / (tensor * target.l2_bytes_per_clock_per_sm)
+
+
+def _clock(cycles: float, utilisation: float, l2: float, dram: float, c: Constants) -> float:
+    """SM clock under power: lower for busy tensor cores, a busy L2 (`l2`: share), DRAM (`dram` seconds), long kernels."""
     seconds = max(cycles / c.boost_clock_hz, 1e-9)
     drop = c.power_drop_hz * utilisation + c.dram_drop_hz * min(1.0, dram / seconds)
-    return c.boost_clock_hz - drop - c.sustained_drop_hz * log1p(seconds / c.sustained_seconds)
+    sustained = c.sustained_drop_hz + c.l2_drop_hz * max(0.0, l2 - LEAST_L2_SHARE)
+    return c.boost_clock_hz - drop - sustained * log1p(seconds / c.sustained_seconds)
 
 
 class _Clocks(NamedTuple):
@@ -312,7 +323,7 @@ def predict(
         working = problem.part_k_blocks * (dealt.wide * tensor + dealt.narrow * narrow.tensor)
     utilisation = working / (target.sms * cycles) if cycles else 0.0
     dram = dram_seconds(problem, target, c, again)
-    clock = _clock(cycles, utilisation, dram, c)
+    clock = _clock(cycles, utilisation, _l2_share(schedule, utilisation, tensor, target), dram, c)
     fixed = c.launch_seconds + (c.cluster_seconds if cluster > 1 else 0.0)
     fixed += c.cold_seconds_per_byte * operand_bytes(problem)
     return Cost(

@@ -57,9 +57,11 @@ FITTED = {
     "store_exposed": 0.7,
     "store_row_clocks": 3.0,
     "sliced_store_exposed": 0.2,
+    "in_place_store_exposed": 0.5,
     "in_place_slice_exposed": 0.15,
     "cold_seconds_per_byte": 6e-14,
     "launch_seconds": 4e-6,
+    "l2_drop_hz": 50e6,
     "dram_drop_hz": 0.05e9,
     "sustained_drop_hz": 30e6,
 }
