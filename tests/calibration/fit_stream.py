@@ -13,6 +13,7 @@ import argparse
 import sys
 from collections.abc import Mapping, Sequence
 from dataclasses import replace
+from functools import cache
 from pathlib import Path
 
 import numpy as np
@@ -56,11 +57,12 @@ NEAR, FAR = 1.15, 0.4
 def errors(data: Sequence[Series], constants: StreamConstants = STREAM) -> np.ndarray:
     """log(predicted / measured) of each point of each series."""
     found = [
-        np.log(predict_stream(*m.parsed(), target_of(series.device), constants).microseconds / m.us)
+        predict_stream(*m.parsed(), target, constants).microseconds / m.us
         for series in data
+        for target in (target_of(series.device),)
         for m in series.measurements
     ]
-    return np.array(found)
+    return np.log(np.array(found))
 
 
 def weights_of(data: Sequence[Series]) -> np.ndarray:
@@ -90,6 +92,12 @@ def fitted(data: Sequence[Series], start: Mapping[str, float] = FITTED) -> Strea
         return np.concatenate([weights * errors(data, at(x)), PULL * (x - begin)])
 
     return at(least_squares(residuals, begin))
+
+
+@cache
+def fitted_to(paths: tuple[Path, ...]) -> StreamConstants:
+    """The constants that all of the measurements in some files give, found once."""
+    return fitted(load(paths))
 
 
 def regrets(data: Sequence[Series], constants: StreamConstants = STREAM) -> dict[tuple[str, Case], float]:
@@ -129,8 +137,8 @@ def main(arguments: Sequence[str] | None = None) -> int:
     parser = argparse.ArgumentParser(prog="python -m tests.calibration.fit_stream", description=__doc__)
     help_ = "default: the committed ones"
     parser.add_argument("files", nargs="*", type=Path, default=STREAM_FILES, metavar="FILE", help=help_)
-    data = load(tuple(parser.parse_args(arguments).files))
-    sys.stdout.write(report(data, fitted(data)))
+    files = tuple(parser.parse_args(arguments).files)
+    sys.stdout.write(report(load(files), fitted_to(files)))
     return 0
 
 

@@ -14,7 +14,7 @@ from gemmir.passes.stream_model import STREAM, StreamConstants
 from gemmir.schedule import Family
 from tests.calibration.data import STREAM_FILES, TILES_ROWS_FILES, Measurement, Series, load
 from tests.calibration.fit import target_of
-from tests.calibration.fit_stream import FAR, FITTED, errors, fitted, main, regrets, weights_of
+from tests.calibration.fit_stream import FAR, FITTED, errors, fitted, fitted_to, main, regrets, weights_of
 from tests.calibration.stream_points import stream_points
 
 DATA = load(STREAM_FILES)
@@ -46,7 +46,7 @@ def test_constants_are_recovered_from_what_they_predict():
 
 
 def test_the_committed_constants_are_what_the_fit_finds():
-    found = fitted(DATA)
+    found = fitted_to(STREAM_FILES)
     for field in fields(StreamConstants):
         assert getattr(STREAM, field.name) == pytest.approx(getattr(found, field.name), rel=0.01), field.name
 
