@@ -110,6 +110,7 @@ int main() {
             run_warp();
             std::printf("\n");
         }
+        std::fflush(stdout);
     }
 }
 """
@@ -156,18 +157,35 @@ class HostLists:
         names = ", ".join(f"kernel_{number}" for number in range(len(sources)))
         assert _LOAD_INDEX in prelude
         text = _HOST + prelude.replace(_LOAD_INDEX, "") + kernels + _MAIN.replace("KERNELS", names)
-        self.program = folder / "lists"
+        program = folder / "lists"
         folder.joinpath("lists.cpp").write_text(text)
         assert COMPILER is not None
-        command = [COMPILER, "-std=c++17", "-O1", "-w", "-o", str(self.program), str(folder / "lists.cpp")]
+        command = [COMPILER, "-std=c++17", "-O1", "-w", "-o", str(program), str(folder / "lists.cpp")]
         subprocess.run(command, check=True)
+        self.command = [str(program)]
+        self.running: subprocess.Popen[str] | None = None
 
     def lists(self, number: int, m: int, grid: int, cluster: int, index: Sequence[int]) -> list[list[Listed]]:
-        """The tiles of each CTA of a grid, in order, for kernel `number`."""
-        asked = " ".join(map(str, (number, m, grid, cluster, len(index), *index)))
-        run = subprocess.run([str(self.program)], input=asked, capture_output=True, text=True, check=False)
-        assert run.returncode == 0, run.stderr
-        return [[_tile(text) for text in line.split(";") if text] for line in run.stdout.splitlines()]
+        """The tiles of each CTA of a grid, in order, for kernel `number`; by one process, until it fails."""
+        if self.running is None:
+            pipe = subprocess.PIPE
+            self.running = subprocess.Popen(self.command, stdin=pipe, stdout=pipe, stderr=pipe, text=True)
+        assert self.running.stdin is not None
+        assert self.running.stdout is not None
+        print(number, m, grid, cluster, len(index), *index, file=self.running.stdin, flush=True)
+        lines = [self.running.stdout.readline() for _ in range(grid)]
+        if not all(line.endswith("\n") for line in lines):
+            self.close()
+            raise AssertionError(f"the lists of {grid} CTAs end early: {lines}")
+        return [[_tile(text) for text in line.strip().split(";") if text] for line in lines]
+
+    def close(self) -> None:
+        """End the process, which must have been content with all that it was asked."""
+        if self.running is None:
+            return
+        left, errors = self.running.communicate()
+        code, self.running = self.running.returncode, None
+        assert (code, left, errors) == (0, "", "")
 
 
 def _tile(text: str) -> Listed:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections import Counter
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, replace
 
 import pytest
@@ -82,12 +82,14 @@ class Built:
 
 
 @pytest.fixture(scope="module")
-def built(tmp_path_factory: pytest.TempPathFactory) -> Built:
+def built(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Built]:
     made = {kind: lower(kind.text, m=300) for kind in KINDS}
     sources = [one.source for one in made.values()]
     folder = tmp_path_factory.mktemp("lists")
     kernels = {kind: the_kernel(one.module) for kind, one in made.items()}
-    return Built(kernels, HostLists(sources, prelude(SECTIONS), folder))
+    host = HostLists(sources, prelude(SECTIONS), folder)
+    yield Built(kernels, host)
+    host.close()
 
 
 def segments_of(kind: Kind, m: int, index: Sequence[int]) -> list[Segment]:
