@@ -1,5 +1,6 @@
 """What all tests share: hypothesis profiles, and GPU tests only where there is a Hopper GPU."""
 
+import gc
 import os
 
 import pytest
@@ -35,6 +36,12 @@ def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item
 def pytest_report_collectionfinish(config: pytest.Config) -> str:
     count = config.stash.get(_deselected, 0)
     return f"gpu: {count} tests deselected, no Hopper GPU" if count else ""
+
+
+def pytest_collection_finish() -> None:
+    """Thousands of tests and all that they import stay to the end: no collection need look at them again."""
+    gc.collect()
+    gc.freeze()
 
 
 @pytest.fixture(autouse=True)
