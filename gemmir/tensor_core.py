@@ -52,6 +52,8 @@ SMALLEST_NORMAL = -126
 """The exponent of subnormal accumulators too."""
 SAFE_EXPONENT = 60
 """Accumulators of FP8 sums from 2^-60 to 2^60 leave room for exact products in float32."""
+SMALL_EXPONENT = 120
+"""Sums below 2^120 are far from overflow."""
 PANEL = (64, 256)
 """Rows and columns of a result that are computed together: what stays in a core's cache."""
 
@@ -170,11 +172,12 @@ def decode(bits: Bits, dtype: DType) -> Operand:
     """`bits`: (outer, K), A as it is or B transposed."""
     known = table(dtype)
     along_k = np.ascontiguousarray(bits.T)
-    special = np.asarray(known.special[along_k].any(axis=1))
-    exponents = known.exponents[along_k]
+    index = along_k.astype(np.intp)  # once for all tables
+    special = np.asarray(known.special.take(index).any(axis=1))
+    exponents = known.exponents.take(index)
     highest = int(exponents.max(initial=NO_EXPONENT))
-    lowest = int(known.lowest[along_k].min(initial=-NO_EXPONENT))
-    return Operand(along_k, dtype, known.finite[along_k], exponents, special, highest, lowest)
+    lowest = int(known.lowest.take(index).min(initial=-NO_EXPONENT))
+    return Operand(along_k, dtype, known.finite.take(index), exponents, special, highest, lowest)
 
 
 def fused_sum(a: Bits, b: Bits, c: Singles, a_type: DType, b_type: DType) -> Singles:
@@ -227,6 +230,9 @@ def chain(a: Operand, b: Operand, span: slice, c: Singles | None = None) -> Sing
     shape = (a.finite.shape[1], b.finite.shape[1])
     total = np.zeros(shape, np.float32) if c is None else c.astype(np.float32, copy=True)
     single = core is FP8_CORE and _is_safe(total)
+    if _keeps_everything(a, b, span, total, core):
+        kind = np.float32 if single else np.float64
+        return (_exact_sum(a, b, span, total, kind) + kind(0)).astype(np.float32, copy=False)
     specials: _Specials | None = None
     for first in range(span.start, span.stop, core.k):
         part = slice(first, min(first + core.k, span.stop))
@@ -277,21 +283,38 @@ def _sum_terms(a: Operand, b: Operand, part: slice, c: Floats, scale: Floats) ->
     return np.trunc(c * scale) + terms.sum(axis=0)
 
 
+def _keeps_everything(a: Operand, b: Operand, span: slice, c: Singles, core: Core) -> bool:
+    """Whether no instruction over `span` truncates a term or its sum, which never has more bits than are kept."""
+    most = float(np.abs(c).max(initial=0)) + (span.stop - span.start) * 2.0 ** (a.highest + b.highest + 2)
+    if span.start >= span.stop or not most < 2.0**SMALL_EXPONENT or a.special[span].any() or b.special[span].any():
+        return False
+    return _all_multiples(a, b, c, most, core.result_bits)
+
+
 def _loses_nothing(a: Operand, b: Operand, c: Singles, core: Core) -> bool:
     """Whether every term is a multiple of 2^(E - F), E being at least e everywhere, so that none is truncated."""
-    most = float(np.abs(c).max(initial=0))
+    return _all_multiples(a, b, c, float(np.abs(c).max(initial=0)), core.aligned_bits)
+
+
+def _all_multiples(a: Operand, b: Operand, c: Singles, most: float, bits: int) -> bool:
+    """Whether every term is a multiple of 2^(E - bits), E being the largest exponent of a product and of `most`."""
     highest = max(a.highest + b.highest, int(np.frexp(most)[1]) - 1, SMALLEST_NORMAL)
-    step = highest - core.aligned_bits
+    step = highest - bits
     if a.lowest + b.lowest < step:
         return False
     scaled = c.astype(np.float64) * 2.0**-step
     return bool((np.trunc(scaled) == scaled).all())
 
 
+def _exact_sum(a: Operand, b: Operand, part: slice, c: Singles, kind: type[Any]) -> Floats:
+    """c plus a product of matrices."""
+    return c + a.finite[part].astype(kind, copy=False).T @ b.finite[part].astype(kind, copy=False)
+
+
 def _sum(a: Operand, b: Operand, part: slice, c: Singles, core: Core, floor: int, kind: type[Any]) -> Floats:
     """s * 2^(e - F), exact in floating point of this kind."""
     if _loses_nothing(a, b, c, core):
-        return c + a.finite[part].astype(kind, copy=False).T @ b.finite[part].astype(kind, copy=False)
+        return _exact_sum(a, b, part, c, kind)
     largest = _largest_exponent(a, b, part, c, floor)
     up, down = (np.ldexp(kind(1), sign * (core.aligned_bits - largest)) for sign in (1, -1))
     return _sum_terms(a, b, part, c.astype(kind, copy=False), up) * down
