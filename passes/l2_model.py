@@ -11,6 +11,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 from dataclasses import dataclass
+from functools import lru_cache
 
 from gemmir.passes.cost_constants import DEFAULT, Constants
 from gemmir.problem import GemmProblem
@@ -123,6 +124,7 @@ def grid_of(problem: GemmProblem, schedule: Schedule, target: Target = SM_90A) -
     )
 
 
+@lru_cache(maxsize=1 << 14)
 def touched(first: int, last: int, group: int, major: int, minor: int) -> tuple[int, int]:
     """
     Distinct (major, minor) coordinates of tiles `first` up to `last`, exclusive, in a grid of `major` x `minor`.
