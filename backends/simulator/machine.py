@@ -161,10 +161,6 @@ class Role:
     steps: Steps | None = None
     wait: Wait | None = None
 
-    @property
-    def ready(self) -> bool:
-        return self.wait is None or self.wait.ready()
-
 
 class Cluster:
     """The CTAs of a cluster, and a scheduler that runs them in an order drawn from `chance`."""
@@ -194,18 +190,23 @@ class Cluster:
         self._choose_slow(roles)
         left = list(roles)
         while left:
-            ready, possible = [role for role in left if role.ready], [p for p in self.pending if p.eligible]
+            ready = [role for role in left if (wait := role.wait) is None or wait.ready()]
+            possible = [p for p in self.pending if p.eligible]
             if not ready and not possible:
                 raise _deadlock(left)
-            quick_ready = [role for role in ready if role is not self.slow]
-            quick_possible = [p for p in possible if type(p) is not self.slow]
-            if quick_ready or quick_possible:
-                ready, possible = quick_ready, quick_possible
+            if self.slow is not None:
+                ready, possible = self._quick(ready, possible)
             if possible and (not ready or self.chance.random() < self.hurry):
                 self._complete(possible)
             else:
                 self._step(ready, left)
         self._end()
+
+    def _quick(self, ready: list[Role], possible: list[Pending]) -> tuple[list[Role], list[Pending]]:
+        """What is not held back; all if nothing else can go on."""
+        roles = [role for role in ready if role is not self.slow]
+        others = [p for p in possible if type(p) is not self.slow]
+        return (roles, others) if roles or others else (ready, possible)
 
     def _choose_slow(self, roles: list[Role]) -> None:
         """Half of the seeds hold one role or one kind of asynchronous work back while anything else can go on."""
