@@ -18,7 +18,7 @@ import statistics
 import struct
 import sys
 from collections import Counter
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from pathlib import Path
 from typing import Any
 
@@ -97,10 +97,10 @@ def _word(cubin: bytes, offset: int) -> int:
     return int.from_bytes(cubin[offset : offset + INSTRUCTION_BYTES], "little")
 
 
-def promotion_of(cubin: bytes) -> list[list[Instruction]]:
+def promotions_in(code: Iterable[Instruction]) -> list[list[Instruction]]:
     """The FFMAs of each promotion: those between one WGMMA and the next."""
     found: list[list[Instruction]] = [[]]
-    for instruction in instructions(disassemble(cubin, encodings=True)):
+    for instruction in code:
         if instruction.stem == "QGMMA" and found[-1]:
             found.append([])
         if instruction.stem == "FFMA":
@@ -118,7 +118,7 @@ def statistics_of(cubin: bytes) -> list[dict[str, Any]]:
             "yield clear": sum(not i.control.yield_bit for i in ffmas),
             "reuse": sum(any(i.control.reuse) for i in ffmas),
         }
-        for ffmas in promotion_of(cubin)
+        for ffmas in promotions_in(instructions(disassemble(cubin, encodings=True)))
     ]
 
 

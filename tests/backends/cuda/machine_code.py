@@ -12,7 +12,6 @@ from math import prod
 from xdsl.ir import Operation
 
 from gemmir.backends.cuda.nvrtc import Compiled, compile_cubin
-from gemmir.backends.cuda.sass import disassemble
 from gemmir.backends.cuda.sass_words import Instruction, instructions
 from gemmir.backends.cuda.target import the_kernel
 from gemmir.bench.cases import program_text
@@ -20,6 +19,7 @@ from gemmir.compiler import lower
 from gemmir.dialects import hopper
 from gemmir.dialects.hopper.base import number
 from gemmir.target import SM_90A
+from tests.backends.cuda.disassembly import InBatches
 from tests.backends.cuda.oldest_nvrtc import OLDEST, compile_by_oldest
 from tests.gpu.problems import SHAPES, Case
 
@@ -59,17 +59,27 @@ def _compiled(nvrtc: str, source: str) -> Compiled:
     return compile_cubin(source) if nvrtc == "installed" else _by_oldest()[source]
 
 
+def _cubin_of(by: tuple[str, str]) -> bytes:
+    return _compiled(*by).cubin
+
+
 @cache
-def _disassembled(cubin: bytes) -> tuple[str, tuple[Instruction, ...]]:
-    sass = disassemble(cubin, encodings=True)
+def _sass(nvrtc: str) -> InBatches[tuple[str, str]]:
+    """The machine code of all cases by one NVRTC; cases that share a source share all the work."""
+    keys = dict.fromkeys((nvrtc, _lowered(case)[1]) for case in CASES)
+    return InBatches(_cubin_of, list(keys), encodings=True)
+
+
+@cache
+def _disassembled(nvrtc: str, source: str) -> tuple[str, tuple[Instruction, ...]]:
+    sass = _sass(nvrtc)[nvrtc, source]
     return sass, tuple(instructions(sass))
 
 
 def code_of(nvrtc: str, case: Case) -> Code:
-    """The default kernel of `case` in its family; cases that share a source share all the work."""
+    """The default kernel of `case` in its family."""
     kernel, source = _lowered(case)
-    compiled = _compiled(nvrtc, source)
-    return Code(kernel, compiled, *_disassembled(compiled.cubin))
+    return Code(kernel, _compiled(nvrtc, source), *_disassembled(nvrtc, source))
 
 
 Events = list[tuple[str, int]]

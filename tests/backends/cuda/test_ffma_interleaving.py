@@ -4,17 +4,17 @@ from __future__ import annotations
 
 import pytest
 
-from gemmir.backends.cuda.sass import disassemble
 from gemmir.backends.cuda.sass_words import REUSE_BIT, YIELD_BIT, Instruction, instructions
 from gemmir.dialects import hopper
 from gemmir.dialects.hopper.control import enclosing
+from tests.backends.cuda.disassembly import disassemble_all
 from tests.backends.cuda.machine_code import NVRTCS, code_of, registers
 from tests.gpu.ffma_interleaving import (
     MIN_RUN,
     PATTERNS,
     ffma_runs,
     flip_ffma_yield,
-    promotion_of,
+    promotions_in,
     statistics_of,
     text_section,
 )
@@ -44,7 +44,7 @@ def test_runs_are_those_that_nvdisasm_shows(case: Case, nvrtc: str):
     found = [[offset - start for offset in run] for run in ffma_runs(code.compiled.cubin)]
     assert found == addresses_of_runs(code.instructions)
     promotions = [op for op in code.kernel.walk() if isinstance(op, hopper.PromoteOp)]
-    promoted = promotion_of(code.compiled.cubin)
+    promoted = promotions_in(code.instructions)
     wanted = [registers(op.partial.type) for op in promotions]
     if len({op.partial for op in promotions}) > 1:
         assert sum(map(len, promoted)) == sum(wanted), "promotions of a chunk follow one another"
@@ -63,7 +63,7 @@ def test_runs_are_those_that_nvdisasm_shows(case: Case, nvrtc: str):
 def test_waves_of_the_loop_and_of_the_peeled_block_are_promotions_of_their_own():
     """Two waves a k-block, in the loop and behind it; one wave a k-block, all in the loop."""
     for case, promotions in ((TWO_WAVES, 4), (ONE_WAVE, 1)):
-        assert len(promotion_of(code_of("installed", case).compiled.cubin)) == promotions
+        assert len(promotions_in(code_of("installed", case).instructions)) == promotions
 
 
 @pytest.mark.parametrize("case", [TWO_WAVES, ONE_WAVE], ids=str)
@@ -82,7 +82,7 @@ def compare(before: bytes, after: bytes, wanted: dict[int, bool]) -> int:
     """How many words differ, all of them by the yield bit that is `wanted` at their address, and reuse bits cleared."""
     start, size = text_section(before)
     assert (after[:start], after[start + size :]) == (before[:start], before[start + size :])
-    old, new = (list(instructions(disassemble(cubin, encodings=True))) for cubin in (before, after))
+    old, new = map(list, map(instructions, disassemble_all([before, after], encodings=True)))
     changed = 0
     for one, other in zip(old, new, strict=True):
         assert other.text.replace(".reuse", "") == one.text.replace(".reuse", "")

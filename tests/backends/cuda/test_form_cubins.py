@@ -4,18 +4,19 @@ from __future__ import annotations
 
 import re
 from dataclasses import replace
+from functools import cache
 
 import pytest
 
 from gemmir.backends.cuda.audit import audit_sass
 from gemmir.backends.cuda.compiler_log import check_log
-from gemmir.backends.cuda.nvrtc import compile_cubin
-from gemmir.backends.cuda.sass import disassemble
+from gemmir.backends.cuda.nvrtc import Compiled, compile_cubin
 from gemmir.dtypes import F32
 from gemmir.schedule import Evict, Schedule, Split
 from gemmir.testing.strategies import columns_problem, half_problem
+from tests.backends.cuda.disassembly import InBatches
 from tests.gpu.forms import KINDS
-from tests.kernels import lowered
+from tests.kernels import Lowered, lowered
 
 WIDE = Schedule(block_m=128, block_n=256, math_warpgroups=2, split=Split.ALONG_N, promote_chunk=1)
 TURNS = Schedule(block_m=128, block_n=128, math_warpgroups=2, split=Split.ALONG_M, promote_chunk=1, turns=True)
@@ -29,26 +30,39 @@ def test_column_scales_are_not_serialised(schedule: Schedule, k_blocks: int) -> 
     assert resources.spill_stores == 0
 
 
+@cache
+def printed(name: str, schedule: Schedule) -> Lowered:
+    kind = KINDS[name]
+    return lowered(replace(kind, m=None, n=520, k=5 * kind.block_k), schedule)
+
+
+@cache
+def compiled(name: str, schedule: Schedule) -> Compiled:
+    return compile_cubin(printed(name, schedule).source)
+
+
+HINTED = {
+    name: Schedule(cluster_m=1, cluster_n=1, evict=(Evict.WEIGHTS, Evict.BOTH)[number % 2])
+    for number, name in enumerate(KINDS)
+}
+SASS = InBatches(lambda one: compiled(*one).cubin, [*((name, Schedule()) for name in KINDS), *HINTED.items()])
+
+
 @pytest.mark.parametrize("name", KINDS)
 def test_every_form_compiles_to_what_its_ir_says(name: str) -> None:
-    kind = KINDS[name]
-    kernel = lowered(replace(kind, m=None, n=520, k=5 * kind.block_k), Schedule())
-    compiled = compile_cubin(kernel.source)
-    assert check_log(compiled.log).spill_stores == 0
-    audit_sass(kernel.kernel, disassemble(compiled.cubin))
+    assert check_log(compiled(name, Schedule()).log).spill_stores == 0
+    audit_sass(printed(name, Schedule()).kernel, SASS[name, Schedule()])
 
 
-@pytest.mark.parametrize(("number", "name"), list(enumerate(KINDS)))
-def test_hints_reach_every_load_of_an_operand(number: int, name: str) -> None:
+@pytest.mark.parametrize("name", KINDS)
+def test_hints_reach_every_load_of_an_operand(name: str) -> None:
     """In every memory order: those of A and B are `first` and `last` as the schedule says."""
-    kind, evict = KINDS[name], (Evict.WEIGHTS, Evict.BOTH)[number % 2]
-    alone = Schedule(cluster_m=1, cluster_n=1, evict=evict)
-    kernel = lowered(replace(kind, m=None, n=520, k=5 * kind.block_k), alone)
+    kernel = printed(name, HINTED[name])
     loads = re.findall(r"tma_load\w*?(?:_hinted<(\w+)>)?\(ring_(a|b|scale_a|scale_b) ", kernel.source)
-    last = "EVICT_LAST" if evict is Evict.WEIGHTS else "EVICT_FIRST"
+    last = "EVICT_LAST" if HINTED[name].evict is Evict.WEIGHTS else "EVICT_FIRST"
     assert {operand for _, operand in loads} >= {"a", "b"}
     assert all(hint == ("EVICT_FIRST" if operand.endswith("b") else last) for hint, operand in loads)
-    audit_sass(kernel.kernel, disassemble(compile_cubin(kernel.source).cubin))
+    audit_sass(kernel.kernel, SASS[name, HINTED[name]])
 
 
 @pytest.mark.parametrize("columns", [64, 256])

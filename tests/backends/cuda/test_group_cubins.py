@@ -5,14 +5,14 @@ from __future__ import annotations
 import re
 from collections.abc import Iterator
 from dataclasses import replace
+from functools import cache
 from itertools import product
 
 import pytest
 
 from gemmir.backends.cuda.audit import audit_sass
 from gemmir.backends.cuda.compiler_log import check_log
-from gemmir.backends.cuda.nvrtc import compile_cubin
-from gemmir.backends.cuda.sass import disassemble
+from gemmir.backends.cuda.nvrtc import Compiled, compile_cubin
 from gemmir.bench.grouped import GROUPED_SETS, GroupedCase
 from gemmir.compiler import lower
 from gemmir.dtypes import F32
@@ -21,8 +21,9 @@ from gemmir.problem import GemmProblem, Grouping
 from gemmir.schedule import Family, Schedule, Split
 from gemmir.testing.groups import GROUPINGS
 from gemmir.testing.strategies import columns_problem, fp8_problem, half_problem
+from tests.backends.cuda.disassembly import InBatches
 from tests.backends.cuda.oldest_nvrtc import compile_by_oldest, needs_oldest_nvrtc
-from tests.kernels import lowered
+from tests.kernels import Lowered, lowered
 
 TILES = {
     "narrow": Schedule(),
@@ -65,12 +66,23 @@ def test_most_tiles_serve_every_grouping() -> None:
     assert {name.rsplit("-", 1)[0] for name in CASES if name.endswith("wide")} == {n.rsplit("-", 1)[0] for n in CASES}
 
 
+@cache
+def printed(case: str) -> Lowered:
+    return lowered(*ALL[case])
+
+
+@cache
+def compiled(case: str) -> Compiled:
+    return compile_cubin(printed(case).source)
+
+
+SASS = InBatches(lambda case: compiled(case).cubin, list(ALL))
+
+
 @pytest.mark.parametrize("case", ALL)
 def test_kernels_of_groups(case: str) -> None:
-    kernel = lowered(*ALL[case])
-    compiled = compile_cubin(kernel.source)
-    assert check_log(compiled.log).spill_stores == 0
-    audit_sass(kernel.kernel, disassemble(compiled.cubin))
+    assert check_log(compiled(case).log).spill_stores == 0
+    audit_sass(printed(case).kernel, SASS[case])
 
 
 def default_tiles() -> Iterator[str]:
@@ -95,7 +107,7 @@ def test_default_tiles_in_clusters() -> None:
 @needs_oldest_nvrtc
 @pytest.mark.parametrize("grouping", GROUPINGS)
 def test_kernels_of_groups_by_the_oldest_nvrtc(grouping: Grouping) -> None:
-    cases = [case for case in ALL.values() if case[0].grouping is grouping]
+    cases = [case for case, (problem, _) in ALL.items() if problem.grouping is grouping]
     assert len(cases) >= 10
-    compiled = compile_by_oldest(lowered(*case).source for case in cases)
-    assert [check_log(one.log).spill_stores for one in compiled.values()] == [0] * len(cases)
+    by_oldest = compile_by_oldest(printed(case).source for case in cases)
+    assert [check_log(one.log).spill_stores for one in by_oldest.values()] == [0] * len(cases)

@@ -10,13 +10,13 @@ import pytest
 
 from gemmir.backends.cuda.describe import describe
 from gemmir.backends.cuda.nvrtc import compile_cubin
-from gemmir.backends.cuda.sass import disassemble
 from gemmir.compiler import lower
 from gemmir.dialects import hopper
 from gemmir.passes.sync.check import check_kernel
 from gemmir.problem import GemmProblem, Grouping
 from gemmir.schedule import Family, Schedule
 from gemmir.testing.strategies import fp8_problem, half_problem, program_text
+from tests.backends.cuda.disassembly import InBatches
 from tests.backends.cuda.oldest_nvrtc import OLDEST, compile_by_oldest
 from tests.sabotage.kernels import TEXTS, Ir, change, erase, kernel_in, module_of, one
 
@@ -51,12 +51,21 @@ def by_oldest() -> dict[str, bytes]:
     return {source: made.cubin for source, made in compiled.items()}
 
 
-@pytest.mark.parametrize("nvrtc", ["installed", *(["13.0"] if OLDEST else [])])
+@cache
+def cubin_of(by: tuple[str, str]) -> bytes:
+    nvrtc, name = by
+    source = source_of(name)
+    return compile_cubin(source).cubin if nvrtc == "installed" else by_oldest()[source]
+
+
+NVRTCS = ["installed", *(["13.0"] if OLDEST else [])]
+SASS = InBatches(cubin_of, [(nvrtc, name) for nvrtc in NVRTCS for name in SOURCES])
+
+
+@pytest.mark.parametrize("nvrtc", NVRTCS)
 @pytest.mark.parametrize("name", SOURCES)
 def test_nothing_is_read_before_the_wait(name: str, nvrtc: str) -> None:
-    source = source_of(name)
-    cubin = compile_cubin(source).cubin if nvrtc == "installed" else by_oldest()[source]
-    found = INSTRUCTION.findall(disassemble(cubin))
+    found = INSTRUCTION.findall(SASS[nvrtc, name])
     assert found.count(WAIT) == 1
     assert [op for op in found[: found.index(WAIT)] if op.startswith(READS)] == []
     # Loads that need not be coherent are for what nobody writes while the kernel runs: it may have started before.

@@ -15,12 +15,13 @@ from gemmir.backends.cuda import from_torch, quantize
 from gemmir.backends.cuda.compiler_log import check_log
 from gemmir.backends.cuda.nvrtc import Compiled, compile_cubin
 from gemmir.backends.cuda.quantize import KINDS, Arguments, Kind, Launch
-from gemmir.backends.cuda.sass import count_opcodes, disassemble
+from gemmir.backends.cuda.sass import count_opcodes
 from gemmir.dtypes import F8E4M3FN, F32
 from gemmir.errors import CaptureError, CompileError, DeviceError, InputError
 from gemmir.problem import Recipe
 from gemmir.scale_blocks import scale_layout
 from tests.backends.cuda.cuda_doubles import OK, RecordingDriver, Status, recorded
+from tests.backends.cuda.disassembly import InBatches
 from tests.backends.cuda.machine_code import NVRTCS
 from tests.backends.cuda.oldest_nvrtc import compile_by_oldest
 
@@ -34,9 +35,13 @@ def _by_oldest() -> dict[str, Compiled]:
     return compile_by_oldest(quantize.source(kind) for kind in KINDS)
 
 
+@cache
 def compiled(nvrtc: str, kind: Kind) -> Compiled:
     text = quantize.source(kind)
     return compile_cubin(text) if nvrtc == "installed" else _by_oldest()[text]
+
+
+SASS = InBatches(lambda by: compiled(*by).cubin, [(nvrtc, kind) for nvrtc in NVRTCS for kind in KINDS])
 
 
 @pytest.mark.parametrize("nvrtc", NVRTCS)
@@ -47,7 +52,7 @@ def test_the_machine_code(kind: Kind, nvrtc: str):
     resources = check_log(made.log)
     resident = (8 if kind.recipe is ROWS else 2) // (kind.x.bytes // 2)
     assert resources.registers * quantize.SHAPES[kind.recipe].threads * resident <= 65536
-    sass = disassemble(made.cubin)
+    sass = SASS[nvrtc, kind]
     opcodes = count_opcodes(sass)
     assert len(re.findall(r"\bLDG\.E\.128\b", sass)) == 32 * kind.x.bytes // 16
     assert len(re.findall(r"\bSTG\.E\.64\b", sass)) == 32 // 8

@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import re
 import subprocess
+from functools import cache
+from itertools import product
 from pathlib import Path
 
 import pytest
@@ -11,12 +13,13 @@ import pytest
 from gemmir.backends.cuda.audit import audit_sass
 from gemmir.backends.cuda.compiler_log import check_log
 from gemmir.backends.cuda.describe import describe
-from gemmir.backends.cuda.nvrtc import compile_cubin
+from gemmir.backends.cuda.nvrtc import Compiled, compile_cubin
 from gemmir.backends.cuda.prelude import prelude
 from gemmir.backends.cuda.sass import disassemble
 from gemmir.schedule import Schedule
+from tests.backends.cuda.disassembly import InBatches
 from tests.backends.cuda.host_lists import COMPILER, needs_host_compiler
-from tests.kernels import lowered
+from tests.kernels import Lowered, lowered
 from tests.schedules import completed, fp8_problem, half_problem
 
 TURNS = Schedule(block_m=128, block_n=192, turns=True, tail_n=144, tail_after=8)
@@ -24,14 +27,22 @@ SLICED = Schedule(block_m=128, block_n=256, cluster_m=1, cluster_n=1, tail_n=128
 CHUNKED = Schedule(block_m=128, block_n=128, promote_chunk=2, tail_n=96, tail_after=4)
 
 
+@cache
+def compiled(schedule: Schedule, k_blocks: int) -> tuple[Lowered, Compiled]:
+    problem = fp8_problem(None, 2112, 128 * k_blocks)
+    kernel = lowered(problem, completed(problem, schedule))
+    return kernel, compile_cubin(kernel.source)
+
+
+SASS = InBatches(lambda one: compiled(*one)[1].cubin, [*product((TURNS, SLICED, CHUNKED), (1, 2, 9))])
+
+
 @pytest.mark.parametrize("schedule", [TURNS, SLICED, CHUNKED], ids=["turns", "slices", "chunks"])
 @pytest.mark.parametrize("k_blocks", [1, 2, 9])
 def test_fp8_compiles_to_what_its_ir_says(schedule: Schedule, k_blocks: int) -> None:
-    problem = fp8_problem(None, 2112, 128 * k_blocks)
-    kernel = lowered(problem, completed(problem, schedule))
-    compiled = compile_cubin(kernel.source)
-    assert check_log(compiled.log).spill_stores == 0
-    audit_sass(kernel.kernel, disassemble(compiled.cubin))
+    kernel, made = compiled(schedule, k_blocks)
+    assert check_log(made.log).spill_stores == 0
+    audit_sass(kernel.kernel, SASS[schedule, k_blocks])
 
 
 def test_bf16_compiles_to_what_its_ir_says() -> None:
