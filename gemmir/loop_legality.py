@@ -79,7 +79,7 @@ def scale_slots(problem: GemmProblem, s: Schedule, target: Target) -> Violation 
         rule = "a thread has 128 registers beside three math warpgroups: several slots at a time are spilled"
         return Violation("GMR-S003", f"scale_slots = {slots} with 3 math warpgroups", rule, "use scale_slots = 1")
     blocks = problem.part_k_blocks
-    if slots > 1 and (blocks == 0 or blocks % slots):
+    if blocks % slots:
         rule = "the k-blocks of a tile are whole steps of so many slots"
         return Violation("GMR-S003", f"scale_slots = {slots}, {blocks} k-blocks", rule, "use scale_slots = 1")
     if slots > 1 and problem.grouping is Grouping.K_OFFS:

@@ -140,7 +140,8 @@ def _load_clocks(
     if _hinted(schedule, rounds):
         transfer *= c.hinted_loads
     stages = schedule.num_stages or fitting_stages(problem, schedule, target)
-    transfer += _scale_clocks(problem, schedule, stages, c) + c.fill_clocks * _filled_rows(problem, schedule) / rounds
+    filled = _filled_rows(problem, schedule) / max(1, rounds)
+    transfer += _scale_clocks(problem, schedule, stages, c) + c.fill_clocks * filled
     held = 1 if _chunk(problem, schedule) == 1 else 2
     return max(transfer, (c.load_latency + transfer) / max(1, stages - held))
 
@@ -245,14 +246,14 @@ def _order_terms(order: Traffic | None, groups: int, c: Constants) -> tuple[floa
 
 
 def _l2_share(schedule: Schedule, utilisation: float, tensor: float, target: Target) -> float:
-    """How busy L2 is with operands, of the bytes a clock of `target`, while tensor cores work `utilisation` of the time."""
+    """Share of what L2 delivers that operands take, with tensor cores that work `utilisation` of the time."""
     assert schedule.block_m is not None and schedule.block_n is not None
     operands = (schedule.block_m + schedule.block_n) * STAGE_ROW_BYTES
     return utilisation * operands / (tensor * target.l2_bytes_per_clock_per_sm)
 
 
 def _clock(cycles: float, utilisation: float, l2: float, dram: float, c: Constants) -> float:
-    """SM clock under power: lower for busy tensor cores, a busy L2 (`l2`: share), DRAM (`dram` seconds), long kernels."""
+    """SM clock under power: lower for busy tensor cores, L2 (`l2`: share) and DRAM (`dram` seconds), long kernels."""
     seconds = max(cycles / c.boost_clock_hz, 1e-9)
     drop = c.power_drop_hz * utilisation + c.dram_drop_hz * min(1.0, dram / seconds)
     sustained = c.sustained_drop_hz + c.l2_drop_hz * max(0.0, l2 - LEAST_L2_SHARE)

@@ -30,7 +30,7 @@ def scale_slots_of(problem: GemmProblem, schedule: Schedule, stages: int) -> tup
         return 0, f"{blocks} k-blocks: with fewer than {SCALE_WARP_K_BLOCKS}, loads that are ahead delay stores"
     if waves > SCALE_WARP_WAVES:
         return 0, f"{waves} waves a warpgroup: k-blocks so long that the producer is never late"
-    if schedule.promote_chunk == 1:
+    if schedule.promote_chunk in (None, 1):
         return 1, f"{blocks} k-blocks, whose operands then wait for no fence"
     chosen = max(filter(legal, SCALE_SLOTS))
     return chosen, f"short k-blocks: {chosen} of {stages} slots at a time have one fence"

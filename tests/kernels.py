@@ -30,10 +30,14 @@ FP8_SCHEDULE = Schedule(
     tail_n=0,
     tail_after=0,
     evict=Evict.NEITHER,
+    scale_slots=0,
     num_stages=4,
     promote_chunk=1,
 )
-"""The default of the large FP8 layers. What it leaves open, passes choose (`lowered`)."""
+"""
+The default of the large FP8 layers, but that the producer fills in the scales. What it leaves open, passes choose
+(`lowered`).
+"""
 
 BF16_SCHEDULE = Schedule(
     family=Family.TILES,

@@ -23,7 +23,10 @@ from gemmir.legality import (
     violation,
 )
 from gemmir.legality import scale_batch as batch_rule
-from gemmir.problem import GemmProblem, Grouping
+from gemmir.loop_legality import SCALE_SLOTS
+from gemmir.loop_legality import scale_slots as slots_rule
+from gemmir.problem import GemmProblem, Grouping, Recipe
+from gemmir.rule import Violation
 from gemmir.schedule import Family, Schedule, Split
 from gemmir.target import SM_90A, setmaxnreg_split
 from gemmir.tile import (
@@ -211,6 +214,85 @@ def test_a_batch_says_what_would_fill_a_warp():
         assert found is not None
         assert (found.rule, found.fix) == ("1: there are no weight scales to fetch, or too many", "use scale_batch = 1")
     assert is_legal(FP8, Schedule(scale_batch=7)), "the tile is open"
+
+
+BATCHED = replace(GOOD, block_n=128, scale_batch=16)
+SPLIT = replace(FP8, numerics=replace(FP8.numerics, split_k=2))
+COLUMN_SCALES = replace(FP8, scale_b=Recipe.BLOCK_WISE_1X128)
+K_OFFS = replace(FP8, grouping=Grouping.K_OFFS, groups=4)
+
+
+@pytest.mark.parametrize(
+    ("problem", "changes", "what", "rule", "fix"),
+    [
+        (HALF, {"scale_slots": 1}, "1 for bf16, summed in the tensor core", "slots hold scales where sums are", 0),
+        (FP8, {"scale_slots": 1, "family": Family.STREAM}, "1", "a warp loads the scales of whole tiles", 0),
+        (SPLIT, {"scale_slots": 4}, "4 with split_k = 2", "slots also hold sums that CTAs exchange", 0),
+        (FP8, {"scale_slots": 3}, "3", "one of (0, 1, 2, 4)", 1),
+        (FP8, {"scale_slots": 8}, "8", "one of (0, 1, 2, 4)", 1),
+        (FP8, {"scale_slots": 2, "scale_batch": 1}, "2, scale_batch = 1", "at a time come in batches", 1),
+        (FP8, {"scale_slots": 2, "math_warpgroups": 3}, "2 with 3 math warpgroups", "128 registers", 1),
+        (fp8_problem(4096, 7168, 1920), {"scale_slots": 2}, "2, 15 k-blocks", "whole steps of so many slots", 1),
+        (fp8_problem(4096, 7168, 1792), {"scale_slots": 4}, "4, 14 k-blocks", "whole steps of so many slots", 1),
+        (fp8_problem(4096, 7168, 0), {"scale_slots": 2}, "2, 1 k-blocks", "whole steps of so many slots", 1),
+        (K_OFFS, {"scale_slots": 2}, "2 for groups along K", "its own number of k-blocks", 1),
+        (FP8, {"scale_slots": 2, "num_stages": 5}, "2 of 5 stages", "at least 6 stages", 1),
+        (FP8, {"scale_slots": 4, "num_stages": 6}, "4 of 6 stages", "at least 7 stages", 1),
+    ],
+)
+def test_slots_that_no_warp_of_their_own_fills_with_scales(
+    problem: GemmProblem, changes: dict[str, int | Family], what: str, rule: str, fix: int
+):
+    found = slots_rule(problem, replace(BATCHED, **{"num_stages": 8} | changes), SM_90A)
+    assert found is not None
+    assert (found.code, found.what, found.fix) == ("GMR-S003", f"scale_slots = {what}", f"use scale_slots = {fix}")
+    assert rule in found.rule
+
+
+@pytest.mark.parametrize("slots", [0, 1])
+@pytest.mark.parametrize("stages", [2, None])
+@pytest.mark.parametrize(
+    "problem", [FP8, COLUMN_SCALES, K_OFFS, fp8_problem(64, 64, 0), fp8_problem(64, 64, 400)], ids=str
+)
+def test_one_slot_at_a_time_needs_scales_only(problem: GemmProblem, stages: int | None, slots: int):
+    for batch, groups in ((1, 2), (16, 3)):
+        schedule = replace(BATCHED, scale_batch=batch, math_warpgroups=groups, num_stages=stages, scale_slots=slots)
+        assert slots_rule(problem, schedule, SM_90A) is None
+
+
+@pytest.mark.parametrize(("slots", "stages"), [(2, 6), (4, 7), (4, 12), (2, None), (4, None)])
+def test_several_slots_at_a_time_are_legal_in_deep_rings(slots: int, stages: int | None):
+    several = replace(BATCHED, scale_slots=slots, num_stages=stages)
+    tails = fp8_problem(64, 64, 1008)
+    for problem, batch in ((FP8, 16), (FP8, None), (COLUMN_SCALES, 1), (tails, 16)):
+        assert slots_rule(problem, replace(several, scale_batch=batch), SM_90A) is None
+
+
+def test_where_scales_have_no_warp_nothing_is_asked():
+    for problem in (HALF, SPLIT):
+        for slots in (0, None):
+            assert slots_rule(problem, replace(BATCHED, scale_slots=slots), SM_90A) is None
+
+
+def test_both_families_have_the_rule_of_scale_slots():
+    broken("GMR-S003", "scale_slots = 3", "(0, 1, 2, 4)", scale_slots=3)
+    few = replace(FP8, m=16)
+    stream = Schedule(Family.STREAM, 16, 64, 128, 1, Split.ALONG_N, scale_slots=0)
+    assert violation(few, stream) is None
+    found = violation(few, replace(stream, scale_slots=1))
+    assert found == Violation(
+        "GMR-S003",
+        "scale_slots = 1",
+        "family = stream: a warp loads the scales of whole tiles",
+        "use scale_slots = 0",
+    )
+
+
+@pytest.mark.parametrize("slots", [(0,), (1,), (2, 4)], ids=str)
+def test_warps_for_scales_are_drawn(slots: tuple[int, ...]):
+    found = drawn(lambda s: s.scale_slots in slots)
+    assert found.complete
+    assert is_legal(FP8, found)
 
 
 CHUNKED = replace(GOOD, split=Split.ALONG_M, block_n=128, promote_chunk=2)
@@ -485,7 +567,8 @@ def test_the_most_stages_that_fit_are_the_most(data: st.DataObject):
     problem = data.draw(problems())
     s = data.draw(legal_schedules(problem))
     legal = [n for n in range(0, MAX_STAGES + 3) if is_legal(problem, replace(s, num_stages=n))]
-    assert legal == list(range(MIN_STAGES, legal[-1] + 1))
+    assert s.scale_slots is not None
+    assert legal == list(range(max(MIN_STAGES, SCALE_SLOTS[s.scale_slots]), legal[-1] + 1))
 
 
 FORMS = tuple(form for form in Grouping if form is not Grouping.NONE)

@@ -208,7 +208,8 @@ def stage_fragment(agent: Agent, op: hopper.StageFragmentOp) -> None:
     offsets = transposed_offsets if op.transposed is not None else staging_offsets
     region = Region(base + offsets(columns, rows, size, op.row.value.data), size)
     first = op.column.value.data // 2
-    values, garbage = (part[:, first : first + columns // 2] for part in fragment.read())
+    taken = slice(None) if op.transposed is not None else slice(first, first + columns // 2)
+    values, garbage = (part[:, taken] for part in fragment.read())
     if op.accumulate is not None:
         bits, unsound = load_words(agent.cta.shared, region.offsets, size)
         agent.read(Region(region.offsets.reshape(-1), size))

@@ -4,7 +4,7 @@ The shared memory of a kernel, and its barriers.
 A ring of `num_stages` slots is filled by one producer warp and read by the math warpgroups; a store warp sends
 finished tiles off. Barriers:
 
-- `full[s]`: one arrival, the producer's, with the bytes to come.
+- `full[s]`: one arrival, the producer's, with the bytes to come; a second one of a warp that fills in scales.
 - `empty[s]`: one arrival per math warp of each CTA that this slot's contents also went to.
 - `staged[g]`: one arrival per warp of math warpgroup g, a slice of its tile lies in the staging area.
 - `drained[g]`: one arrival, the store warp's, which has sent that slice. With an operand C, the arrival says how many

@@ -20,7 +20,8 @@ FILES = tuple(
 )
 """
 All that the committed constants are fitted to: a menu of schedules, what fills its gaps, orders of tiles, who fills in
-scales and slices of columns, what was then ranked first, and what is chosen for the products of 136 to 256 rows of `STREAM_FILES`.
+scales and slices of columns, what was then ranked
+first, and what is chosen for the products of 136 to 256 rows of `STREAM_FILES`.
 """
 
 STREAM_FILES = tuple(

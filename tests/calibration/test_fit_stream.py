@@ -121,12 +121,12 @@ def test_the_report_names_constants_errors_and_regrets(capsys: pytest.CaptureFix
 @pytest.mark.parametrize(
     ("stream", "tiles", "mean", "far"),
     [
-        (H100_ROWS, TILES_ROWS[0], 0.005, {"f8E4M3FN-192x7168x2048"}),
+        (H100_ROWS, TILES_ROWS[0], 0.005, {"bf16-256x2112x7168"}),
         (
             H200_ROWS,
             TILES_ROWS[1],
             0.0065,
-            {"f8E4M3FN-192x7168x2048", "bf16-256x7168x2048", "bf16-256x4096x7168", "bf16-256x7168x16384"},
+            {f"bf16-256x{nk}" for nk in ("2112x7168", "4096x7168", "7168x2048", "7168x16384")},
         ),
     ],
     ids=["H100", "H200"],

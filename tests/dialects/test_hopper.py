@@ -26,6 +26,9 @@ TURNS = replace(FP8_SCHEDULE, block_n=192, split=Split.ALONG_M, turns=True, num_
 CHUNKS = replace(TURNS, block_n=128, turns=False, promote_chunk=4)
 WHOLE = replace(FP8_SCHEDULE, store_slices=1, num_stages=3)
 BATCHES = replace(FP8_SCHEDULE, scale_batch=16)
+OWN_WARP = replace(FP8_SCHEDULE, scale_slots=1)
+NARROW = replace(FP8_SCHEDULE, block_m=64, block_n=128, split=Split.ALONG_M, math_warpgroups=1, cluster_m=1)
+AT_ONCE = replace(NARROW, scale_batch=32, scale_slots=4, num_stages=7)
 SPLIT = replace(FP8_SCHEDULE, cluster_m=1, num_stages=4)
 KERNELS = {
     "fp8": (FP8, FP8_SCHEDULE),
@@ -33,6 +36,8 @@ KERNELS = {
     "turns": (FP8, TURNS),
     "chunks": (FP8, CHUNKS),
     "batches": (FP8, BATCHES),
+    "a warp for scales": (FP8, OWN_WARP),
+    "a warp for scales of several slots": (FP8, AT_ONCE),
     "bf16": (BF16, BF16_SCHEDULE),
     "split": (split_in_two(FP8), SPLIT),
 }
@@ -210,6 +215,33 @@ def test_no_batch_reads_outside_its_tensor(name: str) -> None:
     with pytest.raises(IRError, match=re.escape(message)) as error:
         parse_module(changed)
     assert error.value.code in ("GMR-R001", "GMR-R002")
+
+
+@pytest.mark.parametrize(("ahead", "by"), [(1, 4), (2, 5), (3, 4)])
+def test_no_block_ahead_is_behind_those_of_a_step(ahead: int, by: int) -> None:
+    """Of a loop that does four at a time."""
+    text = fp8_text(AT_ONCE)
+    assert "hopper.k_blocks 0 to 16 step 4 {" in text
+    with pytest.raises(IRError, match=f"block_ahead by {by}: it is for blocks that a loop does at a time"):
+        parse_module(re.sub(rf"(block_ahead %k_?\d*) by {ahead}", rf"\1 by {by}", text))
+
+
+def test_a_block_ahead_is_behind_another_one() -> None:
+    with pytest.raises(IRError, match="expected integer >= 1"):
+        parse_module(re.sub(r"(block_ahead %k_?\d*) by 1", r"\1 by 0", fp8_text(AT_ONCE)))
+
+
+def test_blocks_ahead_are_those_of_a_loop_over_k() -> None:
+    """Not of the tile's first column, nor of what is ahead already."""
+    for stranger in (r"%n0_?\d*", r"%k_?\d*"):
+        text = fp8_text(AT_ONCE)
+        pattern = r"hopper.start_scales %scale_b\[(" if "n0" in stranger else r"("
+        pattern += rf"{stranger})" + ("" if "n0" in stranger else r" = hopper.block_ahead %k_?\d* by 1")
+        found = re.search(pattern, text)
+        assert found is not None
+        changed = re.sub(r"block_ahead %k_?\d* by 2", f"block_ahead {found[1]} by 2", text)
+        with pytest.raises(IRError, match="block_ahead by 2: it is for blocks that a loop does at a time"):
+            parse_module(changed)
 
 
 def test_a_batch_goes_on_from_where_it_was_started() -> None:

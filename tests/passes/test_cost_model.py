@@ -8,7 +8,7 @@ from hypothesis import strategies as st
 
 from gemmir.bench.cases import DENSE, Case, Shape
 from gemmir.passes.block_search import search
-from gemmir.passes.cost_constants import DEFAULT
+from gemmir.passes.cost_constants import DEFAULT, Constants
 from gemmir.passes.cost_model import (
     best_orders,
     cluster_bound,
@@ -20,7 +20,7 @@ from gemmir.passes.cost_model import (
 )
 from gemmir.passes.l2_model import resident_clusters
 from gemmir.problem import GemmProblem
-from gemmir.schedule import RasterAxis, Schedule, Split
+from gemmir.schedule import Evict, RasterAxis, Schedule, Split
 from gemmir.target import SM_90A
 from gemmir.tile import tile_geometry
 from tests.calibration.data import Measurement, load
@@ -62,7 +62,7 @@ def fp8_microseconds(shape: Shape, schedule: Schedule) -> float:
 def measured(m: Measurement) -> tuple[Shape, Schedule]:
     """The shape and the schedule of a measurement, but for its tile order."""
     schedule = m.parsed()[1]
-    names = "family tail_n tail_after raster_axis raster_group evict balanced scale_batch num_stages"
+    names = "family tail_n tail_after raster_axis raster_group evict balanced scale_batch scale_slots num_stages"
     open_fields = dict.fromkeys(names.split())
     return m.point.case.shape, replace(schedule, **open_fields)
 
@@ -100,7 +100,7 @@ def test_a_k_block_takes_what_it_was_measured_to(schedule: Schedule):
     wanted = replace(schedule, promote_chunk=1, store_slices=tile_geometry(schedule).waves)
     short, long = (next(m for m in H200 if measured(m) == ((4096, 7168, k), wanted)) for k in (2048, 16384))
     predicted = [predict(*m.parsed()).microseconds for m in (short, long)]
-    assert (predicted[1] - predicted[0]) / (long.us - short.us) == pytest.approx(1, abs=0.07)
+    assert (predicted[1] - predicted[0]) / (long.us - short.us) == pytest.approx(1, abs=0.03)
 
 
 def test_two_warpgroups_of_one_wave_need_turns():
@@ -141,6 +141,81 @@ def test_a_chunk_holds_two_stages():
     assert predict(problem, pair).loads == pytest.approx(1000 + transfer)
 
 
+def loads(problem: GemmProblem, schedule: Schedule) -> float:
+    return predict(problem, schedule).loads
+
+
+@pytest.mark.parametrize("slots", [0, 1, 2, 4])
+def test_scales_cost_a_fence_a_slot_or_one_for_several(slots: int):
+    problem, schedule = fp8_problem(512, 4096, 7168), replace(SQUARE, num_stages=7)
+    own = C.scales_by_warp - C.scales_at_once * (1 - 1 / max(1, slots))
+    more = loads(problem, replace(schedule, scale_slots=slots)) - loads(problem, replace(schedule, scale_slots=1))
+    assert more == pytest.approx((own if slots else C.scales_by_producer) - C.scales_by_warp)
+    assert C.scales_by_producer > C.scales_by_warp > C.scales_at_once > 0
+
+
+@pytest.mark.parametrize(
+    ("k", "chunk", "slots"), [(1920, 1, 0), (2048, 1, 1), (2048, None, 1), (2048, 2, 4), (2304, 2, 2), (1920, 2, 0)]
+)
+def test_who_fills_in_scales_is_who_will(k: int, chunk: int | None, slots: int):
+    """While that is open: the warp that `gemm-plan-pipeline` chooses."""
+    schedule = replace(SQUARE, turns=False, promote_chunk=chunk, num_stages=7)
+    problem = fp8_problem(512, 4096, k)
+    assert predict(problem, schedule) == predict(problem, replace(schedule, scale_slots=slots))
+
+
+def test_loads_that_l2_is_told_to_let_go_of_are_faster():
+    """While that is open: those of one wave of tiles or two, of CTAs that stand alone."""
+    schedule = replace(SQUARE, num_stages=6, scale_slots=0)
+    for m, hinted in ((512, True), (1024, True), (2048, False)):
+        problem = fp8_problem(m, 4096, 7168)
+        without, with_ = (loads(problem, replace(schedule, evict=e)) for e in (Evict.NEITHER, Evict.WEIGHTS))
+        assert with_ - C.scales_by_producer == pytest.approx(C.hinted_loads * (without - C.scales_by_producer))
+        assert loads(problem, schedule) == (with_ if hinted else without)
+    paired = replace(schedule, cluster_m=2)
+    assert loads(fp8_problem(512, 4096, 7168), paired) == loads(
+        fp8_problem(512, 4096, 7168), replace(paired, evict=Evict.NEITHER)
+    )
+
+
+def test_rows_past_the_last_one_are_filled():
+    """By TMA, with zeros: those of one tile, of which a CTA with several has no more."""
+    schedule = replace(SQUARE, num_stages=6, scale_slots=0, evict=Evict.NEITHER)
+    for rows, rounds in ((256, 1), (4096, 8)):
+        whole, less = (fp8_problem(m, 4096, 7168) for m in (rows, rows - 28))
+        assert predict(whole, schedule).rounds == predict(less, schedule).rounds == rounds
+        assert loads(less, schedule) - loads(whole, schedule) == pytest.approx(28 * C.fill_clocks / rounds)
+
+
+def test_three_stages_slow_sums_in_place_a_little():
+    problem, schedule = half_problem(4096, 4096, 4096), replace(tile(128, 256), block_k=64)
+    three, four = (predict(problem, replace(schedule, num_stages=n, store_slices=1)) for n in (3, 4))
+    assert three.math == pytest.approx((1 + C.in_place_shallow) * four.math)
+
+
+def test_a_slice_of_sums_in_place_waits_for_the_one_before():
+    problem, schedule = half_problem(4096, 4096, 4096), replace(tile(128, 256), block_k=64, num_stages=4)
+    one, two, four = (predict(problem, replace(schedule, store_slices=n)).tile for n in (1, 2, 4))
+    leaving = (one - C.in_place_bubble) / C.in_place_store_exposed
+    assert two - one == pytest.approx(C.in_place_slice_exposed * leaving)
+    assert four - one == pytest.approx(3 * C.in_place_slice_exposed * leaving)
+
+
+def test_the_clock_falls_where_l2_is_busy():
+    """Not under tiles that load little for what they multiply, nor under those whose sums are promoted."""
+    sums_in_place, promoted = half_problem(8192, 8192, 8192), fp8_problem(8192, 8192, 8192)
+    without, half = replace(C, l2_drop_hz=0.0), replace(C, l2_drop_hz=C.l2_drop_hz / 2)
+
+    def lower(problem: GemmProblem, schedule: Schedule, constants: Constants = C) -> float:
+        clocks = (predict(problem, schedule, SM_90A, c).clock_hz for c in (without, constants))
+        return next(clocks) - next(clocks)
+
+    large, square, small = (replace(tile(m, n), block_k=64) for m, n in ((128, 256), (128, 128), (64, 128)))
+    assert 0 == lower(sums_in_place, large) < lower(sums_in_place, square) < lower(sums_in_place, small)
+    assert lower(sums_in_place, square, half) == pytest.approx(lower(sums_in_place, square) / 2)
+    assert lower(promoted, SQUARE) == lower(promoted, WIDE) == 0
+
+
 @pytest.mark.parametrize("shape", [shape for shape in DENSE if shape[0] > 512], ids=str)
 def test_chunks_are_not_chosen_where_a_cta_has_many_tiles(shape: Shape):
     assert search(fp8_problem(*shape), Schedule()).best.schedule.promote_chunk == 1
@@ -171,7 +246,7 @@ def test_few_stages_slow_the_loads():
 
 
 def test_limiters_are_named():
-    assert predict(fp8_problem(16, 7168, 16384), tile(64, 64, "n")).limiter == "DRAM"
+    assert predict(fp8_problem(64, 24576, 16384), tile(64, 128, "n")).limiter == "DRAM"
     assert predict(fp8_problem(8192, 8192, 8192), SQUARE).limiter == "L2"
     assert predict(fp8_problem(8192, 8192, 8192), WIDE).limiter == "the warpgroups' chain"
     in_place = replace(tile(128, 256), block_k=64)
@@ -212,7 +287,7 @@ def test_bounds_are_below_every_prediction(data: st.DataObject):
 
 def test_results_that_stay_in_l2_are_not_written():
     """Of 4096 x 8192 x 2 bytes, all but what L2 holds at the end."""
-    small, large = fp8_problem(512, 4096, 512), fp8_problem(4096, 8192, 512)
+    small, large = fp8_problem(256, 4096, 512), fp8_problem(4096, 8192, 512)
     rate = C.dram_efficiency * SM_90A.dram_bytes_per_second
     assert dram_seconds(small) * rate == pytest.approx(operand_bytes(small))
     assert dram_seconds(large) * rate == pytest.approx(operand_bytes(large) + 4096 * 8192 * 2 - C.l2_dirty_bytes)

@@ -7,6 +7,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
+from gemmir.decisions import Decision
 from gemmir.errors import ScheduleError
 from gemmir.legality import MAX_STAGES, MIN_STAGES, is_legal
 from gemmir.passes import gemm_plan_pipeline
@@ -40,11 +41,25 @@ def test_as_many_as_fit_beside_a_whole_tile(block: str, stages: int):
     assert f"slices = 1, stages = {stages}>" in str(module)
 
 
-def test_a_tile_that_is_summed_in_place_leaves_whole():
-    text = "schedule <block = 128x256x64, warpgroups = 2 along n, turns = false, cluster = 2x1>"
-    _, schedule, decisions = run(plain_text("?", 7168, 2048, text), NAME)
-    assert (schedule.store_slices, schedule.num_stages) == (1, 3)
-    assert [d.subject for d in decisions] == ["stages"]
+@pytest.mark.parametrize(
+    ("block_n", "split", "k", "chosen", "because"),
+    [
+        (256, "n", 2048, (2, 4), "each of 2 waves leaves in the shared memory of one; 4 stages fit"),
+        (256, "m", 2048, (2, 4), "some columns leaves in the shared memory of one; 4 stages fit"),
+        (256, "m", 960, (1, 3), ""),
+        (192, "m", 2048, (1, 4), ""),
+    ],
+)
+def test_a_tile_that_is_summed_in_place_leaves_whole_or_where_a_stage_more_fits_so_in_two(
+    block_n: int, split: str, k: int, chosen: tuple[int, int], because: str
+):
+    text = f"schedule <block = 128x{block_n}x64, warpgroups = 2 along {split}, turns = false, cluster = 2x1>"
+    _, schedule, (*slices, stages) = run(plain_text("?", 7168, k, text), NAME)
+    assert (schedule.store_slices, schedule.num_stages) == chosen
+    assert stages.subject == "stages"
+    assert [(d.subject, d.because, d.runner_up) for d in slices] == (
+        [("slices", because, "1, with which 3 stages fit")] if because else []
+    )
 
 
 @pytest.mark.parametrize(
@@ -97,21 +112,21 @@ def test_refuses_a_batch_that_does_not_fill_a_warp(block: str, batch: int, fix: 
 
 
 def test_explains_the_slices():
-    _, _, (_, decision, _) = run(fp8_text("?", 7168, 2048, tile("128x256x128")), NAME)
+    _, _, (_, decision, *_) = run(fp8_text("?", 7168, 2048, tile("128x256x128")), NAME)
     assert (decision.by, decision.subject, decision.choice) == (NAME, "slices", "2")
     assert decision.because == "each of 2 waves leaves while the next one is computed; 4 stages fit"
     assert decision.runner_up == "1, with which 3 stages fit"
 
 
 def test_explains_the_byte_budget():
-    _, _, (_, _, decision) = run(fp8_text("?", 7168, 2048, tile("128x256x128")), NAME)
+    _, _, (_, _, decision, _) = run(fp8_text("?", 7168, 2048, tile("128x256x128")), NAME)
     assert (decision.by, decision.subject, decision.choice) == (NAME, "stages", "4")
     assert "4 x 49696 (A 16384, B 32768, scales 528, barriers) + 32800" in decision.because
     assert "= 231584 of 232448 bytes; one more would need 281280" in decision.because
 
 
 def test_explains_the_byte_budget_beside_a_whole_tile():
-    _, _, (_, decision) = run(fp8_text("?", 7168, 2048, tile("128x256x128", ", slices = 1")), NAME)
+    _, _, (_, decision, _) = run(fp8_text("?", 7168, 2048, tile("128x256x128", ", slices = 1")), NAME)
     assert (decision.by, decision.subject, decision.choice) == (NAME, "stages", "3")
     assert "3 x 49696 (A 16384, B 32768, scales 528, barriers) + 65568" in decision.because
     assert "= 214656 of 232448 bytes; one more would need 264352" in decision.because
@@ -127,14 +142,14 @@ def test_the_budget_adds_up():
 
 
 def test_no_more_than_are_ever_loaded():
-    _, schedule, (_, decision) = run(fp8_text(128, 256, 256, tile("64x64x128")), NAME)
+    _, schedule, (_, decision, _) = run(fp8_text(128, 256, 256, tile("64x64x128")), NAME)
     assert schedule.num_stages == 3  # 2 k-blocks of one tile a CTA, and one
     assert "a CTA loads 2 stages in all" in decision.because
     assert useful_stages(fp8_problem(None, 256, 256), schedule) == MAX_STAGES
 
 
 def test_twelve_are_the_most():
-    _, _, (_, decision) = run(fp8_text("?", 7168, 2048, tile("64x64x128")), NAME)
+    _, _, (_, decision, _) = run(fp8_text("?", 7168, 2048, tile("64x64x128")), NAME)
     assert decision.choice == "12"
     assert "12 are the most" in decision.because
 
@@ -144,10 +159,11 @@ def test_k_of_zero_has_two_stages():
 
 
 def test_what_is_fixed_stays():
-    text = fp8_text("?", 7168, 2048, tile("128x128x128", ", scale_batch = 1, slices = 1, stages = 4"))
-    for pipeline in (NAME, NAME + "{scale-batch=16 slices=2 stages=3}"):
+    text = fp8_text("?", 7168, 2048, tile("128x128x128", ", scale_batch = 1, scale_slots = 1, slices = 1, stages = 4"))
+    for pipeline in (NAME, NAME + "{scale-batch=16 scale-slots=0 slices=2 stages=3}"):
         _, schedule, decisions = run(text, pipeline)
-        assert (schedule.scale_batch, schedule.store_slices, schedule.num_stages) == (1, 1, 4)
+        assert (schedule.scale_batch, schedule.scale_slots) == (1, 1)
+        assert (schedule.store_slices, schedule.num_stages) == (1, 4)
         assert decisions == []
 
 
@@ -163,12 +179,15 @@ def test_what_is_fixed_stays():
         (", scale_batch = 16", "", (16, 2, 8), ["slices", "stages"]),
         ("", "{scale-batch=16}", (16, 2, 8), ["slices", "stages"]),
         (", scale_batch = 1, slices = 2", "{stages=3}", (1, 2, 3), []),
+        (", scale_batch = 1, scale_slots = 0, slices = 2", "{stages=3}", (1, 2, 3), []),
+        ("", "{scale-slots=1 stages=3}", (16, 2, 3), ["scale_batch", "slices"]),
     ],
 )
 def test_what_is_open_is_chosen(fixed: str, options: str, chosen: tuple[int, int, int], subjects: list[str]):
     _, schedule, decisions = run(fp8_text("?", 7168, 2048, tile("128x64x128", fixed)), NAME + options)
     assert (schedule.scale_batch, schedule.store_slices, schedule.num_stages) == chosen
-    assert [d.subject for d in decisions] == subjects
+    slots = [] if "slots" in fixed + options else ["scale_slots"]
+    assert [d.subject for d in decisions] == [*subjects, *slots]
 
 
 @pytest.mark.parametrize(
@@ -221,10 +240,70 @@ def test_the_passes_complete_a_schedule_and_then_rest(text: str, slices: int, ba
     module, schedule, decisions = run(text, ALL)
     assert schedule.complete
     scaled = ["scale_batch"] if "xf8" in text else []
-    pipeline = [*scaled, *(["slices"] if slices > 1 else []), "stages"]
+    slots = ["scale_slots"] if scaled else []
+    pipeline = [*scaled, *(["slices"] if slices > 1 else []), "stages", *slots]
     subjects = [d.subject for d in decisions]
     assert subjects == ["family", "block", "warpgroups", "cluster", "raster", "evict", "balanced", *pipeline]
     assert (schedule.scale_batch, schedule.store_slices) == (batch, slices)
     again, _, nothing = run(str(module), ALL)
     assert str(again) == str(module)
     assert nothing == []
+
+
+def chunked(chunk: int, stages: int) -> str:
+    rest = f"turns = false, chunk = {chunk}, cluster = 1x1, stages = {stages}"
+    return f"schedule <block = 128x64x128, warpgroups = 2 along m, {rest}>"
+
+
+def slots_of(k: int, schedule: str, options: str = "") -> tuple[int | None, list[Decision]]:
+    """How many slots are filled with scales at a time, and what is said of it."""
+    _, found, decisions = run(fp8_text("?", 7168, k, schedule), NAME + options)
+    return found.scale_slots, [d for d in decisions if d.subject == "scale_slots"]
+
+
+@pytest.mark.parametrize(
+    ("k", "schedule", "slots", "because"),
+    [
+        (15 * 128, chunked(1, 8), 0, "15 k-blocks: with fewer than 16, loads that are ahead delay stores"),
+        (15 * 128, chunked(4, 8), 0, "15 k-blocks: with fewer than 16, loads that are ahead delay stores"),
+        (15 * 128 + 16, chunked(1, 8), 1, "16 k-blocks, whose operands then wait for no fence"),
+        (16 * 128, tile("128x256x128", ", chunk = 1"), 1, "16 k-blocks, whose operands then wait for no fence"),
+        (16 * 128, tile("192x96x128", ", chunk = 1"), 0, "3 waves a warpgroup: k-blocks so long that the producer is"),
+        (16 * 128, chunked(2, 5), 1, "short k-blocks: 1 of 5 slots at a time have one fence"),
+        (16 * 128, chunked(2, 6), 2, "short k-blocks: 2 of 6 slots at a time have one fence"),
+        (16 * 128, chunked(2, 7), 4, "short k-blocks: 4 of 7 slots at a time have one fence"),
+        (16 * 128, chunked(4, 8), 4, "short k-blocks: 4 of 8 slots at a time have one fence"),
+        (17 * 128, chunked(2, 8), 1, "short k-blocks: 1 of 8 slots at a time have one fence"),
+        (18 * 128, chunked(2, 8), 2, "short k-blocks: 2 of 8 slots at a time have one fence"),
+    ],
+)
+def test_scales_have_a_warp_of_their_own_from_16_k_blocks_on(k: int, schedule: str, slots: int, because: str):
+    """Where k-blocks are not three waves long; for chunks it fills as many slots at a time as the rule lets it."""
+    chosen, (decision,) = slots_of(k, schedule)
+    assert chosen == slots
+    assert (decision.by, decision.choice, decision.runner_up) == (NAME, str(slots), "0" if slots else "1")
+    assert decision.because.startswith(because)
+
+
+def test_several_slots_need_batches_of_scales():
+    text = chunked(2, 8).replace("stages = 8", "scale_batch = 1, stages = 8")
+    assert slots_of(16 * 128, text)[0] == 1
+
+
+@pytest.mark.parametrize("slots", [0, 1, 2])
+def test_a_warp_for_scales_may_be_asked_for(slots: int):
+    assert slots_of(16 * 128, chunked(2, 8), f"{{scale-slots={slots}}}") == (slots, [])
+    assert slots_of(128, chunked(2, 8), f"{{scale-slots={min(slots, 1)}}}") == (min(slots, 1), [])
+
+
+def test_a_warp_for_several_slots_is_refused_where_there_are_few():
+    with pytest.raises(ScheduleError, match="scale_slots = 4 of 6 stages") as caught:
+        slots_of(16 * 128, chunked(2, 6), "{scale-slots=4}")
+    assert (caught.value.code, caught.value.fix) == ("GMR-S003", "use scale_slots = 1")
+
+
+def test_without_scales_there_is_no_warp_for_them_and_nothing_to_say():
+    text = "schedule <block = 64x64x64, warpgroups = 1 along m, turns = false, cluster = 1x1>"
+    _, schedule, decisions = run(plain_text("?", 7168, 2048, text), NAME)
+    assert schedule.scale_slots == 0
+    assert "scale_slots" not in [d.subject for d in decisions]

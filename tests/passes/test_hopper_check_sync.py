@@ -17,6 +17,7 @@ from gemmir.dialects.gemm import set_schedule, the_matmul
 from gemmir.dialects.hopper.base import count
 from gemmir.errors import SyncError
 from gemmir.ir_text import make_context, parse_module
+from gemmir.loop_legality import SCALE_SLOTS
 from gemmir.passes.gemm_lower_to_hopper import GemmLowerToHopperPass
 from gemmir.passes.hopper_check_sync import HopperCheckSyncPass
 from gemmir.passes.sync.check import check_kernel
@@ -89,8 +90,33 @@ def test_chunks_of_any_rest_in_any_ring(chunk: int, k_blocks: int):
         check_kernel(kernel_for(True, k_blocks, schedule))
 
 
+@pytest.mark.parametrize("chunk", [1, 2, 4])
+@pytest.mark.parametrize("slots", [1, 2, 4])
+def test_a_warp_for_scales_in_any_ring(slots: int, chunk: int):
+    """As many k-blocks as are whole steps of so many slots; rings that such steps fill, and do not fill."""
+    narrow = replace(CHUNKED, block_m=64, math_warpgroups=1, promote_chunk=chunk, scale_slots=slots, scale_batch=32)
+    fewest = SCALE_SLOTS[slots]
+    for stages, k_blocks in itertools.product({max(fewest, 2), fewest + 2, 9, 12}, (slots, 2 * slots, 3 * slots, 12)):
+        kernel = kernel_for(True, k_blocks, replace(narrow, num_stages=stages, cluster_m=1 + k_blocks % 2))
+        check_kernel(kernel)
+
+
+@pytest.mark.parametrize("k_blocks", range(1, 10))
+def test_a_warp_for_scales_beside_every_loop(k_blocks: int):
+    """In turns, slice by slice, and in clusters."""
+    tiles = (
+        {"block_n": 128, "split": Split.ALONG_M, "turns": True, "cluster_m": 1},
+        {"block_n": 128, "split": Split.ALONG_N, "store_slices": 2},
+        {"block_n": 64, "cluster_n": 2, "cluster_m": 1},
+    )
+    for stages, tile in itertools.product((2, 3, 4), tiles):
+        schedule = replace(CHUNKED, promote_chunk=1, scale_slots=1, num_stages=stages, **tile)
+        check_kernel(kernel_for(True, k_blocks, schedule))
+
+
 @pytest.mark.parametrize(
-    "name", ["fp8-turns", "fp8-1x2", "fp8-waves-2x1", "fp8-chunk", "fp8-chunk-2x1", "bf16-2x1", "bf16-1x2"]
+    "name",
+    ["fp8-turns", "fp8-1x2", "fp8-waves-2x1", "fp8-chunk", "fp8-chunk-2x1", "fp8-scales", "bf16-2x1", "bf16-1x2"],
 )
 def test_no_false_alarm_at_any_seam(name: str):
     """Two neighbouring tiles of any length, begun at any position in the ring."""

@@ -13,6 +13,7 @@ from tests.sabotage.math_role import MATH
 from tests.sabotage.producer import PRODUCER
 from tests.sabotage.scales import SCALES
 from tests.sabotage.slices import SLICES
+from tests.sabotage.slot_scales import SLOT_SCALES
 from tests.sabotage.split_k import SPLIT_K
 from tests.sabotage.stream import STREAM
 from tests.sabotage.tail import TAIL
@@ -20,6 +21,7 @@ from tests.sabotage.tail import TAIL
 FAULTS: tuple[Fault, ...] = (
     *(*PRODUCER.faults, *MATH.faults, *CHUNKED.faults, *FRAME.faults, *SLICES.faults, *SPLIT_K.faults, *GROUPS.faults),
     *(*CLUSTERS.faults, *FORMS.faults, *STREAM.faults, *SCALES.faults, *GATHER.faults, *TAIL.faults),
+    *SLOT_SCALES.faults,
 )
 
 FOR_THE_SIMULATOR: tuple[Fault, ...] = tuple(fault for fault in FAULTS if fault.caught_by == "simulator")

@@ -21,8 +21,8 @@ OpT = TypeVar("OpT", bound=Operation)
 K_BLOCKS = 7
 
 
-def _fp8(schedule: str, parts: int = 1, weights: str = "128x128") -> str:
-    blocks = parts * K_BLOCKS
+def _fp8(schedule: str, parts: int = 1, weights: str = "128x128", blocks: int = K_BLOCKS) -> str:
+    blocks *= parts
     x, w, d = f"tensor<?x{128 * blocks}xf8E4M3FN>", f"tensor<{128 * blocks}x1024xf8E4M3FN>", "tensor<?x1024xbf16>"
     xs, ws = f"tensor<?x{blocks}xf32>", f"tensor<{blocks}x{1024 if weights == '1x128' else 8}xf32>"
     return f"""
@@ -112,6 +112,15 @@ TEXTS: dict[str, str] = {
         "block = 64x112x128, warpgroups = 1 along m, turns = false, chunk = 1, scale_batch = 4, cluster = 1x1, "
         "stages = 2"
     ),
+    "fp8-scales": _fp8(
+        "block = 128x128x128, warpgroups = 2 along m, turns = true, chunk = 1, cluster = 1x1, scale_slots = 1, "
+        "stages = 4"
+    ),
+    "fp8-scales-4": _fp8(
+        "block = 64x64x128, warpgroups = 1 along m, chunk = 2, cluster = 1x1, scale_batch = 32, scale_slots = 4, "
+        "stages = 7",
+        blocks=8,
+    ),
     "fp8-columns": _fp8(
         "block = 128x256x128, warpgroups = 2 along n, turns = false, chunk = 1, cluster = 1x1, slices = 2, stages = 3",
         weights="1x128",
@@ -179,7 +188,8 @@ TEXTS: dict[str, str] = {
     "bf16-stream-2": _bf16("family = stream, block = 16x128x64, warpgroups = 2 along n, chunk = 1, stages = 4", 2),
 }
 """
-Promoted with and without turns, and in chunks with k-blocks left over; in place; one and two warpgroups; every
+Promoted with and without turns, and in chunks with k-blocks left over; with scales that have a warp of their own, slot
+by slot and four slots at a time; in place; one and two warpgroups; every
 cluster; tiles that leave whole and wave by wave, in 16 bits and in f32, alone and added to a C; operands that are not
 k-major; weight scales k-block by k-block, one a column, and in batches that begin inside a tile; K in two parts, whose
 sums are swapped in one slot and in two; groups of rows, and of K, alone and in clusters; narrower tiles for the last
@@ -222,6 +232,11 @@ class Ir:
     @property
     def scales(self) -> Block:
         return self._role(hopper.WarpOp, hopper.CopyScalesOp)
+
+    @property
+    def slot_scales(self) -> Block:
+        """The warp that fills slots of the ring with scales, where the producer does not."""
+        return self._role(hopper.WarpOp, hopper.PutScalesOp)
 
     @property
     def store(self) -> Block:

@@ -67,6 +67,8 @@ NEXT_TILE = ["hopper.fence_proxy_async in hopper.tiles", NEXT_MEETING]
 
 FIRST_STORES = ["hopper.store_commit in hopper.tiles", "hopper.store_wait_read in hopper.tiles"]
 
+SLOTS_OF_A_CHUNK = [f"hopper.{op} in hopper.k_blocks" for op in ("acquire", "sync_warp", "sync_warp")]
+
 NOT_NEEDED = {
     "fp8": [FIRST_MEETING, NEXT_MEETING],
     "fp8-whole": [FIRST_MEETING],
@@ -79,6 +81,8 @@ NOT_NEEDED = {
     "bf16-4x1": ["hopper.wgmma_fence in hopper.k_blocks"],
     "fp8-chunk": ["hopper.wgmma_fence in hopper.k_blocks"],
     "fp8-chunk-2x1": ["hopper.wgmma_fence in hopper.k_blocks", "hopper.wgmma_fence in hopper.tiles"],
+    "fp8-scales": [FIRST_MEETING],
+    "fp8-scales-4": ["hopper.wgmma_fence in hopper.k_blocks", *SLOTS_OF_A_CHUNK],
     "fp8-columns": [],
     "fp8-columns-2x1": [],
     "fp8-columns-chunk": ["hopper.wgmma_fence in hopper.k_blocks"],
@@ -113,7 +117,9 @@ What could go: meeting, and fence in a cluster, after the very first scales, aft
 k-block, and after the first ones of a narrower tile with two waves, since
 the ones in the k-block after come before the slot is released; the fence between the first two waves of a chunk, since
 the one before serves both partial sums; the fence between WGMMAs that add to the same registers; where C follows
-after the last warpgroup's stores, the wait for those of the first one; and the count of what one CTA has granted to
+after the last warpgroup's stores, the wait for those of the first one; where a warp of its own fills several slots
+with scales, what is between two of a chunk, which are read once both are full: a wait (of two, the other one is told by
+that of the producer) and the meetings after the first of two; and the count of what one CTA has granted to
 those that it gathers sums from, by which it waits for nothing.
 """
 

@@ -119,6 +119,7 @@ FOUND_AS = {
     "all-parts-stage-and-store": "is stored twice",
     "waves-transposed-to-the-same-columns": "sends garbage",
     "weight-scales-not-copied": "garbage",
+    "weights-of-several-slots-stored-one-ahead": "is staged, but it is garbage",
     "tail-loaded-first": "is staged, but it is garbage",
     "tail-staged-as-wide": "are never stored",
 }

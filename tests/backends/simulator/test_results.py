@@ -1,6 +1,7 @@
 """Simulated kernels have the bits of the model, whatever the schedule, the seed and the grid; exact data are exact."""
 
 import time
+from dataclasses import replace
 
 import numpy as np
 import pytest
@@ -12,8 +13,9 @@ from gemmir.backends.reference import random_inputs
 from gemmir.backends.simulator import simulate
 from gemmir.compiler import module_of
 from gemmir.errors import InputError
+from gemmir.problem import Recipe
 from gemmir.testing import check_bits, check_bound, check_exact, simulated
-from gemmir.testing.strategies import programs
+from gemmir.testing.strategies import fp8_problem, program_text, programs
 from tests.backends.simulator.kernels import Example, kernel_of, program
 from tests.gpu.problems import fp8_text
 
@@ -98,6 +100,62 @@ def test_no_seed_changes_a_bit_of_batches() -> None:
     example = Example.of(program("f8E4M3FN", 232, 128 * 9, "block = 64x112x128, warpgroups = 1, scale_batch = 4"), 70)
     for seed in range(8):
         np.testing.assert_array_equal(example.run(seed=seed), example.expected, err_msg=f"seed {seed}")
+
+
+OWN_WARP = (
+    "block = 64x64x128, warpgroups = 1, chunk = 1, scale_batch = 1, stages = 2",
+    "block = 128x64x128, warpgroups = 2 along m, turns = true, chunk = 1, scale_batch = 32, stages = 3",
+    "block = 64x96x128, warpgroups = 1, chunk = 1, cluster = 2x1, scale_batch = 8, stages = 2",
+    "block = 64x64x128, warpgroups = 1, chunk = 1, cluster = 1x2, scale_batch = 1, stages = 3",
+    "block = 128x64x128, warpgroups = 2 along n, chunk = 1, scale_batch = 16, slices = 2, stages = 3",
+    "block = 64x64x128, warpgroups = 1, chunk = 2, cluster = 1x2, scale_batch = 32, stages = 3",
+    "block = 64x64x128, warpgroups = 1, chunk = 1, tail = 48 after 1, scale_batch = 1, stages = 3",
+)
+
+
+@pytest.mark.parametrize("schedule", OWN_WARP)
+@pytest.mark.parametrize("k", [16, 400])
+def test_a_warp_for_scales_changes_no_bit(schedule: str, k: int) -> None:
+    """On random and on exact data: fewer k-blocks than slots and more, K tails; N and M that end inside a tile."""
+    text = program("f8E4M3FN", 104, k, f"{schedule}, scale_slots = 1")
+    check_exact(simulated(text, seed=k, clusters=1), text, 70, seed=k)
+    check_bits(simulated(text, seed=k + 1, clusters=1), text, 70)
+
+
+SEVERAL_SLOTS = (
+    "block = 64x64x128, warpgroups = 1, chunk = 2, scale_batch = 32, cluster = 1x1",
+    "block = 64x64x128, warpgroups = 1, chunk = 4, scale_batch = 32, cluster = 2x1",
+    "block = 64x96x128, warpgroups = 1, chunk = 1, scale_batch = 8, cluster = 1x2",
+    "block = 128x48x128, warpgroups = 2 along m, chunk = 2, scale_batch = 8, cluster = 1x1",
+)
+
+
+@pytest.mark.parametrize("schedule", SEVERAL_SLOTS)
+@pytest.mark.parametrize(("slots", "stages"), [(2, 6), (4, 7)])
+@pytest.mark.parametrize("k", [512, 1008])
+def test_several_slots_of_scales_at_a_time_change_no_bit(schedule: str, slots: int, stages: int, k: int) -> None:
+    """In rings that whole steps fill and do not fill; one step a tile or more, with a tail of K."""
+    text = program("f8E4M3FN", 104, k, f"{schedule}, scale_slots = {slots}, stages = {stages}")
+    check_exact(simulated(text, seed=stages, clusters=1), text, 70, seed=k)
+    check_bits(simulated(text, seed=k + slots, clusters=1), text, 70)
+
+
+@pytest.mark.parametrize("slots", [1, 2, 4])
+def test_no_seed_changes_a_bit_of_a_warp_for_scales(slots: int) -> None:
+    schedule = f"block = 64x64x128, warpgroups = 1, chunk = 2, scale_batch = 32, scale_slots = {slots}, stages = 7"
+    example = Example.of(program("f8E4M3FN", 104, 1008, schedule), 70)
+    for seed in range(6):
+        np.testing.assert_array_equal(example.run(seed=seed), example.expected, err_msg=f"seed {seed}")
+
+
+@pytest.mark.parametrize(("slots", "stages"), [(1, 2), (2, 6), (4, 7)])
+def test_a_warp_for_scales_of_columns_changes_no_bit(slots: int, stages: int) -> None:
+    """Both kinds of scales come by TMA, and none in batches."""
+    schedule = f"block = 64x64x128, warpgroups = 1, chunk = 1, scale_slots = {slots}, stages = {stages}"
+    problem = replace(fp8_problem(70, 104, 1008), scale_b=Recipe.BLOCK_WISE_1X128)
+    text = program_text(problem).replace(" : (", f" schedule <{schedule}> : (", 1)
+    check_exact(simulated(text, seed=slots, clusters=1), text)
+    check_bits(simulated(text, seed=stages, clusters=1), text)
 
 
 @pytest.mark.parametrize("schedule", HALF_SCHEDULES)

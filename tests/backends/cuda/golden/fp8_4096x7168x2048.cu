@@ -33,7 +33,7 @@ gemm_e4m3_e4m3_128x256_cluster1x1_stages4(
     }
     // full: a slot is loaded; empty: it is read; staged: rows may leave; drained: they have left.
     if (threadIdx.x == 0) {
-        for (int i = 0; i < 4; ++i) mbarrier_init(full + i * 8, 1);
+        for (int i = 0; i < 4; ++i) mbarrier_init(full + i * 8, 2);
         for (int i = 0; i < 4; ++i) mbarrier_init(empty + i * 8, 8);
         for (int i = 0; i < 2; ++i) mbarrier_init(staged + i * 8, 4);
         for (int i = 0; i < 2; ++i) mbarrier_init(drained + i * 8, 1);
@@ -135,22 +135,15 @@ gemm_e4m3_e4m3_128x256_cluster1x1_stages4(
                 tiles.origin(0, m0, n0);
 #pragma unroll 1
                 for (int k = 0; k < 16; ++k) {
-                    // Before the wait, so that the load's latency hides behind it.
-                    const int column = n0 + lane * 128;
-                    const float scales = lane < 2 && column < N ? __ldg(scale_b + k * scale_b_stride_k + column / 128 * scale_b_stride_n) : 0.f;
                     // Until every math warp has read what the slot held before.
                     mbarrier_wait(empty + at.stage * 8, at.parity ^ 1);
-                    // What the math warps read of the slot by ordinary loads comes before TMA's writes.
-                    fence_proxy_async();
                     if (lane == 0) {
                         tma_load(ring_a + at.stage * 16384, map_a, k * 128, m0, full + at.stage * 8);
                         tma_load(ring_b + at.stage * 32768, map_b, k * 128, n0, full + at.stage * 8);
-                        tma_load(ring_scale_a + at.stage * 512, map_scale_a, m0, k, full + at.stage * 8);
                     }
-                    if (lane < 2) store_shared_f32(ring_scale_b + at.stage * 16 + lane * 4, scales);
                     __syncwarp();
                     // The slot is full once all these bytes have arrived.
-                    if (lane == 0) mbarrier_expect(full + at.stage * 8, 49664);
+                    if (lane == 0) mbarrier_expect(full + at.stage * 8, 49152);
                     at.advance();
                 }
             }
@@ -188,6 +181,28 @@ gemm_e4m3_e4m3_128x256_cluster1x1_stages4(
                 tma_store_wait_read<0>();
                 mbarrier_arrive(drained + 8);
                 at.advance();
+            }
+        }
+        if (warp == 10) {
+            // Scales warp: fills in the scales of a slot, so that the producer has none to wait for, and no fence.
+            Cursor<4> at;
+            for (Tiles<128, 256, 1, 1, N, 1, false> tiles(m); !tiles.done(); tiles.next()) {
+                int m0, n0;
+                tiles.origin(0, m0, n0);
+#pragma unroll 1
+                for (int k = 0; k < 16; ++k) {
+                    // Before the wait, so that the load's latency hides behind it.
+                    const int column = n0 + lane * 128;
+                    const float scales = lane < 2 && column < N ? __ldg(scale_b + k * scale_b_stride_k + column / 128 * scale_b_stride_n) : 0.f;
+                    mbarrier_wait(empty + at.stage * 8, at.parity ^ 1);
+                    // What the math warps read of the slot by ordinary loads comes before TMA's writes.
+                    fence_proxy_async();
+                    if (lane == 0) tma_load(ring_scale_a + at.stage * 512, map_scale_a, m0, k, full + at.stage * 8);
+                    if (lane < 2) store_shared_f32(ring_scale_b + at.stage * 16 + lane * 4, scales);
+                    __syncwarp();
+                    if (lane == 0) mbarrier_expect(full + at.stage * 8, 512);
+                    at.advance();
+                }
             }
         }
     }
