@@ -6,6 +6,7 @@ import random
 from pathlib import Path
 
 import pytest
+from xdsl.ir import Operation
 from xdsl.utils.exceptions import VerifyException
 
 from gemmir.dialects import hopper
@@ -124,6 +125,12 @@ those that it gathers sums from, by which it waits for nothing.
 """
 
 
+def label(op: Operation) -> str:
+    parent = op.parent_op()
+    assert parent is not None
+    return f"{op.name} in {parent.name}"
+
+
 def broken(fault: Fault) -> hopper.KernelOp:
     ir = Ir(kernel_in(module_of(fault.kernel)))
     fault.plant(ir)
@@ -211,22 +218,24 @@ def test_a_fence_by_the_second_thread_is_as_good() -> None:
 
 @pytest.mark.parametrize("name", TEXTS)
 def test_everything_is_needed(name: str):
-    """Leave out each op that synchronises, one at a time."""
-    count = sum(isinstance(op, WHAT_SYNCHRONISES) for op in module_of(name).walk())
+    """Leave out each op that synchronises, one at a time; it is put back before the next."""
+    module = module_of(name)
+    kernel, ops = kernel_in(module), [op for op in module.walk() if isinstance(op, WHAT_SYNCHRONISES)]
     survivors: list[str] = []
-    for index in range(count):
-        module = module_of(name)
-        op = [op for op in module.walk() if isinstance(op, WHAT_SYNCHRONISES)][index]
-        parent = op.parent_op()
-        assert parent is not None
-        label = f"{op.name} in {parent.name}"
-        erase(op)
+    for op in ops:
+        block, next_op = op.parent_block(), op.next_op
+        assert block is not None
+        assert not any(result.uses for result in op.results)
+        op.detach()
         try:
-            check_kernel(kernel_in(module))
+            check_kernel(kernel)
         except SyncError:
             continue
-        survivors.append(label)
-    assert count >= 30
+        finally:
+            block.add_op(op) if next_op is None else block.insert_op_before(op, next_op)
+        survivors.append(label(op))
+    assert str(module) == str(module_of(name)), "all were put back"
+    assert len(ops) >= 30
     assert survivors == NOT_NEEDED[name]
 
 
