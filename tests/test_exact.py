@@ -13,7 +13,7 @@ import random
 from collections import Counter
 from collections.abc import Iterator
 from dataclasses import dataclass, replace
-from functools import cached_property
+from functools import cache, cached_property
 
 import pytest
 import torch
@@ -55,15 +55,16 @@ class Product:
 
 @dataclass(frozen=True)
 class Group:
-    """A kernel, and the products that it computes."""
+    """A kernel, and the products that it computes: the schedule is what was chosen, completed as for `base`."""
 
+    base: GemmProblem
     problem: GemmProblem
     schedule: Schedule
     products: tuple[Product, ...]
 
     @cached_property
     def text(self) -> str:
-        return program_text(self.problem, self.schedule)
+        return program_text(self.problem, as_completed(self.base, self.schedule))
 
     def __str__(self) -> str:
         s, k_blocks = self.schedule, self.problem.k_blocks
@@ -74,6 +75,9 @@ class Group:
             f"{self.problem.a}-{s.block_m}x{s.block_n}-{s.math_warpgroups}{s.split.value}-"
             f"{s.cluster_m}x{s.cluster_n}{turns}{slices}-{k_blocks}of{s.num_stages}"
         )
+
+
+as_completed = cache(completed)
 
 
 def shape(schedule: Schedule) -> Shape:
@@ -122,7 +126,7 @@ def heights(rows: int, count: int, chance: random.Random) -> list[int]:
     return chance.sample([*edges, *inside, *beyond], count)
 
 
-def sized(problem: GemmProblem, schedule: Schedule, chance: random.Random) -> Group:
+def sized(base: GemmProblem, problem: GemmProblem, schedule: Schedule, chance: random.Random) -> Group:
     """One kernel: N and M around the edges of a tile, K with or without a tail in the last of its k-blocks."""
     assert schedule.block_m is not None
     assert schedule.block_n is not None
@@ -135,7 +139,7 @@ def sized(problem: GemmProblem, schedule: Schedule, chance: random.Random) -> Gr
     products = tuple(
         Product(m, chance.randrange(1 << 16), chance.choice((1, 1, 2, 3))) for m in heights(rows, count, chance)
     )
-    return Group(replace(problem, n=n, k=k), schedule, products)
+    return Group(base, replace(problem, n=n, k=k), schedule, products)
 
 
 def all_groups() -> list[Group]:
@@ -150,11 +154,10 @@ def all_groups() -> list[Group]:
                 raster_group=chance.choice((1, 2, 8)),
                 num_stages=stages,
             )
-            complete = completed(base, fixed)
             for blocks in sorted({1, stages - 1, stages, stages + 1}):
                 a, b = chance.choice(FP8_PAIRS) if base.a.is_fp8 else (chance.choice((BF16, F16)),) * 2
                 problem = replace(base, k=blocks * base.block_k, a=a, b=b, d=chance.choice((BF16, F16)))
-                groups.append(sized(problem, complete, chance))
+                groups.append(sized(base, problem, fixed, chance))
     return groups
 
 
