@@ -2,9 +2,11 @@
 
 from collections.abc import Callable
 from dataclasses import dataclass
+from functools import cache
 
 import numpy as np
 import torch
+from xdsl.dialects.builtin import ModuleOp
 
 from gemmir.backends.reference import random_inputs
 from gemmir.backends.simulator import simulate_bits
@@ -22,12 +24,14 @@ def program(dtype: str, n: int, k: int, schedule: str) -> str:
     return text.replace(" : (", f" schedule <{schedule}> : (", 1)
 
 
+@cache
+def _module(text: str) -> ModuleOp:
+    return lower(text, until="hopper").module
+
+
 def kernel_of(text: str) -> KernelOp:
     """A hopper kernel of one's own."""
-    module = lower(text, until="hopper").module
-    kernel = next(op for op in module.body.block.ops if isinstance(op, KernelOp))
-    kernel.detach()
-    return kernel
+    return next(op for op in _module(text).body.block.ops if isinstance(op, KernelOp)).clone()
 
 
 @dataclass(frozen=True)
@@ -40,6 +44,7 @@ class Example:
     expected: np.ndarray
 
     @staticmethod
+    @cache
     def of(text: str, m: int) -> "Example":
         module = module_of(text)
         tensors = tuple(random_inputs(module, m, 1).values())
