@@ -28,7 +28,7 @@ def run_role(agent: Agent) -> Steps:
 
 
 def _block(agent: Agent, block: Block) -> Steps:
-    for op in block.ops:
+    for op in agent.cluster.ops_of(block):
         kind = type(op)
         if (quiet := QUIET.get(kind)) is not None:
             quiet(agent, op)

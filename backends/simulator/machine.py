@@ -13,6 +13,8 @@ from collections.abc import Callable, Generator
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, TypeAlias
 
+from xdsl.ir import Block, Operation
+
 from gemmir.backends.simulator.barriers import Mbarrier, Meeting, NamedBarrier, fault
 from gemmir.backends.simulator.memory import IN_FLIGHT, VALID, Bytes, Index, Region, SharedMemory
 
@@ -175,6 +177,14 @@ class Cluster:
         self.reads_at_issue = chance.choice((0.0, 0.5, 1.0))
         self.fair = chance.random() < 0.5
         self.slow: type[Pending] | Role | None = None
+
+        self._ops: dict[Block, tuple[Operation, ...]] = {}
+
+    def ops_of(self, block: Block) -> tuple[Operation, ...]:
+        """Those of a block, which loops come by again and again: xDSL keeps them as a list of links."""
+        if (found := self._ops.get(block)) is None:
+            found = self._ops[block] = tuple(block.ops)
+        return found
 
     def start(self, pending: Pending) -> None:
         self.pending.append(pending)
