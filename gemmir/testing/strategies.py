@@ -8,6 +8,7 @@ from __future__ import annotations
 
 from dataclasses import fields, replace
 from functools import cache
+from typing import TYPE_CHECKING
 
 from hypothesis import strategies as st
 
@@ -30,6 +31,9 @@ from gemmir.schedule import Evict, Family, RasterAxis, Schedule, Split
 from gemmir.stream_legality import MAX_BLOCK_M, MAX_PARTS, MAX_WARPGROUPS, form
 from gemmir.target import SM_90A
 from gemmir.tile import legal_store_slices, widest_scale_batch
+
+if TYPE_CHECKING:
+    from xdsl.dialects.builtin import ModuleOp
 
 RESULTS = (BF16, F16, F32)
 WEIGHT_SCALES = st.sampled_from((Recipe.BLOCK_WISE_128X128, Recipe.BLOCK_WISE_128X128, Recipe.BLOCK_WISE_1X128))
@@ -133,7 +137,7 @@ def completed(problem: GemmProblem, schedule: Schedule) -> Schedule:
     from gemmir.compiler import lower
     from gemmir.dialects.gemm import schedule_of, the_matmul
 
-    found = lower(program_text(problem, schedule), m=problem.expected_m, until="schedule")
+    found = lower(_program(problem, schedule), m=problem.expected_m, until="schedule")
     return schedule_of(the_matmul(found.module))
 
 
@@ -251,13 +255,17 @@ def program_text(problem: GemmProblem, schedule: Schedule | None = None, name: s
 
     Its arguments are x, w, the index operand of groups, the scales xs and ws, and c, as far as there are such.
     """
+    return str(_program(problem, schedule, name))
+
+
+def _program(problem: GemmProblem, schedule: Schedule | None, name: str = "product") -> ModuleOp:
     from gemmir.dialects.gemm import set_schedule, the_matmul
     from gemmir.ir_text import parse_module
 
     module = parse_module(_text(problem, name))
     if schedule is not None:
         set_schedule(the_matmul(module), schedule)
-    return str(module)
+    return module
 
 
 def _text(problem: GemmProblem, name: str) -> str:
