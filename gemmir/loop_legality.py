@@ -78,6 +78,10 @@ def scale_slots(problem: GemmProblem, s: Schedule, target: Target) -> Violation 
     if slots > 1 and s.math_warpgroups == 3:
         rule = "a thread has 128 registers beside three math warpgroups: several slots at a time are spilled"
         return Violation("GMR-S003", f"scale_slots = {slots} with 3 math warpgroups", rule, "use scale_slots = 1")
+    if s.math_warpgroups == 3 and not missing(s, "block_m", "block_n", "split") and tile_geometry(s).waves > 2:
+        waves = tile_geometry(s).waves
+        rule = "a thread has 128 registers beside three math warpgroups: with more than two waves each some are spilled"
+        return Violation("GMR-S003", f"scale_slots = {slots} with 3 x {waves} waves", rule, "use scale_slots = 0")
     blocks = problem.part_k_blocks
     if blocks % slots:
         rule = "the k-blocks of a tile are whole steps of so many slots"

@@ -222,6 +222,10 @@ COLUMN_SCALES = replace(FP8, scale_b=Recipe.BLOCK_WISE_1X128)
 K_OFFS = replace(FP8, grouping=Grouping.K_OFFS, groups=4)
 
 
+FOUR_WAVES = {"block_m": 256, "block_n": 48, "math_warpgroups": 3, "split": Split.ALONG_N}
+"""A tile of three warpgroups that ptxas 13.0 spilled with a warp for scales."""
+
+
 @pytest.mark.parametrize(
     ("problem", "changes", "what", "rule", "fix"),
     [
@@ -232,6 +236,7 @@ K_OFFS = replace(FP8, grouping=Grouping.K_OFFS, groups=4)
         (FP8, {"scale_slots": 8}, "8", "one of (0, 1, 2, 4)", 1),
         (FP8, {"scale_slots": 2, "scale_batch": 1}, "2, scale_batch = 1", "at a time come in batches", 1),
         (FP8, {"scale_slots": 2, "math_warpgroups": 3}, "2 with 3 math warpgroups", "128 registers", 1),
+        (FP8, FOUR_WAVES | {"scale_slots": 1}, "1 with 3 x 4 waves", "more than two waves each some are spilled", 0),
         (fp8_problem(4096, 7168, 1920), {"scale_slots": 2}, "2, 15 k-blocks", "whole steps of so many slots", 1),
         (fp8_problem(4096, 7168, 1792), {"scale_slots": 4}, "4, 14 k-blocks", "whole steps of so many slots", 1),
         (fp8_problem(4096, 7168, 0), {"scale_slots": 2}, "2, 1 k-blocks", "whole steps of so many slots", 1),
@@ -241,7 +246,7 @@ K_OFFS = replace(FP8, grouping=Grouping.K_OFFS, groups=4)
     ],
 )
 def test_slots_that_no_warp_of_their_own_fills_with_scales(
-    problem: GemmProblem, changes: dict[str, int | Family], what: str, rule: str, fix: int
+    problem: GemmProblem, changes: dict[str, int | Family | Split], what: str, rule: str, fix: int
 ):
     found = slots_rule(problem, replace(BATCHED, **{"num_stages": 8} | changes), SM_90A)
     assert found is not None
