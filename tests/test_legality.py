@@ -9,9 +9,8 @@ import pytest
 from hypothesis import Phase, find, given, settings
 from hypothesis import strategies as st
 
-from gemmir.dtypes import BF16, F32
+from gemmir.dtypes import BF16
 from gemmir.errors import ScheduleError
-from gemmir.layouts import Swizzle, store_chunks
 from gemmir.legality import (
     CLUSTERS_OF_FOUR,
     MAX_STAGES,
@@ -24,15 +23,10 @@ from gemmir.legality import (
 )
 from gemmir.legality import scale_batch as batch_rule
 from gemmir.loop_legality import SCALE_SLOTS
-from gemmir.loop_legality import scale_slots as slots_rule
-from gemmir.problem import GemmProblem, Grouping, Recipe
-from gemmir.rule import Violation
-from gemmir.schedule import Family, Schedule, Split
+from gemmir.problem import GemmProblem, Grouping
+from gemmir.schedule import Schedule, Split
 from gemmir.target import SM_90A, setmaxnreg_split
 from gemmir.tile import (
-    TileGeometry,
-    default_store_slices,
-    legal_store_slices,
     shared_layout,
     tile_geometry,
     widest_scale_batch,
@@ -45,7 +39,6 @@ from tests.schedules import (
     nearly_legal_schedules,
     placed_schedules,
     problems,
-    sliced_schedules,
 )
 
 FP8 = fp8_problem(4096, 7168, 2048)
@@ -216,90 +209,6 @@ def test_a_batch_says_what_would_fill_a_warp():
     assert is_legal(FP8, Schedule(scale_batch=7)), "the tile is open"
 
 
-BATCHED = replace(GOOD, block_n=128, scale_batch=16)
-SPLIT = replace(FP8, numerics=replace(FP8.numerics, split_k=2))
-COLUMN_SCALES = replace(FP8, scale_b=Recipe.BLOCK_WISE_1X128)
-K_OFFS = replace(FP8, grouping=Grouping.K_OFFS, groups=4)
-
-
-FOUR_WAVES = {"block_m": 256, "block_n": 48, "math_warpgroups": 3, "split": Split.ALONG_N}
-"""A tile of three warpgroups that ptxas 13.0 spilled with a warp for scales."""
-
-
-@pytest.mark.parametrize(
-    ("problem", "changes", "what", "rule", "fix"),
-    [
-        (HALF, {"scale_slots": 1}, "1 for bf16, summed in the tensor core", "slots hold scales where sums are", 0),
-        (FP8, {"scale_slots": 1, "family": Family.STREAM}, "1", "a warp loads the scales of whole tiles", 0),
-        (SPLIT, {"scale_slots": 4}, "4 with split_k = 2", "slots also hold sums that CTAs exchange", 0),
-        (FP8, {"scale_slots": 3}, "3", "one of (0, 1, 2, 4)", 1),
-        (FP8, {"scale_slots": 8}, "8", "one of (0, 1, 2, 4)", 1),
-        (FP8, {"scale_slots": 2, "scale_batch": 1}, "2, scale_batch = 1", "at a time come in batches", 1),
-        (FP8, {"scale_slots": 2, "math_warpgroups": 3}, "2 with 3 math warpgroups", "128 registers", 1),
-        (FP8, FOUR_WAVES | {"scale_slots": 1}, "1 with 3 x 4 waves", "more than two waves each some are spilled", 0),
-        (fp8_problem(4096, 7168, 1920), {"scale_slots": 2}, "2, 15 k-blocks", "whole steps of so many slots", 1),
-        (fp8_problem(4096, 7168, 1792), {"scale_slots": 4}, "4, 14 k-blocks", "whole steps of so many slots", 1),
-        (fp8_problem(4096, 7168, 0), {"scale_slots": 2}, "2, 1 k-blocks", "whole steps of so many slots", 1),
-        (K_OFFS, {"scale_slots": 2}, "2 for groups along K", "its own number of k-blocks", 1),
-        (FP8, {"scale_slots": 2, "num_stages": 5}, "2 of 5 stages", "at least 6 stages", 1),
-        (FP8, {"scale_slots": 4, "num_stages": 6}, "4 of 6 stages", "at least 7 stages", 1),
-    ],
-)
-def test_slots_that_no_warp_of_their_own_fills_with_scales(
-    problem: GemmProblem, changes: dict[str, int | Family | Split], what: str, rule: str, fix: int
-):
-    found = slots_rule(problem, replace(BATCHED, **{"num_stages": 8} | changes), SM_90A)
-    assert found is not None
-    assert (found.code, found.what, found.fix) == ("GMR-S003", f"scale_slots = {what}", f"use scale_slots = {fix}")
-    assert rule in found.rule
-
-
-@pytest.mark.parametrize("slots", [0, 1])
-@pytest.mark.parametrize("stages", [2, None])
-@pytest.mark.parametrize(
-    "problem", [FP8, COLUMN_SCALES, K_OFFS, fp8_problem(64, 64, 0), fp8_problem(64, 64, 400)], ids=str
-)
-def test_one_slot_at_a_time_needs_scales_only(problem: GemmProblem, stages: int | None, slots: int):
-    for batch, groups in ((1, 2), (16, 3)):
-        schedule = replace(BATCHED, scale_batch=batch, math_warpgroups=groups, num_stages=stages, scale_slots=slots)
-        assert slots_rule(problem, schedule, SM_90A) is None
-
-
-@pytest.mark.parametrize(("slots", "stages"), [(2, 6), (4, 7), (4, 12), (2, None), (4, None)])
-def test_several_slots_at_a_time_are_legal_in_deep_rings(slots: int, stages: int | None):
-    several = replace(BATCHED, scale_slots=slots, num_stages=stages)
-    tails = fp8_problem(64, 64, 1008)
-    for problem, batch in ((FP8, 16), (FP8, None), (COLUMN_SCALES, 1), (tails, 16)):
-        assert slots_rule(problem, replace(several, scale_batch=batch), SM_90A) is None
-
-
-def test_where_scales_have_no_warp_nothing_is_asked():
-    for problem in (HALF, SPLIT):
-        for slots in (0, None):
-            assert slots_rule(problem, replace(BATCHED, scale_slots=slots), SM_90A) is None
-
-
-def test_both_families_have_the_rule_of_scale_slots():
-    broken("GMR-S003", "scale_slots = 3", "(0, 1, 2, 4)", scale_slots=3)
-    few = replace(FP8, m=16)
-    stream = Schedule(Family.STREAM, 16, 64, 128, 1, Split.ALONG_N, scale_slots=0)
-    assert violation(few, stream) is None
-    found = violation(few, replace(stream, scale_slots=1))
-    assert found == Violation(
-        "GMR-S003",
-        "scale_slots = 1",
-        "family = stream: a warp loads the scales of whole tiles",
-        "use scale_slots = 0",
-    )
-
-
-@pytest.mark.parametrize("slots", [(0,), (1,), (2, 4)], ids=str)
-def test_warps_for_scales_are_drawn(slots: tuple[int, ...]):
-    found = drawn(lambda s: s.scale_slots in slots)
-    assert found.complete
-    assert is_legal(FP8, found)
-
-
 CHUNKED = replace(GOOD, split=Split.ALONG_M, block_n=128, promote_chunk=2)
 
 
@@ -334,129 +243,6 @@ def test_check_raises_what_the_rule_says(slices: int, stages: int, nbytes: int, 
     assert caught.value.code == "GMR-S001"
     assert caught.value.fix == f"use num_stages = {fitting}"
     assert is_legal(FP8, replace(GOOD, store_slices=slices, num_stages=fitting))
-
-
-WAVES = {
-    1: replace(GOOD, block_n=192, split=Split.ALONG_M),
-    2: GOOD,
-    3: replace(GOOD, block_m=192, block_n=128),
-    4: replace(GOOD, block_m=256, block_n=64),
-}
-"""Tiles by the waves of a warpgroup."""
-
-
-@pytest.mark.parametrize("waves", WAVES)
-def test_a_promoted_tile_leaves_whole_or_wave_by_wave(waves: int):
-    tile = WAVES[waves]
-    assert tile_geometry(tile).waves == waves
-    legal = [n for n in range(1, 7) if is_legal(FP8, replace(tile, store_slices=n, num_stages=2))]
-    assert legal == sorted({1, waves})
-
-
-@pytest.mark.parametrize("waves", WAVES)
-def test_a_tile_that_is_summed_in_place_leaves_whole_wave_by_wave_or_column_by_column(waves: int):
-    tile = replace(WAVES[waves], block_k=64, num_stages=2)
-    legal = [n for n in range(1, 7) if is_legal(HALF, replace(tile, store_slices=n))]
-    assert legal == ([1, waves] if waves > 1 else [1, 2, 3, 4])
-
-
-@pytest.mark.parametrize("waves", WAVES)
-def test_slices_of_f32_are_as_many_and_twice_as_large(waves: int):
-    tile = replace(WAVES[waves], block_k=64, num_stages=2)
-    in_f32 = replace(HALF, d=F32)
-    legal = legal_store_slices(in_f32, tile)
-    assert legal == legal_store_slices(HALF, tile)
-    for slices in legal:
-        staged = [shared_layout(p, replace(tile, store_slices=slices)).staging_bytes for p in (in_f32, HALF)]
-        assert staged[0] == 2 * staged[1] == 4 * tile_geometry(tile).wg_rows * tile_geometry(tile).wg_columns // slices
-
-
-def test_columns_that_do_not_leave_together_are_no_slices():
-    """Of 48 columns a third are 16, of 80 a fifth: `stmatrix` takes 16 at a time."""
-    tile = replace(GOOD, block_k=64, split=Split.ALONG_M)
-    assert legal_store_slices(HALF, replace(tile, block_n=48)) == (1, 3)
-    assert legal_store_slices(HALF, replace(tile, block_n=80)) == (1,)
-    assert legal_store_slices(HALF, replace(tile, block_n=128)) == (1, 2, 4)
-
-
-@pytest.mark.parametrize(
-    ("block", "k", "slices"),
-    [
-        ((128, 256), 1024, 2),
-        ((128, 256), 960, 1),
-        ((256, 128), 8192, 2),
-        ((192, 192), 8192, 1),
-        ((128, 192), 8192, 1),
-        ((128, 128), 8192, 1),
-    ],
-)
-def test_sums_in_place_leave_in_slices_where_a_fourth_stage_fits_so(block: tuple[int, int], k: int, slices: int):
-    """Not 192x192: with two slices, four stages are 1 KB too large."""
-    groups = 3 if block[0] == 192 else 2
-    tile = Schedule(Family.TILES, *block, 64, groups, Split.ALONG_M)
-    assert default_store_slices(replace(HALF, k=k), tile) == slices
-    assert default_store_slices(replace(HALF, k=k, has_c=True), tile) == 1
-
-
-@pytest.mark.parametrize(
-    ("problem", "tile", "slices", "legal"),
-    [(FP8, GOOD, 3, "1 or 2"), (FP8, WAVES[3], 2, "1 or 3"), (FP8, WAVES[1], 2, "1"), (HALF, WAVES[3], 2, "1 or 3")],
-    ids=["between", "fewer than waves", "one wave", "in place"],
-)
-def test_other_slices_are_refused(problem: GemmProblem, tile: Schedule, slices: int, legal: str):
-    with pytest.raises(ScheduleError) as caught:
-        check_schedule(problem, replace(tile, block_k=problem.block_k, store_slices=slices, num_stages=2))
-    error = caught.value
-    assert error.code == "GMR-S003"
-    assert error.what == f"slices = {slices} of {tile_geometry(tile).waves} waves a warpgroup"
-    assert error.rule.startswith("a tile leaves in one slice, in one a wave, or, where sums are not promoted, one wave")
-    assert error.fix == f"use slices = {legal}"
-
-
-def test_slices_of_an_open_tile_break_nothing():
-    assert is_legal(FP8, Schedule(store_slices=2))
-    assert is_legal(HALF, Schedule(store_slices=2, block_m=128, block_n=256))
-
-
-@pytest.mark.parametrize(
-    ("slices", "stages", "staging", "total"),
-    [(1, 3, 32768, 3 * 49696 + 65568), (2, 4, 16384, 4 * 49696 + 32800), (None, 4, 16384, 4 * 49696 + 32800)],
-)
-def test_the_staging_area_holds_one_slice(slices: int | None, stages: int, staging: int, total: int):
-    """Where slices are open, the usual ones are assumed."""
-    layout = shared_layout(FP8, replace(GOOD, store_slices=slices, num_stages=stages))
-    assert layout.staging_bytes == staging
-    assert layout.stage_bytes == 16384 + 32768 + 512 + 16 + 2 * 8 == 49696
-    assert layout.fixed_bytes == 2 * staging + 2 * 2 * 8
-    assert layout.total_bytes == total
-
-
-@pytest.mark.parametrize(
-    ("rows", "slices", "boxes"),
-    [
-        (256, 1, [(0, 32, Swizzle.B64, 0), (32, 16, Swizzle.B32, 256 * 64)]),
-        (256, 4, [(0, 32, Swizzle.B64, 0), (32, 16, Swizzle.B32, 64 * 64)]),
-        (64, 3, [(0, 16, Swizzle.B32, 0)]),
-    ],
-)
-def test_boxes_are_those_of_a_slice(rows: int, slices: int, boxes: list[tuple[int, int, Swizzle, int]]):
-    """48 columns, 32 at 64 bytes a row and 16 at 32: whole, a quarter of the rows, a third of the columns."""
-    shape = TileGeometry(rows, 48).slice_shape(slices)
-    assert [(c.first, c.columns, c.swizzle, c.offset) for c in store_chunks(shape[1], shape[0])] == boxes
-
-
-@given(st.data())
-def test_the_most_slices_leave_the_most_stages(data: st.DataObject):
-    problem = data.draw(problems())
-    placed = data.draw(st.sampled_from(placed_schedules(problem)))
-    sliced = sliced_schedules(problem, placed)
-    assert {s.store_slices for s in sliced} <= set(legal_store_slices(problem, placed))
-    stages = [[n for n in range(2, 13) if is_legal(problem, replace(s, num_stages=n))][-1] for s in sliced]
-    assert stages == sorted(stages)
-    usual = default_store_slices(problem, placed)
-    assert any(s.store_slices == usual for s in sliced)
-    most = next(n for s, n in zip(sliced, stages, strict=True) if s.store_slices == usual)
-    assert is_legal(problem, replace(placed, num_stages=most)), "slices open"
 
 
 @pytest.mark.parametrize("problem", [FP8, HALF], ids=["fp8", "bf16"])
