@@ -69,30 +69,34 @@ def scale_slots(problem: GemmProblem, s: Schedule, target: Target) -> Violation 
     if not slots:
         return None
     if (why := _no_scales_of_their_own(problem, s)) is not None:
-        return Violation("GMR-S003", f"scale_slots = {slots}{why[0]}", why[1], "use scale_slots = 0")
+        return _refused_slots(slots, *why, 0)
     if slots not in SCALE_SLOTS:
-        return Violation("GMR-S003", f"scale_slots = {slots}", f"one of {tuple(SCALE_SLOTS)}", "use scale_slots = 1")
+        return _refused_slots(slots, "", f"one of {tuple(SCALE_SLOTS)}", 1)
     if slots > 1 and s.scale_batch == 1 and not problem.column_scales:
         rule = "weight scales of several slots at a time come in batches"
-        return Violation("GMR-S003", f"scale_slots = {slots}, scale_batch = 1", rule, "use scale_slots = 1")
+        return _refused_slots(slots, ", scale_batch = 1", rule, 1)
     if slots > 1 and s.math_warpgroups == 3:
         rule = "a thread has 128 registers beside three math warpgroups: several slots at a time are spilled"
-        return Violation("GMR-S003", f"scale_slots = {slots} with 3 math warpgroups", rule, "use scale_slots = 1")
+        return _refused_slots(slots, " with 3 math warpgroups", rule, 1)
     if s.math_warpgroups == 3 and not missing(s, "block_m", "block_n", "split") and tile_geometry(s).waves > 2:
         waves = tile_geometry(s).waves
         rule = "a thread has 128 registers beside three math warpgroups: with more than two waves each some are spilled"
-        return Violation("GMR-S003", f"scale_slots = {slots} with 3 x {waves} waves", rule, "use scale_slots = 0")
+        return _refused_slots(slots, f" with 3 x {waves} waves", rule, 0)
     blocks = problem.part_k_blocks
     if blocks % slots:
         rule = "the k-blocks of a tile are whole steps of so many slots"
-        return Violation("GMR-S003", f"scale_slots = {slots}, {blocks} k-blocks", rule, "use scale_slots = 1")
+        return _refused_slots(slots, f", {blocks} k-blocks", rule, 1)
     if slots > 1 and problem.grouping is Grouping.K_OFFS:
         rule = "each group has its own number of k-blocks, so that they go one at a time"
-        return Violation("GMR-S003", f"scale_slots = {slots} for groups along K", rule, "use scale_slots = 1")
+        return _refused_slots(slots, " for groups along K", rule, 1)
     if s.num_stages is None or s.num_stages >= SCALE_SLOTS[slots]:
         return None
     rule = f"at least {SCALE_SLOTS[slots]} stages: those that are filled wait for each other"
-    return Violation("GMR-S003", f"scale_slots = {slots} of {s.num_stages} stages", rule, "use scale_slots = 1")
+    return _refused_slots(slots, f" of {s.num_stages} stages", rule, 1)
+
+
+def _refused_slots(slots: int, what: str, rule: str, instead: int) -> Violation:
+    return Violation("GMR-S003", f"scale_slots = {slots}{what}", rule, f"use scale_slots = {instead}")
 
 
 def _no_scales_of_their_own(problem: GemmProblem, s: Schedule) -> tuple[str, str] | None:

@@ -106,6 +106,6 @@ def _service(service: Emitter, plan: Plan, parameters: Parameters, storage: Stor
         producer(warp, plan, parameters, storage)
     with service.inside(hopper.WarpOp, index=1, elected=not plan.grouped) as (warp, _):
         store(warp, plan, parameters, storage)
-    if plan.scales_of_tiles or plan.scale_slots:
+    if plan.scales_apart:
         with service.inside(hopper.WarpOp, index=2) as (warp, _):
             (scales_of_tiles if plan.scales_of_tiles else scales_of_slots)(warp, plan, parameters, storage)

@@ -216,6 +216,11 @@ class Plan:
         return self.layout.scale_tiles > 0
 
     @property
+    def scales_apart(self) -> bool:
+        """Whether a warp of their own loads scales: those of whole tiles, or slot by slot."""
+        return self.scales_of_tiles or self.scale_slots > 0
+
+    @property
     def scale_rows(self) -> int:
         """k-blocks whose scales a slot holds."""
         return scale_rows(self.problem) if self.scales_of_tiles else 1

@@ -23,7 +23,7 @@ from gemmir.passes.lowering.tiles import Tile, each_block, each_tile, own_matrix
 
 def producer(emit: Emitter, plan: Plan, parameters: Parameters, storage: Storage) -> None:
     """For each k-block of each tile: wait for a free slot, load it, say what is coming."""
-    if plan.scales_of_tiles or plan.scale_slots:  # another warp loads them
+    if plan.scales_apart:  # another warp loads them
         parameters, storage = parameters.without_scales(), replace(storage, scale_a=None, scale_b=None)
     at = emit.value(hopper.CursorOp, hopper.CursorType(plan.stages), "at")
     granted, to_all = exchange_cursor(emit, plan, "granted"), granting(emit, plan)

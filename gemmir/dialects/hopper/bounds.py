@@ -330,8 +330,7 @@ def _last_block(op: FetchScalesOp | NextScalesOp, parts: int = 1) -> int:
         k, before = in_part.k, (parts - 1) * number(in_part.blocks)
     if isinstance(ahead := k.owner, BlockAheadOp):
         k = ahead.k
-    loop = k.owner.parent_op() if isinstance(k, BlockArgument) else None
-    if not isinstance(loop, KBlocksOp):
+    if (loop := _loop_of(k)) is None:
         raise VerifyException(f"{op.name} reads the scales of a k-block")
     if loop.last is None:
         raise VerifyException(f"{op.name} reads the scales of as many k-blocks as are known")
@@ -370,9 +369,14 @@ def _next_scales(op: NextScalesOp) -> None:
         raise VerifyException("hopper.next_scales takes all lanes of a warp: each gets its scale from another one")
 
 
+def _loop_of(k: SSAValue) -> KBlocksOp | None:
+    """The loop whose k-blocks `k` numbers, if it is the number that a loop gives."""
+    loop = k.owner.parent_op() if isinstance(k, BlockArgument) else None
+    return loop if isinstance(loop, KBlocksOp) else None
+
+
 def _block_ahead(op: BlockAheadOp) -> None:
-    loop = op.k.owner.parent_op() if isinstance(op.k, BlockArgument) else None
-    if not isinstance(loop, KBlocksOp) or number(op.ahead) >= loop.blocks:
+    if (loop := _loop_of(op.k)) is None or number(op.ahead) >= loop.blocks:
         raise VerifyException(f"{op.name} by {number(op.ahead)}: it is for blocks that a loop does at a time")
 
 
