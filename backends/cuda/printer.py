@@ -121,6 +121,7 @@ class _Printer(PrintsStorage, PrintsBarriers, PrintsLoads, PrintsArithmetic, Pri
             hopper.AdvanceOp: lambda op: self.out.line(f"{self.out[op.cursor]}.advance();"),
             hopper.ArriveOp: self.arrive,
             hopper.BarriersOp: self.storage,
+            hopper.BlockAheadOp: self.block_ahead,
             hopper.ClusterSyncOp: lambda op: self.call(
                 "cluster_sync" if op.release is None else "cluster_sync_release"
             ),
@@ -130,7 +131,6 @@ class _Printer(PrintsStorage, PrintsBarriers, PrintsLoads, PrintsArithmetic, Pri
             hopper.ExpectOp: self.expect,
             hopper.FenceProxyAsyncOp: lambda op: self.call("fence_proxy_async"),
             hopper.FragmentOp: self.fragment,
-            hopper.BlockAheadOp: self.block_ahead,
             hopper.GroupBlockOp: self.group_block,
             hopper.GroupPointerOp: self.group_pointer,
             hopper.InitBarriersOp: self.init_barriers,

@@ -25,15 +25,12 @@ def fill_slice(
 ) -> None:
     """Load the boxes of one slice of C for a warpgroup; `at`: the store's cursor."""
     nbytes = 0
-    first_row, first_column = plan.slice_place(slice_)
     for chunk in plan.slice_chunks:
         emit.op(
             hopper.TmaFillOp,
             *(parameters.maps_c[chunk.columns], tile.m0, tile.n0, storage.staging, at, storage.drained, group),
             own_matrix(tile, plan, "d"),
-            offset=number * plan.layout.staging_bytes + chunk.offset,
-            row_offset=number * plan.group_rows + first_row,
-            column_offset=number * plan.group_columns + first_column + chunk.first,
+            **plan.box_place(number, slice_, chunk),
         )
         nbytes += plan.slice_rows * chunk.columns * plan.problem.d.bytes
     emit.op(hopper.ExpectOp, storage.drained, at, [group], bytes=nbytes)

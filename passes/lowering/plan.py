@@ -160,6 +160,15 @@ class Plan:
         by_columns = self.tile.sliced_by_columns
         return (0, slice_ * self.slice_columns) if by_columns else (slice_ * self.slice_rows, 0)
 
+    def box_place(self, group: int, slice_: int, chunk: StoreChunk) -> dict[str, int]:
+        """Where a box of a warpgroup's slice is staged, and where it lies in the tile."""
+        first_row, first_column = self.slice_place(slice_)
+        return {
+            "offset": group * self.layout.staging_bytes + chunk.offset,
+            "row_offset": group * self.group_rows + first_row,
+            "column_offset": group * self.group_columns + first_column + chunk.first,
+        }
+
     @property
     def halves(self) -> int:
         """CTAs that finish a part of each wave group's rows: two where they swap sums."""

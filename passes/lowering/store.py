@@ -75,13 +75,8 @@ def _store_slice(
     group: int,
     slice_: int,
 ) -> None:
-    first_row, first_column = plan.slice_place(slice_)
     for chunk in plan.slice_chunks:
-        place = {
-            "offset": group * plan.layout.staging_bytes + chunk.offset,
-            "row_offset": group * plan.group_rows + first_row,
-            "column_offset": group * plan.group_columns + first_column + chunk.first,
-        }
+        place = plan.box_place(group, slice_, chunk)
         box = (storage.staging, parameters.maps_d[chunk.columns], tile.m0, tile.n0)
         own = own_matrix(tile, plan, "d")
         if tile.begin is None or tile.end is None or matrix is None or parameters.d_stride_m is None:

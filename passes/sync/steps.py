@@ -422,12 +422,12 @@ class StepMaker:
 
 SILENT = (
     hopper.BarriersOp,
+    hopper.BlockAheadOp,
     hopper.CountTilesOp,
     hopper.FetchScalesOp,
     hopper.FirstBlockOp,
     hopper.FirstTileOp,
     hopper.FragmentOp,
-    hopper.BlockAheadOp,
     hopper.GroupBlockOp,
     hopper.GroupPointerOp,
     hopper.LaunchDependentsOp,

@@ -209,8 +209,8 @@ def _highest(k: SSAValue, op: Operation) -> int:
     """The highest number of a k-block that `k` can be: a constant's, or that of a loop whose end is known."""
     if isinstance(k.owner, ConstantOp) and isinstance(k.owner.value, IntegerAttr):
         return k.owner.value.value.data
-    loop = k.owner.parent_op() if isinstance(k, BlockArgument) else None
-    if not isinstance(loop, KBlocksOp) or loop.last is None:
+    loop = _loop_of(k)
+    if loop is None or loop.last is None:
         raise VerifyException(f"{op.name} takes the number of a k-block")
     return number(loop.last) - loop.blocks
 
