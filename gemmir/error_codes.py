@@ -113,7 +113,7 @@ _IR = {
     "GMR-R003": ErrorCode(
         "IR over a size limit",
         "IRError",
-        "Text is untrusted: its size, nesting, numbers, words, shapes and operations are bounded.",
+        "Text is untrusted: its size, nesting, numbers, words, strings, shapes and operations are bounded.",
         "the message has the limit; most are checked before anything is parsed",
     ),
     "GMR-R004": ErrorCode(

@@ -35,18 +35,17 @@ from xdsl.utils.exceptions import ArgSpecParseError, ParseError, VerifyException
 
 from gemmir.dialects.gemm import EpilogueFault, Gemm, GemmFault, ScheduleFault
 from gemmir.errors import GemmirError, IRError, ScheduleError, SourceLocation
-from gemmir.ir_gate import check_text, location_at, printable
+from gemmir.ir_gate import MAX_RANK, check_text, location_at, printable
 
 MAX_OPS = 50_000
 MAX_REGIONS = 2_000
 """The parser copies its table of values for each region."""
 
-MAX_RANK = 5
 MAX_DIM = 2**31 - 1
 MAX_MESSAGE = 600
 """Longer messages of the parser are cut."""
 
-_NUMBERED = re.compile(r"_[0-9]+$")
+_NUMBERED = re.compile(r"(?:_[0-9]+)*(_[0-9]+)$")
 _UNDEFINED = re.compile(r"values used but not defined: \[%([^,\]]+)")
 
 
@@ -187,8 +186,9 @@ def _settle_names(module: ModuleOp) -> None:
     for op in module.walk():
         arguments = (argument for region in op.regions for block in region.blocks for argument in block.args)
         for value in (*op.results, *arguments):
-            while value.name_hint is not None and _NUMBERED.search(value.name_hint) is not None:
-                value.name_hint = str(value.name_hint)
+            hint = value.name_hint or ""
+            if (found := _NUMBERED.search(hint)) is not None:
+                value.name_hint = hint[: found.start()] + found[1]
 
 
 def _here(parser: _Parser | None, text: str, name: str) -> SourceLocation:
@@ -237,7 +237,7 @@ def _failing_op(module: ModuleOp) -> Operation | None:
 
 def _check_sizes(module: ModuleOp, source: _Source) -> None:
     """Bound the number of operations and the shapes before verification believes them."""
-    checked: set[Attribute] = set()
+    checked: set[int] = set()
     for count, op in enumerate(module.walk(), 1):
         if count > MAX_OPS:
             raise IRError("GMR-R003", f"more than {MAX_OPS} operations", rule="modules are small", fix="split it")
@@ -257,14 +257,18 @@ def _attributes(op: Operation) -> Iterator[Attribute]:
             yield from block.arg_types
 
 
-def _oversized(attribute: Attribute, checked: set[Attribute]) -> str | None:
-    """What is too large in an attribute or in anything inside it."""
+def _oversized(attribute: Attribute, checked: set[int]) -> str | None:
+    """
+    What is too large in an attribute or in anything inside it.
+
+    `checked` has the identities of those that are not: to hash an attribute is to hash all that is inside.
+    """
     pending = [attribute]
     while pending:
         current = pending.pop()
-        if current in checked:
+        if id(current) in checked:
             continue
-        checked.add(current)
+        checked.add(id(current))
         if isinstance(current, ShapedType) and (what := _oversized_shape(current.get_shape())) is not None:
             return what
         if isinstance(current, ParametrizedAttribute):

@@ -1,6 +1,9 @@
 """The way in for IR text: places of errors, limits, hostile text, and nothing but typed errors."""
 
+import json
 import random
+import re
+import subprocess
 import sys
 
 import pytest
@@ -8,9 +11,10 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from gemmir.errors import GemmirError, IRError, ScheduleError, UnsupportedError
+from gemmir.ir_gate import MAX_BYTES, MAX_STRING, MAX_STRINGS, MAX_TOKENS
 from gemmir.ir_text import MAX_OPS, MAX_REGIONS, parse_module, verify_module
 from tests.fuzz.mutations import EPILOGUE as TEXT
-from tests.fuzz.mutations import GROUPED, generic, mutate
+from tests.fuzz.mutations import GROUPED, corpus, generic, mutate
 
 
 def failure(text: str, kind: type[GemmirError] = IRError) -> GemmirError:
@@ -159,7 +163,12 @@ HOSTILE = {
     ),
     "an affine set": ("builtin.module attributes {a = affine_set<(d0) : (d0 >= 0)>} {}", "GMR-R003"),
     "200000 numbers": ("builtin.module attributes {a = [" + "1, " * 200_000 + "1]} {}", "GMR-R003"),
-    "4 MiB and one byte": (" " * ((4 << 20) + 1), "GMR-R003"),
+    "too many bytes": (" " * (MAX_BYTES + 1), "GMR-R003"),
+    "a long string": ('builtin.module attributes {a = "' + "a" * MAX_STRING + '"} {}', "GMR-R003"),
+    "many strings": (
+        "builtin.module attributes {a = [" + ('"' + "a" * 998 + '", ') * (MAX_STRINGS // 1000 + 1) + "]} {}",
+        "GMR-R003",
+    ),
 }
 
 
@@ -170,6 +179,62 @@ def test_hostile_text_is_refused(case: str):
     assert error.code == code
     assert len(str(error)) < 2000
     assert all(c.isprintable() or c == "\n" for c in str(error))
+
+
+def lines(count: int, line: str) -> str:
+    """A module of `count` lines, in each of which `$` is its number."""
+    return "builtin.module {\n" + "\n".join(line.replace("$", str(i)) for i in range(count)) + "\n}"
+
+
+def attribute(*parts: str) -> str:
+    return "builtin.module attributes {a = " + "".join(parts) + "} {}"
+
+
+ESCAPES = '"' + "\\41" * ((MAX_STRING - 2) // 3) + '"'
+COSTLY = {
+    "13000 constants": lines(13_000, "%$ = arith.constant $ : i32"),
+    "20000 strings of escapes": attribute("[", ", ".join(['"' + "\\41" * 40 + '"'] * 20_000), "]"),
+    "a string of 4 MB of escapes": attribute('"', "\\41" * (MAX_BYTES * 4 // 3), '"'),
+    "a string of 4 MB": attribute('"', "a" * (4 * MAX_BYTES), '"'),
+    "as many constants as may be": lines(MAX_TOKENS // 6 - 1, "%$ = arith.constant $ : i32"),
+    "as many escapes as may be": attribute("[", ", ".join([ESCAPES] * (MAX_STRINGS // MAX_STRING)), "]"),
+    "as many lines of comments as may be": "//\n" * (MAX_BYTES // 3 - 10) + "builtin.module {}",
+    "names of many numbers": lines(MAX_TOKENS // 6 - 1, "%a$" + "_1" * 120 + " = arith.constant $ : i32"),
+    "deep arrays": attribute("[" * 60, ", ".join(["1"] * (MAX_TOKENS // 2 - 100)), "]" * 60),
+    "types of many dimensions": f"func.func private @f({', '.join(['tensor<' + '1x' * 120 + 'f32>'] * 2000)}) -> ()",
+    "values and regions": lines(1400, "%$ = arith.constant $ : i32") + "builtin.module {}\n" * 1900,
+}
+READER = """
+import json, sys, time
+from gemmir.errors import IRError
+from gemmir.ir_text import parse_module
+from tests.fuzz.read_many import most_bytes
+text, start = sys.stdin.read(), time.process_time()
+try:
+    parse_module(text)
+    outcome = "right"
+except IRError as error:
+    outcome = error.code
+print(json.dumps([outcome, time.process_time() - start, most_bytes()]))
+"""
+
+
+@pytest.mark.parametrize("case", COSTLY)
+def test_costly_text_is_read_or_refused_in_two_seconds_and_512_mib(case: str):
+    command = [sys.executable, "-c", READER]
+    done = subprocess.run(command, input=COSTLY[case], capture_output=True, text=True, check=True)
+    outcome, seconds, most = json.loads(done.stdout)
+    assert outcome in ("right", "GMR-R003")
+    assert seconds < 2, f"{seconds:.2f} s"
+    assert most < 512 << 20, f"{most >> 20} MiB"
+
+
+@pytest.mark.parametrize("source", [TEXT, GROUPED, *corpus()])
+def test_programs_and_kernels_stay_far_below_the_limits(source: str):
+    """A quarter of each: `gemmir.ir_gate` limits what is read, not what is meant."""
+    assert len(source) < MAX_BYTES / 4
+    assert len(re.findall(r"\w+|[^\w\s]", source)) < MAX_TOKENS / 4
+    assert sum(map(len, re.findall('"[^"]*"', source))) < MAX_STRINGS / 4
 
 
 def test_duplicate_symbols_and_hostile_names_are_only_names():
