@@ -12,18 +12,7 @@ from typing import Any
 
 from xdsl.universe import Universe
 
-PASSES = (
-    "gemm-canonicalize",
-    "gemm-select-family",
-    "gemm-select-blocks",
-    "gemm-fit-tail",
-    "gemm-rasterize",
-    "gemm-balance",
-    "gemm-plan-pipeline",
-    "gemm-lower-to-hopper",
-    "hopper-check-sync",
-)
-"""In the order in which they run."""
+from gemmir.passes import PASSES
 
 
 def class_name(pass_name: str) -> str:

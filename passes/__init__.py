@@ -6,3 +6,16 @@ A pass fills in what is still open and keeps what is fixed. It is installed, and
 
 if __name__ != "gemmir.passes":
     raise ImportError("import gemmir.passes: this folder is not a package of its own")
+
+PASSES = (
+    "gemm-canonicalize",
+    "gemm-select-family",
+    "gemm-select-blocks",
+    "gemm-fit-tail",
+    "gemm-rasterize",
+    "gemm-balance",
+    "gemm-plan-pipeline",
+    "gemm-lower-to-hopper",
+    "hopper-check-sync",
+)
+"""In the order in which they run."""

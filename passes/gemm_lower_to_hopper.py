@@ -18,6 +18,7 @@ from gemmir.dialects.gemm import problem_of, schedule_of, the_matmul
 from gemmir.dialects.hopper import KernelOp
 from gemmir.errors import ScheduleError
 from gemmir.legality import check_schedule
+from gemmir.passes import PASSES
 from gemmir.passes.lowering.kernel import build_kernel
 from gemmir.passes.lowering.plan import Plan
 
@@ -38,7 +39,7 @@ class GemmLowerToHopperPass(ModulePass):
                 "GMR-S005",
                 f"the schedule leaves {', '.join(schedule.open_fields)} open",
                 rule="lowering decides nothing",
-                fix="run gemm-select-family,gemm-select-blocks,gemm-rasterize,gemm-balance,gemm-plan-pipeline first",
+                fix=f"run {','.join(PASSES[: PASSES.index(self.name)])} first",
             )
         check_schedule(problem, schedule)
         func = matmul.parent_op()

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import os
+import re
 import subprocess
 import sys
 from pathlib import Path
@@ -126,6 +127,14 @@ def test_a_pipeline_that_leaves_choices_open_is_refused() -> None:
     with pytest.raises(ScheduleError, match="num_stages") as error:
         lower(TEXT, pipeline="gemm-select-family,gemm-select-blocks,gemm-fit-tail,gemm-rasterize,gemm-lower-to-hopper")
     assert error.value.code == "GMR-S005"
+
+
+def test_the_pipeline_that_lowering_advises_leaves_nothing_open() -> None:
+    with pytest.raises(ScheduleError) as error:
+        lower(TEXT, pipeline="gemm-lower-to-hopper")
+    advised = re.fullmatch(r"run (\S+) first", str(error.value.fix))
+    assert advised is not None
+    assert list(lower(TEXT, pipeline=f"{advised[1]},gemm-lower-to-hopper").ir) == ["gemm", "schedule", "hopper"]
 
 
 def test_an_unknown_level_is_refused() -> None:
