@@ -2,15 +2,13 @@
 
 import json
 import resource
-import statistics
 import subprocess
 import sys
 
 import pytest
 
 HEAVY = ("xdsl", "torch", "numpy", "cuda")
-BUDGET_SECONDS = 0.060
-"""30 ms are allowed on an idle machine."""
+BUDGET_SECONDS = 0.030
 
 
 def loaded_by(code: str) -> set[str]:
@@ -55,7 +53,7 @@ def test_every_public_name_is_listed_and_unknown_ones_are_refused():
 
 
 def test_import_takes_milliseconds_over_bare_python():
-    # Bare and importing runs alternate, so that a busy moment of the machine hits both.
-    pairs = [(seconds("pass"), seconds("import gemmir")) for _ in range(9)]
-    extra = statistics.median(with_gemmir - bare for bare, with_gemmir in pairs)
+    # The least of several: processor time too is longer beside others, which share the core or its caches.
+    runs = range(15)
+    extra = min(seconds("import gemmir") for _ in runs) - min(seconds("pass") for _ in runs)
     assert extra <= BUDGET_SECONDS, f"import gemmir costs {extra * 1e3:.1f} ms"
