@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import inspect
 from collections.abc import Callable
+from importlib import import_module
 from typing import Any
 
 import pytest
@@ -11,7 +12,7 @@ import torch
 
 import gemmir
 import gemmir.compat.deep_gemm as deep_gemm
-from gemmir.compat.deep_gemm.missing import HELPERS, MISSING, TESTING
+from gemmir.compat.deep_gemm.missing import HELPERS, LEGACY, MEGA, MISSING, TESTING
 from gemmir.errors import DeviceError, GemmirError, InputError, UnsupportedError
 from gemmir.sm_limit import limit
 
@@ -72,7 +73,11 @@ ABSENT: list[tuple[Any, dict[str, str]]] = [
     (deep_gemm.utils, HELPERS),
     (deep_gemm.utils.math, HELPERS),
     (deep_gemm.utils.layout, HELPERS),
+    (deep_gemm.utils.dist, HELPERS),
     (deep_gemm.testing, TESTING),
+    (import_module("gemmir.compat.deep_gemm.testing.bench"), TESTING),
+    (deep_gemm.testing.utils, TESTING),
+    (deep_gemm.mega, MEGA),
 ]
 
 
@@ -87,6 +92,28 @@ def test_what_gemmir_has_not_says_what_to_use(module: Any, name: str):
 def test_other_names_are_not_there(module: Any):
     with pytest.raises(AttributeError, match=f"module '{module.__name__}' has no attribute 'fp4_gemm'"):
         module.fp4_gemm  # noqa: B018
+
+
+def test_of_kernels_for_a100_there_is_none():
+    """DeepGEMM's names of them are many, and no promise."""
+    with pytest.raises(UnsupportedError, match=r"GMR-U001: deep_gemm\.legacy\.any_gemm") as error:
+        deep_gemm.legacy.any_gemm(1, out=2)
+    assert error.value.fix == LEGACY
+    assert not hasattr(deep_gemm.legacy, "__wrapped__")
+
+
+def test_the_version_is_gemmirs():
+    assert deep_gemm.__version__ == gemmir.__version__
+
+
+def test_names_of_functions_are_imported_as_from_deep_gemm():
+    from gemmir.compat.deep_gemm.testing import bench
+    from gemmir.compat.deep_gemm.testing.bench import empty_suppress
+    from gemmir.compat.deep_gemm.utils.dist import dist_print
+
+    for function in (bench, empty_suppress, dist_print):
+        with pytest.raises(UnsupportedError, match="GMR-U001"):
+            function()
 
 
 # ------------------------------------------------------------ dense products

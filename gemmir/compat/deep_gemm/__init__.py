@@ -11,7 +11,8 @@ differs.
 
 from __future__ import annotations
 
-from gemmir.compat.deep_gemm import testing, utils
+from gemmir import __version__
+from gemmir.compat.deep_gemm import legacy, mega, testing, utils
 from gemmir.compat.deep_gemm.dense import (
     bf16_gemm_nn,
     bf16_gemm_nt,
@@ -69,6 +70,7 @@ fp8_m_grouped_gemm_nt_masked = m_grouped_fp8_gemm_nt_masked
 bf16_m_grouped_gemm_nt_masked = m_grouped_bf16_gemm_nt_masked
 
 __all__ = [
+    "__version__",
     "align",
     "bf16_gemm_nn",
     "bf16_gemm_nt",
@@ -97,6 +99,7 @@ __all__ = [
     "get_tma_aligned_size",
     "k_grouped_bf16_gemm_tn_contiguous",
     "k_grouped_fp8_gemm_nt_contiguous",
+    "legacy",
     "m_grouped_bf16_gemm_nn_contiguous",
     "m_grouped_bf16_gemm_nt_contiguous",
     "m_grouped_bf16_gemm_nt_masked",
@@ -106,6 +109,7 @@ __all__ = [
     "m_grouped_fp8_gemm_nn_contiguous",
     "m_grouped_fp8_gemm_nt_contiguous",
     "m_grouped_fp8_gemm_nt_masked",
+    "mega",
     "per_block_cast_to_fp8",
     "per_channel_cast_to_fp8",
     "per_custom_dims_cast_to_fp8",

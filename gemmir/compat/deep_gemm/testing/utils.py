@@ -1,0 +1,7 @@
+"""DeepGEMM's helpers for choosing tests, none of which gemmir has."""
+
+from __future__ import annotations
+
+from gemmir.compat.deep_gemm.missing import TESTING, refusing
+
+__getattr__ = refusing(__name__, TESTING)
