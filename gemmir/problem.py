@@ -75,6 +75,11 @@ GROUP_ALIGNMENT = 128
 """Rows at whose multiples a group starts where rows carry their group's number."""
 
 RECIPES: dict[str, Recipe] = {r.torch_name: r for r in Recipe}
+SCALING_TYPES: dict[str, Recipe] = {
+    "".join(word.capitalize() for word in r.torch_name.split("_")): r for r in Recipe if r is not Recipe.NONE
+}
+"""By the names of the members of torch's `ScalingType`."""
+
 SCALE_BLOCK = 128
 """Elements of K (and, for weights, of N) that one block-wise scale covers."""
 

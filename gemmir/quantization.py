@@ -27,6 +27,7 @@ from gemmir.quantization_checks import (
     check_shape,
     check_tensor,
     is_tracked,
+    name_of,
     recipe_named,
     target_dtype,
 )
@@ -53,7 +54,7 @@ MAX_PLANS = 1024
 
 def quantize(
     x: torch.Tensor,
-    recipe: str = DEFAULT_RECIPE,
+    recipe: object = DEFAULT_RECIPE,
     *,
     dtype: torch.dtype | None = None,
     power_of_two: bool = False,
@@ -65,7 +66,7 @@ def quantize(
     `x`: bfloat16, float16 or float32, (M, K) or (G, M, K); elements of K are neighbours, rows may be any distance
     apart. `dtype`: torch.float8_e4m3fn (the default) or torch.float8_e5m2. `q`: the shape of `x`, row-major. `scale`:
     float32 multipliers that decode, in the shape and layout of `scale_a`; both get a leading G where x has one, but for
-    the one tensor-wise scale of all groups:
+    the one tensor-wise scale of all groups. `recipe`, by its name or as a member of torch's `ScalingType`:
 
     - "block_wise_1x128": (M, ceil(K/128)), one for 128 elements of a row, as `gemmir.align_scales` lays them out: M
       fastest, blocks of K a multiple of 4 floats apart.
@@ -96,7 +97,7 @@ def quantize(
     also `DeviceError` if it is no Hopper GPU, and `CaptureError` if the first call with these types is being captured.
     """
     if is_traced(x):
-        return traced_quantize(x, recipe, out, dtype=dtype, power_of_two=power_of_two)
+        return traced_quantize(x, name_of(recipe), out, dtype=dtype, power_of_two=power_of_two)
     try:
         tensors = (x,) if out is None else (x, *out)
         key = (recipe, dtype, power_of_two, *[(t.shape, t.stride(), t.dtype, t.device) for t in tensors])
@@ -159,7 +160,7 @@ _lock = threading.Lock()
 
 
 def dequantize(
-    q: torch.Tensor, scale: torch.Tensor, recipe: str = DEFAULT_RECIPE, *, dtype: torch.dtype | None = None
+    q: torch.Tensor, scale: torch.Tensor, recipe: object = DEFAULT_RECIPE, *, dtype: torch.dtype | None = None
 ) -> torch.Tensor:
     """
     What `q` and `scale` stand for: a new row-major tensor of `dtype`, of the shape of `q`.
@@ -235,7 +236,7 @@ def _spread(scale: torch.Tensor) -> torch.Tensor:
     return scale[..., :, None, :, None]
 
 
-def _planned(x: Any, recipe: str, dtype: Any, power_of_two: bool, out: Any) -> Plan:
+def _planned(x: Any, recipe: object, dtype: Any, power_of_two: bool, out: Any) -> Plan:
     """Check a call and prepare it."""
     from gemmir.backends.cuda.arguments import describe
 

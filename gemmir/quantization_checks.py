@@ -7,9 +7,10 @@ from typing import TYPE_CHECKING, Any
 
 from gemmir.errors import InputError
 from gemmir.matmul_rules import MAX_DIM
-from gemmir.problem import RECIPES, Recipe
+from gemmir.problem import RECIPES, SCALING_TYPES, Recipe
 from gemmir.scale_blocks import scale_shape
 from gemmir.scales import align_scales
+from gemmir.tracing import is_traced
 
 if TYPE_CHECKING:
     import torch
@@ -19,11 +20,18 @@ PLAIN = ("bfloat16", "float16", "float32")
 FP8 = ("float8_e4m3fn", "float8_e5m2")
 
 
-def recipe_named(name: Any) -> Recipe:
-    if isinstance(name, str) and (found := RECIPES.get(name, Recipe.NONE)) is not Recipe.NONE:
+def recipe_named(value: object) -> Recipe:
+    """A recipe by its name, as a member of torch's `ScalingType`, or itself."""
+    name = name_of(value)
+    if (found := RECIPES.get(name) or SCALING_TYPES.get(name)) is not None and found is not Recipe.NONE:
         return found
     rule = "one of " + ", ".join(known for known, recipe in RECIPES.items() if recipe is not Recipe.NONE)
-    raise InputError("GMR-I009", f"recipe {str(name)[:40]!r}", rule=rule, fix=f"use {DEFAULT_RECIPE!r}")
+    raise InputError("GMR-I009", f"recipe {name[:40]!r}", rule=rule, fix=f"use {DEFAULT_RECIPE!r}")
+
+
+def name_of(recipe: object) -> str:
+    """What names a recipe, if it is one."""
+    return recipe.torch_name if isinstance(recipe, Recipe) else str(getattr(recipe, "name", recipe))
 
 
 def check_operand(x: torch.Tensor) -> None:
@@ -54,10 +62,11 @@ def is_tracked(x: torch.Tensor) -> bool:
 
 
 def check_tensor(tensor: Any, name: str, dtypes: tuple[str, ...]) -> None:
-    """A dense tensor that holds data, of one of `dtypes`."""
+    """A dense tensor that holds data, of one of `dtypes`; one that is traced holds none, and torch knows its layout."""
     from gemmir.backends.cuda.arguments import describe
 
-    describe(tensor, name)
+    if not is_traced(tensor):
+        describe(tensor, name)
     check_dtype(tensor.dtype, name, dtypes)
 
 

@@ -14,6 +14,7 @@ from hypothesis import strategies as st
 import gemmir
 from gemmir import quantization
 from gemmir.errors import InputError
+from gemmir.problem import SCALING_TYPES, Recipe
 from tests import fp8_oracle
 from tests.quantize_data import DTYPES, FP8, KINDS, RECIPES, data
 
@@ -255,3 +256,22 @@ def test_gradients_are_not_followed_where_none_are_recorded():
     with torch.no_grad():
         q, _ = gemmir.quantize(x)
     assert not q.requires_grad
+
+
+@pytest.mark.parametrize("name", ["TensorWise", "RowWise", "BlockWise1x128", "BlockWise128x128"])
+def test_recipes_may_be_torch_scaling_types(name: str):
+    recipe = SCALING_TYPES[name]
+    x = data("normal", (130, 200), torch.float32, 0)
+    kinds: tuple[object, ...] = (name, recipe, getattr(getattr(torch.nn.functional, "ScalingType", recipe), name, name))
+    q, scale = gemmir.quantize(x, recipe.torch_name)
+    for kind in kinds:
+        found, scales = gemmir.quantize(x, kind)
+        assert np.array_equal(patterns(found), patterns(q))
+        assert np.array_equal(bits(scales), bits(scale))
+        assert torch.equal(gemmir.dequantize(q, scale, kind), gemmir.dequantize(q, scale, recipe.torch_name))
+
+
+@pytest.mark.parametrize("recipe", [Recipe.NONE, "none", 4, None])
+def test_what_is_no_recipe_of_fp8(recipe: object):
+    with pytest.raises(InputError, match="GMR-I009"):
+        gemmir.quantize(torch.zeros(4, 64), recipe)

@@ -31,6 +31,7 @@ from tests.torch_forms import (
 )
 
 forms = pytest.mark.parametrize("form", FORMS)
+RECIPES = ("block_wise_1x128", "block_wise_128x128", "row_wise", "tensor_wise")
 NAMES = ("matmul", "grouped_matmul", "batched_matmul")
 
 
@@ -57,7 +58,7 @@ def test_ops_are_what_torch_asks_of_one(form: str):
     assert not unfit(getattr(torch.ops.gemmir, f"{name}_out"), tensors, options | out)
 
 
-@pytest.mark.parametrize("recipe", ["block_wise_1x128", "block_wise_128x128", "row_wise", "tensor_wise"])
+@pytest.mark.parametrize("recipe", RECIPES)
 def test_quantize(recipe: str):
     x = half(GROUPS, 8, 200)
     options = {"dtype": torch.float8_e5m2, "power_of_two": True}
@@ -71,6 +72,27 @@ def test_quantize(recipe: str):
     fake_q, fake_scale = torch.ops.gemmir.quantize(x.to("meta"), recipe, **options)
     for found, wanted in ((fake_q, expected[0]), (fake_scale, expected[1])):
         assert (found.shape, found.stride(), found.dtype) == (wanted.shape, wanted.stride(), wanted.dtype)
+
+
+@pytest.mark.parametrize("backend", ["eager", "aot_eager"])
+@pytest.mark.parametrize("recipe", RECIPES)
+def test_quantising_and_back_is_one_graph(recipe: str, backend: str):
+    def there_and_back(x: torch.Tensor) -> torch.Tensor:
+        return gemmir.dequantize(*gemmir.quantize(x, recipe), recipe, dtype=torch.bfloat16)
+
+    torch._dynamo.reset()
+    compiled = torch.compile(there_and_back, backend=backend, fullgraph=True)
+    for rows in (130, 7, 300):
+        x = half(rows, 200)
+        assert torch.equal(compiled(x), there_and_back(x))
+
+
+@pytest.mark.skipif(not hasattr(torch.nn.functional, "ScalingType"), reason="torch has no ScalingType")
+def test_quantising_by_a_scaling_type_is_one_graph():
+    kind = torch.nn.functional.ScalingType.BlockWise128x128
+    call = torch.compile(lambda x: gemmir.dequantize(*gemmir.quantize(x, kind), kind), fullgraph=True, backend="eager")
+    x = half(7, 200)
+    assert torch.equal(call(x), gemmir.dequantize(*gemmir.quantize(x, kind), kind))
 
 
 @pytest.mark.parametrize("name", NAMES)
