@@ -12,12 +12,13 @@ import logging
 import os
 import re
 import time
-from collections.abc import Callable, Generator
+from collections.abc import Callable, Generator, Mapping
 from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import Literal
 
 from gemmir.cache_files import Entry, UntrustedError, close, decode, encode, open_folder, publish, read, unlink
+from gemmir.cache_keys import recorded
 from gemmir.cache_locks import ThreadLocks, file_lock, sweep
 from gemmir.cache_settings import capacity, default_directory, switched_off
 from gemmir.errors import CacheError
@@ -111,6 +112,12 @@ class Cache:
         with self._folder() as folder:
             entry = None if folder is None else self._read(name, key, folder, touch)
         return self._memory.get(name) if entry is None and self.enabled else entry
+
+    def found(self, key: str, facts: Mapping[str, str]) -> Entry | None:
+        """The entry of `key`, if it was made from these facts, and from others that its maker recorded."""
+        entry = self.get(key)
+        made_from = None if entry is None else entry.header.get("facts")
+        return entry if isinstance(made_from, dict) and recorded(facts).items() <= made_from.items() else None
 
     def put(self, key: str, entry: Entry, kind: Kind = "kernel", *, source: str = "") -> bool:
         """

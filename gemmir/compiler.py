@@ -117,7 +117,7 @@ def compile_call(call: object, program: Callable[[], Program]) -> CompiledKernel
     known = store.get(name, "call")
     if known is not None and known.header.get("facts") == recorded(asked):
         key = str(known.header.get("kernel"))
-        if is_key(key) and (entry := _found(store, key, plain)) is not None:
+        if is_key(key) and (entry := store.found(key, plain)) is not None:
             return _kernel(entry, store.source_path(key))
     source = program()
     facts = {"program": _key_text(source), **plain}
@@ -339,19 +339,12 @@ def _compiled(lowered: Lowered, target: str, facts: Mapping[str, str]) -> Entry:
     return Entry(header, compiled.cubin)
 
 
-def _found(store: Cache, key: str, facts: Mapping[str, str]) -> Entry | None:
-    """The entry of `key`, if it was made from these facts."""
-    entry = store.get(key)
-    found = None if entry is None else entry.header.get("facts")
-    return entry if isinstance(found, dict) and recorded(facts).items() <= found.items() else None
-
-
 def _found_or_built(store: Cache, key: str, facts: Mapping[str, str], build: Callable[[], Entry]) -> Entry:
     """The entry of `key`; built under the key's lock, so that processes that start together compile once."""
-    if (entry := _found(store, key, facts)) is not None:
+    if (entry := store.found(key, facts)) is not None:
         return entry
     with store.lock(key):
-        if (entry := _found(store, key, facts)) is not None:
+        if (entry := store.found(key, facts)) is not None:
             return entry
         entry = build()
         store.put(key, entry, source=str(entry.header["source"]))

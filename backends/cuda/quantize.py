@@ -193,10 +193,10 @@ def compiled(kind: Kind) -> bytes:
     store = Cache()
     facts = {"quantize": kind.entry, "target": SM_90A.name, "gemmir": sources_digest(), "nvrtc": build_id()}
     key = digest(facts)
-    if (entry := store.get(key)) is not None:
+    if (entry := store.found(key, facts)) is not None:
         return entry.payload
     with store.lock(key):
-        if (entry := store.get(key)) is None:
+        if (entry := store.found(key, facts)) is None:
             entry = _built(kind, facts)
             store.put(key, entry)
     return entry.payload

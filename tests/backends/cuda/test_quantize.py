@@ -16,6 +16,8 @@ from gemmir.backends.cuda.compiler_log import check_log
 from gemmir.backends.cuda.nvrtc import Compiled, compile_cubin
 from gemmir.backends.cuda.quantize import KINDS, Arguments, Kind, Launch
 from gemmir.backends.cuda.sass import count_opcodes
+from gemmir.cache import Cache
+from gemmir.cache_files import Entry
 from gemmir.dtypes import F8E4M3FN, F32
 from gemmir.errors import CaptureError, CompileError, DeviceError, InputError
 from gemmir.problem import Recipe
@@ -73,6 +75,24 @@ def test_a_kernel_is_compiled_once(monkeypatch: pytest.MonkeyPatch):
     assert {kind: quantize.compiled(kind) for kind in first} == first
     with pytest.raises(AssertionError, match="compiled again"):
         quantize.compiled(KINDS[2])
+
+
+@pytest.mark.parametrize("facts", [{"quantize": "another"}, {}, None])
+def test_an_entry_with_other_facts_is_compiled_anew(monkeypatch: pytest.MonkeyPatch, facts: object):
+    """Even under the right key: should SHA-256 ever fail."""
+    made = Compiled(b"cubin", "    0 bytes stack frame, 0 bytes spill stores, 0 bytes spill loads\nUsed 64 registers")
+    monkeypatch.setattr(quantize, "compile_cubin", lambda source: made)
+    assert quantize.compiled(KINDS[3]) == made.cubin
+    cache = Cache()
+    (stored,) = cache.entries()
+    entry = cache.get(stored.key)
+    assert entry is not None
+    right = entry.header["facts"]
+    assert isinstance(right, dict)
+    entry.header["facts"] = {**right, **facts} if facts else facts  # type: ignore[dict-item]
+    cache.put(stored.key, Entry(entry.header, b"not the machine code"))
+    assert quantize.compiled(KINDS[3]) == made.cubin
+    assert cache.get(stored.key) == Entry({**entry.header, "facts": right}, made.cubin)
 
 
 def test_a_kernel_that_spills_is_not_kept(monkeypatch: pytest.MonkeyPatch):
