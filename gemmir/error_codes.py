@@ -270,7 +270,7 @@ _DEVICE = {
         "a kernel was not prepared before graph capture",
         "CaptureError",
         "Loading a kernel is forbidden while a CUDA graph is being captured.",
-        "call `kernel.prepare()` first",
+        "before the capture, call `kernel.prepare()`, `gemmir.prepare(...)`, or `gemmir.quantize` once",
     ),
     "GMR-D006": ErrorCode(
         "CUDA used across a fork",

@@ -166,7 +166,7 @@ class Launcher:
                     "GMR-D005",
                     "the kernel is called for the first time while a CUDA graph is being captured",
                     rule="kernels cannot be loaded during capture",
-                    fix="call kernel.prepare() before the capture",
+                    fix="call kernel.prepare(), gemmir.prepare(...) or the product itself, once, before the capture",
                 )
             module = driver.load(self._cubin)
             function = driver.function(module, manifest.entry, manifest.shared_bytes)
