@@ -278,6 +278,12 @@ _DEVICE = {
         "The process was forked off one that had used CUDA, whose handles mean nothing in it.",
         "start processes with the `spawn` method",
     ),
+    "GMR-D007": ErrorCode(
+        "the device is lost through no kernel",
+        "DeviceLostError",
+        "Memory, a link or another device failed, or the context or the MPS server that it belonged to was ended.",
+        "start a new process; `dmesg` and `nvidia-smi -q` show faults of the hardware",
+    ),
 }
 
 ERROR_CODES: dict[str, ErrorCode] = {

@@ -25,6 +25,12 @@ _CAPTURE_IMPLICIT = 906
 STICKY = frozenset({214, 220, 226, 700, 702, 709, 710, 714, 715, 716, 717, 718, 719, 721, 810, 911})
 """Errors after which this process cannot use the device any more: memory errors, faults and timeouts of kernels."""
 
+NOT_OF_A_KERNEL = frozenset({214, 220, 226, 709, 810, 911})
+"""Those of memory, of links and of other devices, and of a context or an MPS client that somebody ended."""
+
+_NOT_INITIALIZED = 3
+"""What `cuInit` answers in a process that was forked off one that used CUDA."""
+
 
 @dataclass(frozen=True, slots=True)
 class DeviceInfo:
@@ -61,6 +67,8 @@ def driver_problem() -> str | None:
     except OSError:
         return f"{_SONAME} was not found: no NVIDIA driver is installed"
     if (status := library.cuInit(0)) != 0:
+        if status == _NOT_INITIALIZED:
+            _forked()
         return f"the driver is installed, but cuInit returned {status}" + (" (no GPU)" if status == 100 else "")
     os.register_at_fork(after_in_child=_forked)
     return None
@@ -83,8 +91,9 @@ def refuse_if_unusable() -> None:
 
 @cache
 def bindings() -> Any:
-    """`cuda.bindings.driver`, once there is a driver; `DeviceError` (GMR-D001)."""
+    """`cuda.bindings.driver`, once there is a driver; `DeviceError` (GMR-D001), `ForkError` (GMR-D006)."""
     if (problem := driver_problem()) is not None:
+        refuse_if_unusable()
         raise DeviceError(
             "GMR-D001",
             problem,
@@ -104,7 +113,7 @@ def checked(result: tuple[Any, ...], call: str) -> Any:
     The values that the driver call `call` returned.
 
     `DeviceError` (GMR-D003) if it failed. After an error that the device does not recover from, `DeviceLostError`
-    (GMR-D004), and from then on for every further use.
+    (GMR-D004 if a kernel may have made it, else GMR-D007), and from then on for every further use.
     """
     status, *values = result
     if int(status) == 0:
@@ -115,13 +124,27 @@ def checked(result: tuple[Any, ...], call: str) -> Any:
 def _error(status: int, name: str, call: str) -> DeviceError:
     if status not in STICKY:
         return DeviceError("GMR-D003", f"{call} failed: {name} ({status})")
-    fate.refusal = DeviceLostError(
+    what = f"{call} failed: {name} ({status})"
+    fate.refusal = _not_of_a_kernel(what) if status in NOT_OF_A_KERNEL else _fault(what)
+    return fate.refusal
+
+
+def _fault(what: str) -> DeviceLostError:
+    return DeviceLostError(
         "GMR-D004",
-        f"{call} failed: {name} ({status})",
+        what,
         rule="after a fault in any kernel of this process, the device refuses all further work of it",
         fix="restart the process; find the faulty kernel with compute-sanitizer",
     )
-    return fate.refusal
+
+
+def _not_of_a_kernel(what: str) -> DeviceLostError:
+    return DeviceLostError(
+        "GMR-D007",
+        what,
+        rule="after a fault of the hardware or the end of its context, a process cannot use the device any more",
+        fix="restart the process; if it comes again, look for Xid errors in dmesg and in nvidia-smi -q",
+    )
 
 
 @cache

@@ -134,12 +134,14 @@ def test_an_error_that_passes():
     driver.refuse_if_unusable()
 
 
-@pytest.mark.parametrize("value", [214, 700, 702, 715, 716, 717, 718, 719])
+@pytest.mark.parametrize("value", sorted(driver.STICKY))
 def test_an_error_that_stays(value: int):
-    with pytest.raises(DeviceLostError, match=r"GMR-D004: cuLaunchKernel failed: CUDA_ERROR \(\d+\)"):
+    code = "GMR-D007" if value in (214, 220, 226, 709, 810, 911) else "GMR-D004"
+    with pytest.raises(DeviceLostError, match=rf"{code}: cuLaunchKernel failed: CUDA_ERROR \({value}\)") as error:
         driver.checked((Status("CUDA_ERROR", value),), "cuLaunchKernel")
+    assert ("compute-sanitizer" in str(error.value)) == (code == "GMR-D004")
     for _ in range(2):
-        with pytest.raises(DeviceLostError, match="GMR-D004"):
+        with pytest.raises(DeviceLostError, match=code):
             driver.refuse_if_unusable()
 
 
@@ -155,6 +157,16 @@ def test_which_errors_stay():
         "CUDA_ERROR_CONTEXT_IS_DESTROYED",
         "CUDA_ERROR_ASSERT",
     }
+
+
+def test_cuda_that_the_parent_used_without_gemmir(monkeypatch: pytest.MonkeyPatch):
+    """`cuInit` answers so in a forked process; the hook was never registered."""
+    assert problem_with(monkeypatch, Library(3)) == "the driver is installed, but cuInit returned 3"
+    monkeypatch.setattr(driver, "driver_problem", lambda: "cuInit returned 3")
+    driver.bindings.cache_clear()
+    for _ in range(2):
+        with pytest.raises(ForkError, match=r"GMR-D006.*forked"):
+            driver.bindings()
 
 
 def test_after_a_fork(monkeypatch: pytest.MonkeyPatch):
