@@ -69,17 +69,24 @@ def _rows(kernel: object, tensors: Sequence[torch.Tensor]) -> int:
 
 
 def check_exact(
-    kernel: Kernel, program: Source, m: int | None = None, *, seed: int = 0, device: str | torch.device = "cpu"
+    kernel: Kernel,
+    program: Source,
+    m: int | None = None,
+    *,
+    seed: int = 0,
+    device: str | torch.device = "cpu",
+    inputs: Sequence[torch.Tensor] | None = None,
 ) -> None:
     """
     T0: on small integers and power-of-two scales the result equals that of the reference in every element.
 
-    `m`: M, where the program leaves it open. `AssertionError` names the first element that differs (0 and -0 do not).
+    `m`: M, where the program leaves it open. `inputs`: such data, one tensor per argument. `AssertionError` names the
+    first element that differs (0 and -0 do not).
     """
     from gemmir.backends.reference import exact_inputs, run
 
     module, op = _module(program)
-    tensors = list(exact_inputs(module, m, seed, device).values())
+    tensors = list(exact_inputs(module, m, seed, device).values()) if inputs is None else list(inputs)
     expected = run(module, tensors)
     assert isinstance(expected, torch.Tensor)
     got = kernel(*tensors)

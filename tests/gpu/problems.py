@@ -2,10 +2,14 @@
 
 from __future__ import annotations
 
+from typing import TypeVar
+
 from hypothesis import HealthCheck, Phase, given, seed, settings
 from hypothesis import strategies as st
 
 from gemmir.bench.cases import LAYERS, Case, program_text
+
+T = TypeVar("T")
 
 SHAPES = (
     *((4096, n, k) for n, k in LAYERS),
@@ -48,20 +52,25 @@ def cases(draw: st.DrawFn) -> Case:
 
 def drawn_cases() -> list[Case]:
     """The same `DRAWN` cases every time."""
-    found: list[Case] = []
+    return distinct(cases(), 2 * DRAWN)[:DRAWN]
+
+
+def distinct(strategy: st.SearchStrategy[T], examples: int) -> list[T]:
+    """What so many examples are, each once, and the same every time: hypothesis draws some of them again and again."""
+    found: list[T] = []
 
     @seed(20261122)
     @settings(
-        max_examples=2 * DRAWN,  # some come twice
+        max_examples=examples,
         derandomize=False,
         database=None,
         deadline=None,
         phases=[Phase.generate],
         suppress_health_check=list(HealthCheck),
     )
-    @given(cases())
-    def collect(case: Case) -> None:
-        found.append(case)
+    @given(strategy)
+    def collect(one: T) -> None:
+        found.append(one)
 
     collect()
-    return list(dict.fromkeys(found))[:DRAWN]
+    return list(dict.fromkeys(found))

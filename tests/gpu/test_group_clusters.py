@@ -14,35 +14,25 @@ from itertools import accumulate
 
 import pytest
 import torch
-from hypothesis import HealthCheck, given, settings
-from hypothesis import strategies as st
 
 import gemmir
 from gemmir.backends.reference.data import random_inputs
 from gemmir.backends.reference.groups import result_shape, written
-from gemmir.dtypes import F32
-from gemmir.errors import ScheduleError
 from gemmir.ir_text import parse_module
-from gemmir.passes.block_search import search
 from gemmir.problem import GemmProblem, Grouping
 from gemmir.schedule import Family, Schedule
-from gemmir.testing.groups import GROUPINGS, any_indices, extent_of, grouped_problems, indices
+from gemmir.testing.groups import GROUPINGS
 from gemmir.testing.strategies import columns_problem, fp8_problem, half_problem, program_text
 from tests.gpu.eager import operands_of
-from tests.gpu.test_groups import HUNDREDS, check
+from tests.gpu.groups import drawn_in_clusters
+from tests.gpu.test_groups import check
 
 pytestmark = pytest.mark.gpu
 
 DEVICE = "cuda"
 CLUSTERS = ((2, 1), (1, 2))
-KERNELS, CALLS = 12, 5
-"""Drawn of each form and cluster, and calls of each kernel with another M and other groups."""
 SEEDS = int(os.environ.get("GEMMIR_CHAOS_SEEDS", "100"))
 """Of random delays, for each kernel."""
-BLOCKS = st.sampled_from((None, 64, 128, 192))
-MAJORS = st.sampled_from((("k", "k"), ("k", "k"), ("m", "k"), ("k", "n"), ("m", "n")))
-
-Calls = list[tuple[int, list[int]]]
 
 
 def kernel_for(problem: GemmProblem, schedule: Schedule, chaos: bool = False) -> gemmir.CompiledKernel:
@@ -57,55 +47,17 @@ def run_by(
     return lambda problem, inputs, out: kernel(*inputs.values(), out=out)
 
 
-def has_a_tile(problem: GemmProblem, fixed: Schedule) -> bool:
-    try:
-        search(problem, fixed)
-    except ScheduleError:
-        return False
-    return True
-
-
-@st.composite
-def cases(draw: st.DrawFn, grouping: Grouping, cluster: tuple[int, int]) -> tuple[GemmProblem, Schedule, Calls, bool]:
-    """A problem, what is fixed of its schedule, M and groups of each call, whether rows of the result lie apart."""
-    problem = draw(grouped_problems(grouping, most_groups=HUNDREDS))
-    problem = replace(problem, has_c=draw(st.booleans()), d=draw(st.sampled_from((problem.d, F32))))
-    if not problem.promoted:
-        a_major, b_major = draw(MAJORS)
-        problem = replace(problem, a_major=a_major, b_major=b_major)
-    step = 1 if problem.a_major == "k" else 8
-    problem = replace(problem, m=-(-(problem.m or 1) // step) * step)
-    open_block = Schedule(family=Family.TILES, cluster_m=cluster[0], cluster_n=cluster[1])
-    fixed = replace(open_block, block_m=draw(BLOCKS))
-    fixed = fixed if has_a_tile(problem, fixed) else open_block
-    calls: Calls = []
-    for _ in range(CALLS):
-        m = draw(st.sampled_from((1, 64, 65, 129, 400)) | st.integers(1, 400))
-        m = -(-m // step) * step
-        extent, index = extent_of(replace(problem, m=m)), []
-        if grouping is not Grouping.BATCH:
-            index = draw((any_indices if draw(st.integers(0, 3)) == 0 else indices)(grouping, extent))
-        calls.append((m, index))
-    return problem, fixed, calls, draw(st.booleans())
-
-
 @pytest.mark.parametrize("cluster", CLUSTERS, ids=["2x1", "1x2"])
 @pytest.mark.parametrize("grouping", GROUPINGS)
 def test_drawn_products(grouping: Grouping, cluster: tuple[int, int]) -> None:
-    """Problems, tiles, M and groups as hypothesis draws them."""
-
-    @settings(
-        max_examples=KERNELS, derandomize=True, deadline=None, database=None, suppress_health_check=list(HealthCheck)
-    )
-    @given(cases(grouping, cluster))
-    def all_of_them(case: tuple[GemmProblem, Schedule, Calls, bool]) -> None:
-        problem, fixed, calls, apart = case
-        kernel = kernel_for(problem, fixed)
+    """Problems, tiles, M and groups as hypothesis draws them, no two alike."""
+    kernels = drawn_in_clusters(grouping, cluster)
+    assert sum(len(one.calls) for one in kernels) == 60
+    for one in kernels:
+        kernel = kernel_for(one.problem, one.fixed)
         assert kernel.manifest.cluster_ctas == 2
-        for seed, (m, index) in enumerate(calls):
-            check(problem, m, index, seed, apart, run_by(kernel))
-
-    all_of_them()
+        for seed, (m, index) in enumerate(one.calls):
+            check(one.problem, m, index, seed, one.apart, run_by(kernel))
 
 
 GROUPS, M = 6, 1500

@@ -18,7 +18,8 @@ from gemmir.backends.reference.interpreter import run
 from gemmir.errors import InputError
 from gemmir.ir_text import parse_module
 from gemmir.problem import GemmProblem, Grouping
-from gemmir.testing.strategies import fp8_problem, half_problem, program_text
+from gemmir.testing.groups import GROUPINGS
+from gemmir.testing.strategies import columns_problem, fp8_problem, half_problem, program_text
 from gemmir.testing.torch_model import gemm_model
 from tests.gpu.eager import called, operands_of
 
@@ -26,19 +27,21 @@ pytestmark = pytest.mark.gpu
 
 DEVICE = "cuda"
 HELD = -77.0
-ROW_FORMS = (Grouping.NONE, Grouping.OFFS, Grouping.GROUP_IDS, Grouping.COUNTS, Grouping.BATCH)
+FORMS = (Grouping.NONE, *GROUPINGS)
 SHAPES = ((300, 256, 512, 5), (1, 8, 128, 1), (129, 136, 208, 3), (1000, 512, 256, 333))
 """M (of one matrix where there is one for each group), N, K, groups."""
 INVALID = {
     Grouping.OFFS: [-5, 40, 20, 1 << 30, 300, -(2**31), 2**31 - 1],
     Grouping.GROUP_IDS: [7, -2, 2**31 - 1, -(2**31), 0],
     Grouping.COUNTS: [-1, 301, 7, 2**31 - 1, 300],
+    Grouping.K_OFFS: [-128, 256, 130, 128, 640, 512, -(2**31), 2**31 - 128],
 }
 
 
 def problem_of(grouping: Grouping, fp8: bool, shape: tuple[int, int, int, int]) -> GemmProblem:
     m, n, k, groups = shape
-    problem = fp8_problem(m, n, k) if fp8 else half_problem(m, n, k)
+    kind = (columns_problem if grouping is Grouping.K_OFFS else fp8_problem) if fp8 else half_problem
+    problem = kind(m, n, k)
     return problem if grouping is Grouping.NONE else replace(problem, grouping=grouping, groups=groups)
 
 
@@ -60,7 +63,7 @@ def check_bits(problem: GemmProblem, inputs: dict[str, torch.Tensor]) -> None:
 
 @pytest.mark.parametrize("shape", SHAPES, ids=str)
 @pytest.mark.parametrize("fp8", [True, False], ids=["fp8", "bf16"])
-@pytest.mark.parametrize("grouping", ROW_FORMS)
+@pytest.mark.parametrize("grouping", FORMS)
 def test_bits(grouping: Grouping, fp8: bool, shape: tuple[int, int, int, int]) -> None:
     problem = problem_of(grouping, fp8, shape)
     module = parse_module(program_text(problem))
@@ -82,7 +85,7 @@ def test_invalid_indices(grouping: Grouping, fp8: bool) -> None:
         numbers = [bad[(first + i) % len(bad)] for i in range(len(inputs["index"]))]
         inputs["index"] = torch.tensor(numbers, dtype=torch.int32, device=DEVICE)
         check_bits(problem, inputs)
-    word = {grouping.value: inputs["index"]}
+    word = {"offs" if grouping is Grouping.K_OFFS else grouping.value: inputs["index"]}
     scales = {"scale_a": inputs.get("xs"), "scale_b": inputs.get("ws")}
     with pytest.raises(InputError, match=r"\[\d+\] = "):
         gemmir.grouped_matmul(inputs["x"], inputs["w"], validate=True, **word, **scales)  # type: ignore[arg-type]
