@@ -96,7 +96,11 @@ CASES: dict[int, tuple[str, str]] = {
         "test_groups.py::test_no_index_reaches_out_of_bounds_or_writes_twice",
     ),
     33: ("counts beyond their room, or negative", "test_groups.py::test_the_first_rows_of_a_matrix_count"),
-    34: ("an expected M that is wrong", "test_failure_modes.py::test_what_is_expected_changes_no_bit"),
+    34: (
+        "an expected M that is wrong",
+        "test_failure_modes.py::test_what_is_expected_changes_no_bit "
+        "test_failure_modes.py::test_what_is_expected_of_groups_changes_no_bit",
+    ),
     35: ("empty groups", "backends/reference/test_groups.py::test_every_form_means_what_loops_say"),
     36: (
         "a cache that cannot be written, or no home",

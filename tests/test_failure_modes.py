@@ -13,11 +13,14 @@ import torch
 
 import gemmir
 from gemmir.backends.cuda.arguments import check_arguments
+from gemmir.backends.reference import random_inputs
 from gemmir.bench.cases import Case
 from gemmir.compiler import lower
 from gemmir.errors import GemmirError, InputError, IRError
 from gemmir.ir_text import parse_module
-from gemmir.testing.oracles import simulated
+from gemmir.problem import Grouping
+from gemmir.testing.oracles import check_bits, simulated
+from gemmir.testing.strategies import fp8_problem, half_problem, program_text
 from tests.backends.cuda.cuda_doubles import MANIFEST, tensors
 from tests.failure_modes import CASES
 
@@ -136,3 +139,19 @@ def test_what_is_expected_changes_no_bit(expected: int):
     x, w = (torch.randn(shape, generator=generator).bfloat16() for shape in ((70, 128), (64, 128)))
     text = lower(case.text, m=expected).ir["schedule"]
     assert torch.equal(simulated(text)(x, w.t()), gemmir.matmul(x, w.t(), split_k=1))
+
+
+EXPECTED = (1, 64, 4096)
+
+
+@pytest.mark.parametrize("fp8", [True, False], ids=["fp8", "bf16"])
+@pytest.mark.parametrize("grouping", [Grouping.COUNTS, Grouping.OFFS])
+def test_what_is_expected_of_groups_changes_no_bit(grouping: Grouping, fp8: bool):
+    """The kernels for one row, 64 and 4096 of them."""
+    problem = (fp8_problem if fp8 else half_problem)(None, 64, 256)
+    text = program_text(replace(problem, grouping=grouping, groups=3))
+    schedules = {lower(text, m=expected).ir["schedule"] for expected in EXPECTED}
+    assert len(schedules) > 1, "hints that change no kernel say nothing"
+    inputs = list(random_inputs(parse_module(text), 70, 5).values())
+    for expected in EXPECTED:
+        check_bits(simulated(text, m=expected), text, inputs=inputs)

@@ -22,10 +22,9 @@ from gemmir.groups import K_ALIGNMENT_BYTES
 from gemmir.ir_text import parse_module
 from gemmir.problem import GROUP_ALIGNMENT, GemmProblem, Grouping
 from gemmir.schedule import Family, Schedule
-from gemmir.testing.groups import GROUPINGS, any_indices, extent_of, indices
+from gemmir.testing.groups import GROUPINGS, any_indices, extent_of, grouped_forms, indices
 from gemmir.testing.oracles import check_bits
 from gemmir.testing.strategies import columns_problem, fp8_problem, half_problem, program_text
-from tests.backends.simulator.test_group_results import forms
 
 ALONE, CLUSTERS = (1, 1), ((2, 1), (1, 2))
 GROUPS, N, K_BLOCKS = 5, 72, 3
@@ -132,7 +131,7 @@ def test_entries_that_make_no_sense(grouping: Grouping, fp8: bool):
 @given(data=st.data(), grouping=st.sampled_from(GROUPINGS), valid=st.booleans(), seed=st.integers(0, 1 << 16))
 def test_drawn_groups(data: st.DataObject, grouping: Grouping, valid: bool, seed: int):
     """Layouts, results, scales and C of every kind, tiles that the passes choose."""
-    problem = data.draw(forms(grouping))
+    problem = data.draw(grouped_forms(grouping))
     cluster_m, cluster_n = data.draw(st.sampled_from(CLUSTERS))
     text = program_text(problem, Schedule(family=Family.TILES, cluster_m=cluster_m, cluster_n=cluster_n))
     inputs = random_inputs(parse_module(text), None, seed)
