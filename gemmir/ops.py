@@ -139,6 +139,7 @@ def grouped_matmul(
     out_dtype: torch.dtype | None = None,
     expected_m: int | None = None,
     validate: bool = False,
+    overlap: bool = False,
     _make_ready: MakeReady | None = None,
 ) -> torch.Tensor:
     """
@@ -158,14 +159,15 @@ def grouped_matmul(
     `InputError` (GMR-I009) that names the first invalid entry; not during graph capture.
 
     Scales have a leading G where their operand has one. `expected_m`: rows of all groups; with `counts`, how many rows
-    of a group are expected to count. The rest as for `matmul`.
+    of a group are expected to count. `overlap` as for `matmul`: kernels for few rows in each group may start while the
+    one before ends, and read all of their tensors, the index too, behind it. The rest as for `matmul`.
     """
     if _make_ready is None and is_compiling() and is_traced(a, b):
-        options = {"offs": offs, "group_ids": group_ids, "counts": counts, "validate": validate}
+        options = {"offs": offs, "group_ids": group_ids, "counts": counts, "validate": validate, "overlap": overlap}
         return traced("grouped_matmul", a, b, out, scale_a, scale_b, c, out_dtype, expected_m, **options)
     grouping, _, index = grouping_of(a, b, offs, group_ids, counts)
     others, missing = _optional(scale_a, scale_b, c, out)
-    calls, tensors, wanted = CALLS[grouping], [a, b, index, *others], (*missing, False, out_dtype, expected_m)
+    calls, tensors, wanted = CALLS[grouping], [a, b, index, *others], (*missing, overlap, out_dtype, expected_m)
     make_ready = _make_ready or Calls.resolved
     if not validate:
         return calls.call(tensors, wanted, make_ready)
@@ -184,13 +186,14 @@ def batched_matmul(
     out: torch.Tensor | None = None,
     out_dtype: torch.dtype | None = None,
     expected_m: int | None = None,
+    overlap: bool = False,
     _make_ready: MakeReady | None = None,
 ) -> torch.Tensor:
     """G products: `a` (G, M, K), `b` (G, K, N), result (G, M, N). The rest as for `grouped_matmul`."""
     if _make_ready is None and is_compiling() and is_traced(a, b):
-        return traced("batched_matmul", a, b, out, scale_a, scale_b, c, out_dtype, expected_m)
+        return traced("batched_matmul", a, b, out, scale_a, scale_b, c, out_dtype, expected_m, overlap=overlap)
     others, missing = _optional(scale_a, scale_b, c, out)
-    wanted = *missing, False, out_dtype, expected_m
+    wanted = *missing, overlap, out_dtype, expected_m
     return CALLS[Grouping.BATCH].call([a, b, *others], wanted, _make_ready or Calls.resolved)
 
 

@@ -2,6 +2,7 @@
 
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import replace
+from functools import partial
 from typing import Any
 
 import pytest
@@ -14,7 +15,7 @@ from gemmir import ops
 from gemmir.backends.reference import random_inputs
 from gemmir.backends.reference import run as run_reference
 from gemmir.bench.cases import Case
-from gemmir.compiler import fastest_split_k
+from gemmir.compiler import fastest_split_k, lower
 from gemmir.decode import decode_split_k
 from gemmir.dialects.gemm import problem_of, the_matmul
 from gemmir.errors import InputError, UnsupportedError
@@ -25,7 +26,7 @@ from gemmir.product_calls import Asked, Call, program_of
 from gemmir.reference_calls import Reference
 from gemmir.testing.groups import extent_of, grouped_problems, indices
 from gemmir.testing.oracles import simulated
-from gemmir.testing.strategies import program_text
+from gemmir.testing.strategies import fp8_problem, half_problem, program_text
 from gemmir.testing.torch_model import gemm_model
 from tests.backends.cuda.cuda_doubles import DeviceTensor
 
@@ -245,6 +246,11 @@ class CudaTensor(DeviceTensor):
         return [2, 1, 9]
 
 
+class CudaIndex(CudaTensor):
+    def tolist(self) -> list[int]:
+        return [2, 5, 9]
+
+
 class Kernel:
     """What `compile` returns here: notes what it is called with."""
 
@@ -362,11 +368,28 @@ def test_what_no_kernel_splits_is_summed_whole(compiled: list[Kernel]):
     assert ["split_k" in kernel.program.text for kernel in compiled] == [False] * 4
 
 
-def test_overlap_reaches_the_kernel_and_asks_for_no_other(compiled: list[Kernel]):
-    a, b = on_gpu(8, 64), on_gpu(64, 16, strides=(1, 64))
+@pytest.mark.parametrize("form", ["matmul", "offs", "validated offs", "batch"])
+def test_overlap_reaches_the_kernel_and_asks_for_no_other(form: str, compiled: list[Kernel]):
+    rows, weights = on_gpu(9, 64), on_gpu(3, 64, 16, strides=(1024, 1, 64))
+    ends = CudaIndex((3,), torch.int32, 1 << 41, None)
+    call = {
+        "matmul": partial(ops.matmul, rows, on_gpu(64, 16, strides=(1, 64))),
+        "offs": partial(ops.grouped_matmul, rows, weights, offs=ends),
+        "validated offs": partial(ops.grouped_matmul, rows, weights, offs=ends, validate=True),
+        "batch": partial(ops.batched_matmul, on_gpu(3, 9, 64), weights),
+    }[form]
     for options, expected in (({}, False), ({"overlap": True}, True), ({"overlap": False}, False)):
-        ops.matmul(a, b, **options)
+        call(**options)
         assert [kernel.overlap for kernel in compiled] == [expected]
+
+
+@pytest.mark.parametrize("fp8", [True, False], ids=["fp8", "bf16"])
+@pytest.mark.parametrize("grouping", [Grouping.OFFS, Grouping.COUNTS, Grouping.BATCH])
+def test_kernels_for_few_rows_of_groups_wait_by_themselves(grouping: Grouping, fp8: bool):
+    """So that `overlap` does something; those for many rows are launched as usual, whatever is asked for."""
+    problem = replace((fp8_problem if fp8 else half_problem)(None, 512, 1024), grouping=grouping, groups=8)
+    found = [lower(program_text(problem), m=rows).manifest for rows in (8, 4096)]
+    assert [manifest.waits for manifest in found if manifest is not None] == [True, False]
 
 
 @pytest.mark.parametrize("case", [Case("f8E4M3FN", 128, 64, 3072), Case("bf16", 128, 64, 1536)], ids=str)

@@ -36,7 +36,7 @@ def _fp8_offs(m: int, device: str) -> Call:
     a, scale_a = gemmir.quantize(half(m, K, device=device))
     w, scale_w = gemmir.quantize(half(GROUPS, N, K, device=device), "block_wise_128x128")
     offs = _index(m // 2, m // 2, m, device=device)
-    return "grouped_matmul", (a, w.mT), {"offs": offs, "scale_a": scale_a, "scale_b": scale_w.mT}
+    return "grouped_matmul", (a, w.mT), {"offs": offs, "scale_a": scale_a, "scale_b": scale_w.mT, "overlap": True}
 
 
 def _weights(device: str) -> torch.Tensor:

@@ -6,6 +6,8 @@ do not depend on the batch; layers that overlap.
 from __future__ import annotations
 
 import random
+from collections.abc import Callable
+from functools import partial
 
 import pytest
 import torch
@@ -148,16 +150,32 @@ def test_layers_that_overlap_see_what_the_ones_before_wrote(parts: int) -> None:
     assert kernel.manifest.waits
     x, w = random_inputs(parse_module(case.text), case.m, 9, "cuda").values()
     w = (w.float() / w.float().norm() * 40).to(torch.bfloat16).t().contiguous().t()
-    results = [torch.empty(case.m, case.n, dtype=torch.bfloat16, device="cuda") for _ in range(30)]
+    check_chain(lambda held, out, overlap: kernel(held, w, out=out, overlap=overlap), x)
+
+
+def test_groups_that_overlap_see_what_the_ones_before_wrote() -> None:
+    """The same with groups, of which some rows count."""
+    groups, rows, size = 8, 24, 1024
+    generator = torch.Generator("cuda").manual_seed(9)
+    x = torch.randn(groups, rows, size, generator=generator, device="cuda").bfloat16()
+    w = (torch.randn(groups, size, size, generator=generator, device="cuda") / size**0.5).bfloat16()
+    counts = torch.tensor([rows, 1, 0, 7, 8, 9, 23, rows], dtype=torch.int32, device="cuda")
+    grouped = partial(gemmir.grouped_matmul, counts=counts, expected_m=rows)
+    check_chain(lambda held, out, overlap: grouped(held, w.mT, out=out, overlap=overlap), x)
+
+
+def check_chain(step: Callable[[torch.Tensor, torch.Tensor, bool], torch.Tensor], x: torch.Tensor) -> None:
+    """Thirty steps, each of the result before, have the same bits with overlap as without, captured and not."""
+    results = [torch.full_like(x, HELD) for _ in range(30)]
 
     def chain(overlap: bool) -> None:
         held = x
         for result in results:
-            held = kernel(held, w, out=result, overlap=overlap)
+            held = step(held, result, overlap)
 
     chain(False)
     expected = [result.clone() for result in results]
-    assert len({tuple(result[0, :8].tolist()) for result in expected}) > 10
+    assert len({tuple(result.flatten()[:8].tolist()) for result in expected}) > 10
     torch.cuda.synchronize()
     graph = torch.cuda.CUDAGraph()
     with torch.cuda.graph(graph):
