@@ -314,7 +314,7 @@ def _check_memory(spec: TensorSpec, info: TensorInfo, use: Use) -> None:
 
 
 def _check_tma(spec: TensorSpec, info: TensorInfo) -> None:
-    """The fastest dimension is contiguous, rows do not overlap, and address and pitch are multiples of 16 bytes."""
+    """The fastest dimension is contiguous, rows do not overlap, and address and pitches are multiples of 16 bytes."""
     fast = spec.order[-1]
     if info.shape[fast] > 1 and info.strides[fast] != 1:
         raise _wrong_order(spec, info)
@@ -324,7 +324,7 @@ def _check_tma(spec: TensorSpec, info: TensorInfo) -> None:
     pitches = [(spec.order[-2] if len(spec.order) > 1 else spec.order[0], pitch)]
     if len(spec.order) == 3:
         pitches.append((spec.order[0], group_pitch(spec, info.shape, info.strides)))
-        if pitches[1][1] < pitch * (info.shape[spec.order[1]] - 1) + info.shape[fast] * info.item_bytes:
+        if not _lie_apart(spec, info, *(stride for _, stride in pitches)):
             raise _wrong_order(spec, info)
     if info.address % SM_90A.tma_alignment:
         raise _misaligned(info, SM_90A.tma_alignment)
@@ -336,6 +336,16 @@ def _check_tma(spec: TensorSpec, info: TensorInfo) -> None:
             raise InputError("GMR-I003", what, rule=rule, fix=fix)
         if stride >= MAX_PITCH_BYTES:
             raise InputError("GMR-I007", what, rule="TMA strides are below 2^40")
+
+
+def _lie_apart(spec: TensorSpec, info: TensorInfo, pitch: int, group: int) -> bool:
+    """
+    Whether the matrices of groups, `group` bytes apart, do not overlap: one ends before the next begins, or their first
+    rows lie side by side, then their second ones, as in `x.transpose(0, 1)`. Both are the same to TMA.
+    """
+    groups, rows, row = (info.shape[dimension] for dimension in spec.order)
+    row *= info.item_bytes
+    return group >= pitch * (rows - 1) + row or (group >= row and pitch >= group * (groups - 1) + row)
 
 
 def _check_dense(spec: TensorSpec, info: TensorInfo, strided: frozenset[int]) -> None:

@@ -176,9 +176,11 @@ static inline gemmir_result gemmir_check_tma(const gemmir_spec *spec, const gemm
         return gemmir_bad(GEMMIR_BAD_LAYOUT, number, "the fastest dimension is not contiguous");
     if (pitch < bytes) return gemmir_bad(GEMMIR_BAD_LAYOUT, number, "rows overlap");
     if (wanted->rank == 3) {
-        int64_t rows = tensor->shape[wanted->order[1]];
+        int64_t rows = tensor->shape[wanted->order[1]], groups = tensor->shape[wanted->order[0]];
         int64_t group = gemmir_group_pitch(wanted, tensor, align);
-        if (group < gemmir_times(pitch, rows - 1) + bytes)
+        int behind = group >= gemmir_times(pitch, rows - 1) + bytes;
+        int beside = group >= bytes && pitch >= gemmir_times(group, groups - 1) + bytes; /* row by row */
+        if (!behind && !beside)
             return gemmir_bad(GEMMIR_BAD_LAYOUT, number, "the matrices of groups overlap");
         GEMMIR_CHECK(gemmir_check_pitch(spec, group, number));
     }

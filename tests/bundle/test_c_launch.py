@@ -252,7 +252,25 @@ def python_parameters(manifest: Manifest, scalars: list[int]) -> Iterator[int]:
         yield value & 0xFFFFFFFF if _param_bytes(param) == 4 else value
 
 
-CHANGES = ("address+1", "address+8", "stride+1", "stride-double", "stride-zero", "extent+1", "on-output", "at-output")
+CHANGES = (
+    "address+1",
+    "address+8",
+    "stride+1",
+    "stride-double",
+    "stride-zero",
+    "beside",
+    "extent+1",
+    "on-output",
+    "at-output",
+)
+
+
+def beside(shape: list[int], strides: list[int]) -> list[int]:
+    """Of matrices of groups: first all first rows, then all second ones; strides of anything else as they are."""
+    if len(shape) < 3:
+        return strides
+    fast = strides.index(1)
+    return [1 if d == fast else shape[fast] * (shape[0] if d else 1) for d in range(3)]
 
 
 def changed(given: list[DeviceTensor], number: int, dimension: int, change: str) -> list[DeviceTensor]:
@@ -264,6 +282,8 @@ def changed(given: list[DeviceTensor], number: int, dimension: int, change: str)
         address = given[-1].data_ptr() + 16
     elif change == "at-output":
         address = given[-1].data_ptr()
+    elif change == "beside":
+        strides = beside(shape, strides)
     elif change == "extent+1":
         shape[dimension] += 1
     else:

@@ -91,6 +91,21 @@ def test_invalid_indices(grouping: Grouping, fp8: bool) -> None:
         gemmir.grouped_matmul(inputs["x"], inputs["w"], validate=True, **word, **scales)  # type: ignore[arg-type]
 
 
+@pytest.mark.parametrize("fp8", [True, False], ids=["fp8", "bf16"])
+@pytest.mark.parametrize("grouping", [Grouping.COUNTS, Grouping.BATCH])
+def test_matrices_that_lie_side_by_side(grouping: Grouping, fp8: bool) -> None:
+    """`transpose(0, 1)` of A and of the result: row by row, a part for each group."""
+    for shape in SHAPES[:3]:
+        problem = problem_of(grouping, fp8, shape)
+        inputs = random_inputs(parse_module(program_text(problem)), None, 4, DEVICE)
+        out = torch.full((problem.groups, shape[0], problem.n), HELD, dtype=torch.bfloat16, device=DEVICE)
+        called(grouping, operands_of(inputs), out)
+        beside = torch.full_like(out.transpose(0, 1).contiguous(), HELD).transpose(0, 1)
+        inputs["x"] = inputs["x"].transpose(0, 1).contiguous().transpose(0, 1)
+        called(grouping, operands_of(inputs), beside)
+        assert torch.equal(beside.view(torch.int16), out.view(torch.int16))
+
+
 def test_one_kernel_serves_every_m_and_index() -> None:
     for m in (1, 64, 65, 700):
         problem = problem_of(Grouping.OFFS, True, (m, 256, 512, 5))

@@ -121,6 +121,15 @@ def refused(grouping: Grouping, name: str, **changes: Any) -> InputError:
         (Grouping.OFFS, "w", {"strides": (K * N + 8, 1, K)}, "GMR-I003", "stride of dimension 0 is 131080 bytes"),
         (Grouping.OFFS, "w", {"strides": (1 << 40, 1, K)}, "GMR-I007", "TMA strides are below 2^40"),
         (Grouping.COUNTS, "x", {"strides": (100 * K, K + 8, 1)}, "GMR-I006", "x: strides are"),
+        (Grouping.COUNTS, "x", {"strides": (K - 16, GROUPS * K, 1)}, "GMR-I006", "x: strides are"),
+        (Grouping.COUNTS, "x", {"strides": (K, GROUPS * K - 16, 1)}, "GMR-I006", "x: strides are"),
+        (
+            Grouping.COUNTS,
+            "x",
+            {"strides": (K + 8, GROUPS * K + 64, 1)},
+            "GMR-I003",
+            "stride of dimension 0 is 520 bytes",
+        ),
         (Grouping.COUNTS, "xs", {"strides": (400, 4, 1)}, "GMR-I006", "pass gemmir.align_scales(xs)"),
         (Grouping.COUNTS, "xs", {"strides": (404, 1, 101)}, "GMR-I003", "pass gemmir.align_scales(xs)"),
     ],
@@ -136,7 +145,8 @@ def test_what_does_not_fit(grouping: Grouping, name: str, changes: dict[str, Any
     [
         (Grouping.COUNTS, {"shape": (GROUPS, 99, N)}, "GMR-I002"),
         (Grouping.COUNTS, {"strides": (100 * N + 4, N, 1)}, "GMR-I003"),
-        (Grouping.COUNTS, {"strides": (N, GROUPS * N, 1)}, "GMR-I006"),
+        (Grouping.COUNTS, {"strides": (N, (GROUPS - 1) * N, 1)}, "GMR-I006"),
+        (Grouping.COUNTS, {"strides": (N - 8, GROUPS * N, 1)}, "GMR-I006"),
     ],
 )
 def test_outputs(grouping: Grouping, changes: dict[str, Any], code: str):
@@ -250,6 +260,23 @@ def test_tensor_maps_of_matrices_of_each_group(gpu: RecordingDriver):
         (3, out.data_ptr(), [N, 101, GROUPS], [2 * N, 2 * N * 101]),
     ]
     assert [ask[4:] for ask in asked] == [([*box, 1], 3) for box in boxes]
+
+
+@pytest.mark.parametrize("grouping", [Grouping.COUNTS, Grouping.BATCH])
+def test_tensor_maps_of_matrices_that_lie_side_by_side(gpu: RecordingDriver, grouping: Grouping):
+    """`transpose(0, 1)` of rows that hold a part for each group, as attention has for its heads."""
+    manifest = gpu.manifest = manifest_of(grouping, fp8=False)
+    x, *others = tensors(manifest, 101)
+    x = DeviceTensor(x.shape, x.dtype, x.data_ptr(), (K, GROUPS * K, 1))
+    out = DeviceTensor((GROUPS, 101, N), torch.bfloat16, 1 << 45, (N, GROUPS * N, 1))
+    call: Any = Launcher(manifest, b"cubin")
+    call([x, *others], out=out)
+    first, weights, last = [ask[:4] for ask in encoded(gpu)]
+    assert first == (3, x.data_ptr(), [K, 101, GROUPS], [2 * GROUPS * K, 2 * K])
+    assert weights == (3, others[0].data_ptr(), [K, N, GROUPS], [2 * K, 2 * N * K])
+    assert last == (3, out.data_ptr(), [N, 101, GROUPS], [2 * GROUPS * N, 2 * N])
+    (launch,) = gpu.launches
+    assert launch.scalars[-4:] == [out.data_ptr(), GROUPS * N, N, 101]
 
 
 def test_tensor_maps_of_rows_of_all_groups(gpu: RecordingDriver):
