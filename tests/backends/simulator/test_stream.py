@@ -1,16 +1,23 @@
 """Kernels of the stream family have the bits of the model, whatever the schedule, and those of the tiles family."""
 
+from dataclasses import replace
+
 import numpy as np
 import pytest
+import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from gemmir.backends.cuda.target import the_kernel
+from gemmir.backends.reference import random_inputs
 from gemmir.compiler import lower, module_of
 from gemmir.dialects.gemm import problem_of, the_matmul
+from gemmir.ir_text import parse_module
 from gemmir.passes.sync.check import check_kernel
+from gemmir.problem import Grouping
+from gemmir.schedule import Family, Schedule
 from gemmir.testing import check_bits, check_exact, simulated
-from gemmir.testing.strategies import stream_programs
+from gemmir.testing.strategies import fp8_problem, half_problem, program_text, stream_programs
 from tests.backends.simulator.kernels import Example, program
 
 FIXED = "family = stream, turns = false, cluster = 1x1, raster = along_m, group = 1, balanced = false"
@@ -93,3 +100,24 @@ def test_drawn_kernels_have_the_bits_of_the_model(text: str, seed: int) -> None:
     assert m is not None
     check_bits(simulated(text, seed=seed, clusters=1 if seed % 2 else None), text, m)
     check_kernel(the_kernel(lower(text, until="hopper").module), split_warps=True)
+
+
+INDICES = {
+    Grouping.OFFS: ([17, 18, 41], [0, 33, 33], [-5, 40, 20], [1 << 30, 16, 41], [7, -(2**31), 2**31 - 1]),
+    Grouping.COUNTS: ([41, 0, 1], [16, 17, 15], [-1, 42, 7], [2**31 - 1, 41, -(2**31)]),
+    Grouping.BATCH: ([],),
+}
+"""Of three groups and 41 rows, of a few tiles, one row or none; and numbers that make no sense."""
+
+
+@pytest.mark.parametrize("fp8", [True, False], ids=["fp8", "bf16"])
+@pytest.mark.parametrize("grouping", INDICES)
+def test_kernels_of_groups_have_the_bits_of_the_model(grouping: Grouping, fp8: bool) -> None:
+    """Tiles of 16 rows, tails of N and K."""
+    problem = replace((fp8_problem if fp8 else half_problem)(41, 72, 208), grouping=grouping, groups=3)
+    text = program_text(problem, Schedule(family=Family.STREAM, block_m=16))
+    for seed, index in enumerate(INDICES[grouping]):
+        inputs = random_inputs(parse_module(text), None, seed)
+        if index:
+            inputs["index"] = torch.tensor(index, dtype=torch.int32)
+        check_bits(simulated(text, seed=seed), text, inputs=list(inputs.values()))
