@@ -14,3 +14,5 @@ def test_each_is_lowered_as_it_is_named(name: str) -> None:
     assert ("multicast" in text) == name.endswith("cluster")
     assert ("cluster <1x1>" not in text) == name.endswith("cluster")
     assert "hopper.setmaxnreg" not in text
+    assert ("hopper.wait_for_grid" in text) == name.endswith("stream")
+    assert (" split_k 2 " in text) == ("split" in name)

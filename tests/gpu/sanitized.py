@@ -21,6 +21,7 @@ from tests.gpu.problems import Case
 
 FP8, BF16 = Case("f8E4M3FN", 200, 264, 656), Case("bf16", 200, 264, 328)
 OFFS, COUNTS = (GroupedCase("f8E4M3FN", form, 3, 70, 264, 656) for form in ("offs", "counts"))
+STREAM, SPLIT = Case("f8E4M3FN", 40, 264, 656), Case("bf16", 40, 264, 328, 2)
 ALONG_K = GroupedCase("bf16", "k_offs", 3, 200, 264, 192)
 KERNELS = {
     "fp8": (FP8, "block=64,64,128 warpgroups=1 split=m turns=false chunk=1 cluster=1,1"),
@@ -35,6 +36,9 @@ KERNELS = {
     "bf16-k-offs-cluster": (ALONG_K, "block=64,64,64 warpgroups=1 split=m turns=false cluster=2,1"),
     "bf16": (BF16, "block=64,64,64 warpgroups=1 split=m turns=false cluster=1,1"),
     "bf16-cluster": (BF16, "block=128,64,64 warpgroups=2 split=m turns=false cluster=1,2"),
+    "fp8-stream": (STREAM, "block=16,64,128 warpgroups=1 split=n chunk=1 cluster=1,1"),
+    "bf16-split-stream": (SPLIT, "block=16,128,64 warpgroups=2 split=n cluster=1,1"),
+    "fp8-counts-stream": (COUNTS, "block=16,64,128 warpgroups=1 split=n chunk=1 cluster=1,1"),
 }
 """
 Name -> product and tile; one per kind of kernel. One weight scale a stage: where several lanes store one each,
@@ -45,8 +49,9 @@ racecheck reports their stores, since it does not carry `__syncwarp` over to the
 def kernel_text(name: str) -> str:
     """The IR of one of `KERNELS`, without setmaxnreg."""
     case, blocks = KERNELS[name]
+    family = "stream" if name.endswith("stream") else "tiles"
     pipeline = (
-        f"gemm-select-family{{family=tiles}},gemm-select-blocks{{{blocks}}},gemm-fit-tail,gemm-rasterize,gemm-balance,"
+        f"gemm-select-family{{family={family}}},gemm-select-blocks{{{blocks}}},gemm-fit-tail,gemm-rasterize,gemm-balance,"
         "gemm-plan-pipeline{stages=3},gemm-lower-to-hopper"
     )
     text = lower(case.text, pipeline=pipeline, until="hopper").ir["hopper"]
