@@ -1,5 +1,5 @@
 """
-A mixture-of-experts layer: up projection, SwiGLU in torch, down projection, and the gradients of the experts' weights.
+A mixture-of-experts layer: up projection, SwiGLU in torch, down projection, and the gradients of both weights of each expert.
 
 Tokens are sorted by expert, so that the rows of each expert lie together, and FP8 operands have block-wise scales. On a
 Hopper GPU gemmir's kernels compute the products, on a CPU the reference does, at small sizes.
@@ -7,6 +7,7 @@ Hopper GPU gemmir's kernels compute the products, on a CPU the reference does, a
 
 import argparse
 from dataclasses import dataclass
+from itertools import pairwise
 
 import torch
 
@@ -37,6 +38,11 @@ class Routing:
     ends: torch.Tensor
     row: torch.Tensor
     token: torch.Tensor
+
+    def rows(self) -> list[tuple[int, slice]]:
+        """Each expert, and its rows."""
+        ends = self.ends.tolist()
+        return [(number, slice(*pair)) for number, pair in enumerate(pairwise([0, *ends]))]
 
 
 def route(expert: torch.Tensor, experts: int) -> Routing:
@@ -79,9 +85,28 @@ def swiglu(both: torch.Tensor) -> torch.Tensor:
     return (torch.nn.functional.silu(gate) * up).bfloat16()
 
 
+def swiglu_gradient(both: torch.Tensor, gradient: torch.Tensor) -> torch.Tensor:
+    """Of what SwiGLU was given, from that of its result."""
+    both = both.detach().requires_grad_()
+    return torch.autograd.grad(swiglu(both), both, gradient)[0]
+
+
+def input_gradient(gradient: torch.Tensor, weight: torch.Tensor, ends: torch.Tensor) -> torch.Tensor:
+    """Of the rows that each expert's weight (N, K) was multiplied with, in BF16: (rows, K)."""
+    return gemmir.grouped_matmul(gradient, weight, offs=ends)
+
+
 def weight_gradient(output_gradient: torch.Tensor, x: torch.Tensor, ends: torch.Tensor) -> torch.Tensor:
     """Of each expert's weight (N, K), in float32: (experts, N, K). Sums over the expert's rows."""
     return gemmir.grouped_matmul(output_gradient.t(), x, offs=ends)
+
+
+def worst_element(
+    found: torch.Tensor, output_gradient: torch.Tensor, x: torch.Tensor, experts: list[tuple[int, slice]]
+) -> float:
+    """How far any element of a weight gradient is from that in float64."""
+    exact = [(number, output_gradient[rows].t().double() @ x[rows].double()) for number, rows in experts]
+    return max((found[number] - product).abs().max().item() for number, product in exact)
 
 
 def expected(
@@ -117,7 +142,8 @@ def main() -> None:
 
     routing = route(expert, sizes.experts)
     sorted_x = torch.where(routing.token[:, None] >= 0, x[routing.token.clamp(min=0)], 0)
-    hidden = swiglu(project(sorted_x, up, routing.ends))
+    both = project(sorted_x, up, routing.ends)
+    hidden = swiglu(both)
     sorted_y = project(hidden, down, routing.ends)
     y = (sorted_y[routing.row].float() * weights[:, :, None]).sum(1)
 
@@ -129,14 +155,16 @@ def main() -> None:
     )
 
     gradient = torch.where(routing.token[:, None] >= 0, torch.randn_like(sorted_y), 0)
-    found = weight_gradient(gradient, hidden, routing.ends)
-    begin = 0
-    worst = 0.0
-    for number, end in enumerate(routing.ends.tolist()):
-        exact = gradient[begin:end].t().double() @ hidden[begin:end].double()
-        worst = max(worst, (found[number] - exact).abs().max().item())
-        begin = end
-    print(f"gradients of {sizes.experts} down projections are {tuple(found.shape)}, off by at most {worst:.2g}")
+    to_hidden = input_gradient(gradient, down, routing.ends)
+    exact = torch.cat([gradient[rows].float() @ down[number].float() for number, rows in routing.rows()])
+    error = ((to_hidden - exact).norm() / exact.norm()).item()
+    print(f"gradients of the hidden rows are {tuple(to_hidden.shape)}, off by {error:.2%}")
+
+    to_both = swiglu_gradient(both, to_hidden)
+    for name, output_gradient, rows in (("down", gradient, hidden), ("up", to_both, sorted_x)):
+        found = weight_gradient(output_gradient, rows, routing.ends)
+        worst = worst_element(found, output_gradient, rows, routing.rows())
+        print(f"gradients of {sizes.experts} {name} projections are {tuple(found.shape)}, off by at most {worst:.2g}")
 
 
 if __name__ == "__main__":
