@@ -1,5 +1,5 @@
 """
-A mixture-of-experts layer: up projection, SwiGLU in torch, down projection, and the gradients of both weights of each expert.
+A mixture-of-experts layer: up projection, SwiGLU in torch, down projection, and the gradients of all weights.
 
 Tokens are sorted by expert, so that the rows of each expert lie together, and FP8 operands have block-wise scales. On a
 Hopper GPU gemmir's kernels compute the products, on a CPU the reference does, at small sizes.
