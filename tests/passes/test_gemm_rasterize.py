@@ -5,6 +5,7 @@ from dataclasses import replace
 import pytest
 
 from gemmir.errors import InputError, ScheduleError
+from gemmir.passes.cost_model import best_orders
 from gemmir.passes.gemm_rasterize import evict_of
 from gemmir.problem import Grouping
 from gemmir.schedule import Evict, Family, RasterAxis, Schedule, Split
@@ -129,6 +130,39 @@ def test_groups_have_hints_where_few_tiles_are_expected(
     found, because = evict_of(problem, replace(tile, family=Family.TILES))
     assert found is choice
     assert why in because
+
+
+ALONE_WIDE = Schedule(
+    family=Family.TILES,
+    block_m=128,
+    block_n=256,
+    math_warpgroups=2,
+    split=Split.ALONG_N,
+    cluster_m=1,
+    cluster_n=1,
+)
+
+
+@pytest.mark.parametrize("grouping", [Grouping.OFFS, Grouping.COUNTS])
+@pytest.mark.parametrize(
+    ("groups", "rows", "axis"),
+    [(8, 256, RasterAxis.ALONG_N), (32, 128, RasterAxis.ALONG_M), (4, 8192, RasterAxis.ALONG_M)],
+    ids=["few rows", "one tile of rows", "many rows"],
+)
+def test_the_order_of_the_tiles_of_groups(grouping: Grouping, groups: int, rows: int, axis: RasterAxis):
+    """
+    Both tiles of rows of a group ask for the same weights at once, and many in bands, so that L2 reads operands half as
+    often. Where a group has one, every order is the same to the model, and the first one is taken.
+    """
+    m = rows if grouping is Grouping.COUNTS else groups * rows
+    problem = replace(fp8_problem(m, 4096, 7168, expected_m=m), grouping=grouping, groups=groups)
+    best, *others = best_orders(problem, ALONE_WIDE)
+    assert best.order.axis is axis
+    assert (best.order.group == 1) == (rows <= 256)
+    times: dict[RasterAxis, float] = {}
+    for ordered in (best, *others):
+        times.setdefault(ordered.order.axis, ordered.cost.microseconds)
+    assert (times[RasterAxis.ALONG_M] == times[RasterAxis.ALONG_N]) == (rows == 128)
 
 
 def test_hints_that_are_asked_for():
