@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import replace
+from itertools import groupby
 
 import pytest
 
@@ -26,6 +27,13 @@ def test_three_hundred_products_of_a_form(grouping: Grouping):
     assert {"f32", "bf16", "f16"} == {problem.d.name for problem in problems}
     assert {problem.a_major for problem in problems} == {"k", "m"}
     assert {problem.b_major for problem in problems} == {"k", "n"}
+
+
+def test_groups_end_around_a_tile():
+    """One row less than 64 or 128, so many, and one more."""
+    indices = [index for one in drawn(Grouping.GROUP_IDS) for _, index in one.calls]
+    runs = {len(list(run)) for index in indices for group, run in groupby(index) if group >= 0}
+    assert {63, 64, 65, 127, 128, 129} <= runs
 
 
 def test_sixty_products_in_each_cluster():

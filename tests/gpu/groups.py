@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import dataclass, replace
+from functools import cache
 
 from hypothesis import strategies as st
 
@@ -20,7 +21,7 @@ CLUSTER_KERNELS, CLUSTER_CALLS = 12, 5
 HUNDREDS = 300
 DRAWN_ANEW = 2
 """So many examples of each kernel that is wanted: most of them come several times."""
-ROWS = (1, 64, 65, 200)
+ROWS = (1, 64, 65, 129, 200)
 MORE_ROWS = (1, 64, 65, 129, 400)
 BLOCKS = st.sampled_from((None, 64, 128, 192))
 
@@ -78,6 +79,7 @@ def has_a_tile(problem: GemmProblem, fixed: Schedule) -> bool:
     return True
 
 
+@cache
 def drawn(grouping: Grouping) -> list[Drawn]:
     """`KERNELS` of a form, no two for one problem, so that no product comes twice."""
     return _kernels(eager_cases(grouping), KERNELS)
