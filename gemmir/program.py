@@ -34,7 +34,7 @@ from gemmir.matmul_rules import (
     problem_from,
 )
 from gemmir.problem import RECIPES, Grouping, Recipe
-from gemmir.schedule import MAY_BE_NONE, Evict, Family, RasterAxis, Schedule, Split
+from gemmir.schedule import SCALES_OF_TILE, Evict, Family, RasterAxis, Schedule, Split, least
 
 if TYPE_CHECKING:
     from xdsl.dialects.builtin import ModuleOp
@@ -444,10 +444,11 @@ def _choice(name: str, value: object) -> Any:
             return value
         rule = "True or False"
     else:
-        least = 0 if name in MAY_BE_NONE else 1
-        if _is_integer(value) and least <= int(str(value)) <= MAX_DIM:
+        if name == "scale_slots" and value == "tile":
+            return SCALES_OF_TILE
+        if _is_integer(value) and least(name) <= int(str(value)) <= MAX_DIM:
             return value
-        rule = f"an integer, at least {least}"
+        rule = f"an integer, at least {least(name)}"
     raise InputError("GMR-I009", f"schedule: {name} = {value!r:.40}", rule=rule, fix="leave it open")
 
 

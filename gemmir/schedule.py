@@ -57,6 +57,14 @@ class Evict(Enum):
 MAY_BE_NONE = ("tail_n", "tail_after", "scale_slots")
 """Choices of which 0 says that there are none."""
 
+SCALES_OF_TILE = -1
+"""As `scale_slots`, `tile` in IR text: the scales of all k-blocks of a tile are loaded at once, apart from the ring."""
+
+
+def least(choice: str) -> int:
+    """The least number that a choice may be, where it is one."""
+    return SCALES_OF_TILE if choice == "scale_slots" else 0 if choice in MAY_BE_NONE else 1
+
 
 @dataclass(frozen=True, slots=True)
 class Schedule:
@@ -73,8 +81,8 @@ class Schedule:
       narrower than `block_n`, after all others: then the last round of tiles is a short one. Both 0: there are none.
     - `balanced`: no more clusters than the rounds of tiles need.
     - `scale_batch`: k-blocks whose weight scales one load of the producer fetches.
-    - `scale_slots`: a warp of its own fills so many slots of the ring with scales at a time; 0: the producer warp loads
-      them with the operands.
+    - `scale_slots`: a warp of its own fills so many slots of the ring with scales at a time; `SCALES_OF_TILE`: it loads
+      those of a whole tile at once, and slots have none; 0: the producer warp loads them with the operands.
     - `store_slices`: parts in which a warpgroup's tile leaves; each is staged in the same shared memory, once the one
       before has left.
     """

@@ -11,8 +11,8 @@ from math import gcd
 
 from gemmir.layouts import STAGED_COLUMNS, STMATRIX_BYTES
 from gemmir.problem import SCALE_BLOCK, GemmProblem
-from gemmir.schedule import Family, Schedule, Split
-from gemmir.target import BARRIER_BYTES, SM_90A, WARP_LANES
+from gemmir.schedule import SCALES_OF_TILE, Family, Schedule, Split
+from gemmir.target import BARRIER_BYTES, SM_90A, WARP_LANES, Target
 
 STAGE_ROW_BYTES = 128
 """A pipeline stage holds this many bytes of K of each row: one row of the 128-byte swizzle."""
@@ -102,7 +102,8 @@ def tail_schedule(problem: GemmProblem, schedule: Schedule) -> Schedule:
 
 def widest_scale_batch(problem: GemmProblem, schedule: Schedule) -> int:
     """k-blocks whose weight scales the lanes of a warp can fetch in one load each; 1 where they do not fetch any so."""
-    if not problem.promoted or problem.column_scales or schedule.family is Family.STREAM:
+    apart = schedule.family is Family.STREAM or schedule.scale_slots == SCALES_OF_TILE
+    if not problem.promoted or problem.column_scales or apart:
         return 1
     assert schedule.block_n is not None
     steps = schedule.block_n // tile_geometry(schedule).column_step
@@ -306,16 +307,26 @@ def shared_layout(problem: GemmProblem, schedule: Schedule, num_stages: int | No
     slice_bytes = rows // parts * columns * problem.d.bytes
     if geometry.swapped:
         return _stream_layout(problem, schedule, stages, slice_bytes)
+    of_tile = schedule.scale_slots == SCALES_OF_TILE
+    scaled_blocks = (scale_rows(problem) if of_tile else 1) if problem.promoted else 0
+    scale_a, scale_b = scaled_blocks * block_m * 4, _round_up(scaled_blocks * steps * 4, 16)
     return SharedLayout(
         num_stages=stages,
         math_warpgroups=groups,
         a_bytes=block_m * STAGE_ROW_BYTES,
         b_bytes=block_n * STAGE_ROW_BYTES,
-        scale_a_bytes=block_m * 4 if problem.promoted else 0,
-        scale_b_bytes=_round_up(steps * 4, 16) if problem.promoted else 0,
+        scale_a_bytes=scale_a,
+        scale_b_bytes=scale_b,
+        scale_tiles=_scale_tiles(scale_a + scale_b) if of_tile else 0,
         staging_bytes=_round_up(slice_bytes, SM_90A.shared_alignment),
         room_barriers=1 if parts > 1 else 0,
     )
+
+
+def fitting_stages(problem: GemmProblem, schedule: Schedule, target: Target = SM_90A) -> int:
+    """The most stages that shared memory holds, however few."""
+    layout = shared_layout(problem, schedule, 1)
+    return (target.shared_bytes - layout.fixed_bytes) // layout.stage_bytes
 
 
 PREFETCHED_BYTES = 64 << 10
@@ -328,8 +339,13 @@ SCALE_TILES_BYTES = 32 << 10
 """Scales of two tiles are held, those of the next one ahead, if they take no more than this."""
 
 
+def _scale_tiles(bytes_: int) -> int:
+    """Tiles whose scales are held, each of so many bytes."""
+    return 2 if 2 * bytes_ <= SCALE_TILES_BYTES else 1
+
+
 def scale_rows(problem: GemmProblem) -> int:
-    """k-blocks whose scales a slot of the `stream` family holds: those of a tile, and what fills it up."""
+    """k-blocks whose scales a slot for whole tiles holds: those of a tile, and what fills it up."""
     return _round_up(problem.part_k_blocks, SCALE_ROWS_STEP)
 
 
@@ -347,7 +363,7 @@ def _stream_layout(problem: GemmProblem, schedule: Schedule, stages: int, slice_
         scale_a_bytes=scale_a if problem.promoted else 0,
         scale_b_bytes=scale_b if problem.promoted else 0,
         staging_bytes=_round_up(slice_bytes, SM_90A.shared_alignment),
-        scale_tiles=(2 if 2 * (scale_a + scale_b) <= SCALE_TILES_BYTES else 1) if problem.promoted else 0,
+        scale_tiles=_scale_tiles(scale_a + scale_b) if problem.promoted else 0,
         room_barriers=1 if parts > 1 else 0,
         sum_slots=parts - 1,
         sums_bytes=block_m * block_n * 4 if parts > 1 else 0,

@@ -17,13 +17,13 @@ from typing import NamedTuple
 
 from gemmir.passes.cost_constants import DEFAULT, Constants
 from gemmir.passes.l2_model import Traffic, cluster_tiles, grid_of, orders_of, resident_clusters, traffic
-from gemmir.passes.scale_slots import scale_slots_of
+from gemmir.passes.scale_slots import scale_slots_of, with_scales_at_once
 from gemmir.passes.stream_model import STREAM, StreamConstants, stream_clocks
 from gemmir.passes.tail_model import deal
 from gemmir.problem import GemmProblem, Grouping
-from gemmir.schedule import Evict, Family, Schedule
+from gemmir.schedule import SCALES_OF_TILE, Evict, Family, Schedule
 from gemmir.target import SM_90A, Target
-from gemmir.tile import STAGE_ROW_BYTES, default_store_slices, shared_layout, tail_schedule, tile_geometry
+from gemmir.tile import STAGE_ROW_BYTES, default_store_slices, fitting_stages, tail_schedule, tile_geometry
 
 COLUMN_SCALES = 1.75
 """How much longer a promotion takes with a scale a column: a product each, and their loads (estimate)."""
@@ -46,6 +46,9 @@ HINTED_WAVES = 2
 
 LEAST_L2_SHARE = 1.0
 """How busy L2 is, of the bytes a clock of the target, with tiles that load least."""
+
+LEAST_CLOCK_SHARE = 0.5
+"""Of the highest clock, however long a kernel runs: the terms of `_clock` are for milliseconds, not for days."""
 
 SHALLOW_STAGES = 3
 """Stages up to which k-blocks that are accumulated in place are longer."""
@@ -84,12 +87,6 @@ class Cost:
         if self.loads >= self.math:
             return "L2"
         return "tensor cores" if self.math <= 1.05 * self.tensor else "the warpgroups' chain"
-
-
-def fitting_stages(problem: GemmProblem, schedule: Schedule, target: Target = SM_90A) -> int:
-    """The most stages that shared memory holds, however few."""
-    layout = shared_layout(problem, schedule, 1)
-    return (target.shared_bytes - layout.fixed_bytes) // layout.stage_bytes
 
 
 def _tensor_clocks(schedule: Schedule, target: Target) -> float:
@@ -141,7 +138,8 @@ def _load_clocks(
         transfer *= c.hinted_loads
     stages = schedule.num_stages or fitting_stages(problem, schedule, target)
     filled = _filled_rows(problem, schedule) / max(1, rounds)
-    transfer += _scale_clocks(problem, schedule, stages, c) + c.fill_clocks * filled
+    fill = c.fill_clocks if problem.promoted else c.in_place_fill_clocks
+    transfer += _scale_clocks(problem, schedule, stages, c) + fill * filled
     held = 1 if _chunk(problem, schedule) == 1 else 2
     return max(transfer, (c.load_latency + transfer) / max(1, stages - held))
 
@@ -162,6 +160,8 @@ def _scale_clocks(problem: GemmProblem, schedule: Schedule, stages: int, c: Cons
         slots, _ = scale_slots_of(problem, schedule, stages)
     if slots == 0:
         return c.scales_by_producer
+    if slots == SCALES_OF_TILE:
+        return c.scales_of_tile
     return c.scales_by_warp - c.scales_at_once * (1 - 1 / slots)
 
 
@@ -187,9 +187,8 @@ def _tile_clocks(problem: GemmProblem, schedule: Schedule, rounds: int, target: 
     exposed = c.store_exposed if slices == 1 else c.sliced_store_exposed
     if not problem.promoted:
         exposed = c.in_place_store_exposed + (slices - 1) * c.in_place_slice_exposed
-    bubble = c.in_place_bubble
-    if problem.promoted:
-        bubble = 0.0 if schedule.promote_chunk in (None, 1) else c.chunk_bubble * (1 - 1 / max(1, rounds))
+    bubble = c.chunk_bubble if problem.promoted else c.in_place_bubble
+    bubble *= 0.0 if problem.promoted and schedule.promote_chunk in (None, 1) else 1 - 1 / max(1, rounds)
     more = _exchange_clocks(problem, schedule, c) + _addend_clocks(problem, rows * columns, slices, target)
     return exposed * leaving + bubble + more
 
@@ -257,7 +256,8 @@ def _clock(cycles: float, utilisation: float, l2: float, dram: float, c: Constan
     seconds = max(cycles / c.boost_clock_hz, 1e-9)
     drop = c.power_drop_hz * utilisation + c.dram_drop_hz * min(1.0, dram / seconds)
     sustained = c.sustained_drop_hz + c.l2_drop_hz * max(0.0, l2 - LEAST_L2_SHARE)
-    return c.boost_clock_hz - drop - sustained * log1p(seconds / c.sustained_seconds)
+    settled = c.boost_clock_hz - drop - sustained * log1p(seconds / c.sustained_seconds)
+    return max(LEAST_CLOCK_SHARE * c.boost_clock_hz, settled)
 
 
 class _Clocks(NamedTuple):
@@ -305,7 +305,7 @@ def predict(
     """
     if schedule.family is Family.STREAM:
         return predict_stream(problem, schedule, target)
-    c = constants
+    c, schedule = constants, with_scales_at_once(problem, schedule, target)
     spread, again = _order_terms(order or _order(problem, schedule, target, c), problem.groups, c)
     parts, shared = problem.numerics.split_k, (schedule.cluster_m or 1) * (schedule.cluster_n or 1)
     cluster = shared * parts

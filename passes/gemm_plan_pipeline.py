@@ -21,14 +21,14 @@ from xdsl.passes import ModulePass
 
 from gemmir.decisions import Decision, record
 from gemmir.legality import least_stages, most_stages
-from gemmir.passes.cost_model import fitting_stages, predict
+from gemmir.passes.cost_model import predict
 from gemmir.passes.l2_model import cluster_tiles, resident_clusters
-from gemmir.passes.scale_slots import scale_slots_of
+from gemmir.passes.scale_slots import scale_slots_of, with_scales_at_once
 from gemmir.passes.schedule_pass import need_tile, read_schedule, write_schedule
 from gemmir.problem import GemmProblem
 from gemmir.schedule import Schedule
 from gemmir.target import SM_90A
-from gemmir.tile import default_store_slices, exchange, shared_layout, tile_geometry, widest_scale_batch
+from gemmir.tile import default_store_slices, exchange, fitting_stages, shared_layout, tile_geometry, widest_scale_batch
 
 SCALE_LOAD_CLOCKS = 800
 """
@@ -79,7 +79,8 @@ class GemmPlanPipelinePass(ModulePass):
             write_schedule(matmul, problem, wanted)
             return
         need_tile(self.name, wanted, rule="the byte budget needs the tile and who computes it")
-        wanted = self._stages(problem, self._slices(problem, self._scales(problem, wanted)))
+        wanted = self._slices(problem, self._scales(problem, self._scales_at_once(problem, wanted)))
+        wanted = self._stages(problem, wanted)
         write_schedule(matmul, problem, self._scale_slots(problem, wanted))
 
     def _stages(self, problem: GemmProblem, wanted: Schedule) -> Schedule:
@@ -102,6 +103,14 @@ class GemmPlanPipelinePass(ModulePass):
             )
             record(Decision(self.name, "scale_batch", str(chosen), because, str(1 if chosen > 1 else widest)))
         return wanted.filled(scale_batch=chosen)
+
+    def _scales_at_once(self, problem: GemmProblem, wanted: Schedule) -> Schedule:
+        """Before the stages, which have the shared memory that is left."""
+        chosen = with_scales_at_once(problem, wanted)
+        if chosen is not wanted:
+            because = f"short k-blocks; those of all {problem.k_blocks} are there when the first is multiplied"
+            record(Decision(self.name, "scale_slots", "tile", because, "1"))
+        return chosen
 
     def _scale_slots(self, problem: GemmProblem, wanted: Schedule) -> Schedule:
         if wanted.scale_slots is not None:

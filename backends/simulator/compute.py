@@ -142,8 +142,9 @@ def load_scales(agent: Agent, op: hopper.LoadScalesOp) -> None:
     row = group * op.group_rows.value.data + thread // 32 * 16 + thread % 32 // 4
     swap = 0 if op.by_part is None else agent.part
     wave, half = (np.arange(scales.waves)[None, :, None] ^ swap) * ROWS, np.array([0, 8])
-    at_rows = agent[op.rows] + stage * rows.slot_bytes + (row[:, None, None] + wave + half) * 4
-    step = group * op.group_steps.value.data + np.arange(scales.steps, dtype=np.int64)
+    k = 0 if op.k is None or op.ahead is None else agent[op.k] + op.ahead.value.data
+    at_rows = agent[op.rows] + stage * rows.slot_bytes + (k * rows.dims[2] + row[:, None, None] + wave + half) * 4
+    step = k * steps.dims[2] + group * op.group_steps.value.data + np.arange(scales.steps, dtype=np.int64)
     at_steps = agent[op.steps] + stage * steps.slot_bytes + step * 4
     shared = agent.cta.shared
     scales.rows, scales.garbage_rows = shared.load_f32(at_rows)

@@ -15,7 +15,7 @@ from xdsl.printer import Printer
 from xdsl.utils.exceptions import VerifyException
 
 from gemmir.problem import Grouping, Recipe
-from gemmir.schedule import MAY_BE_NONE, Evict, Family, RasterAxis, Schedule, Split
+from gemmir.schedule import SCALES_OF_TILE, Evict, Family, RasterAxis, Schedule, Split, least
 
 E = TypeVar("E", bound=Enum)
 
@@ -256,8 +256,13 @@ def _parse_scale_batch(parser: AttrParser) -> dict[str, object]:
     return {"scale_batch": _parse_positive(parser)}
 
 
+_OF_TILE = "tile"
+"""`scale_slots` of `SCALES_OF_TILE`."""
+
+
 def _parse_scale_slots(parser: AttrParser) -> dict[str, object]:
-    return {"scale_slots": _parse_positive(parser)}
+    of_tile = parser.parse_optional_keyword(_OF_TILE) is not None
+    return {"scale_slots": SCALES_OF_TILE if of_tile else _parse_positive(parser)}
 
 
 def _parse_slices(parser: AttrParser) -> dict[str, object]:
@@ -304,7 +309,7 @@ def schedule_text(s: Schedule) -> str:
         "evict": None if s.evict is None else s.evict.value,
         "balanced": None if s.balanced is None else str(s.balanced).lower(),
         "scale_batch": s.scale_batch,
-        "scale_slots": s.scale_slots,
+        "scale_slots": _OF_TILE if s.scale_slots == SCALES_OF_TILE else s.scale_slots,
         "slices": s.store_slices,
         "stages": s.num_stages,
     }
@@ -349,6 +354,5 @@ class ScheduleAttr(Data[Schedule]):
     def verify(self) -> None:
         for field in fields(self.data):
             value = getattr(self.data, field.name)
-            least = 0 if field.name in MAY_BE_NONE else 1
-            if isinstance(value, int) and not isinstance(value, bool) and value < least:
-                raise VerifyException(f"schedule: {field.name} = {value}; sizes and counts are at least {least}")
+            if isinstance(value, int) and not isinstance(value, bool) and value < (lowest := least(field.name)):
+                raise VerifyException(f"schedule: {field.name} = {value}; sizes and counts are at least {lowest}")

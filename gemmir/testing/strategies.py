@@ -27,7 +27,7 @@ from gemmir.loop_legality import PROMOTE_CHUNKS, SCALE_SLOTS
 from gemmir.matmul_rules import DIMS, operand_scale_shape
 from gemmir.numerics import NumericsSpec
 from gemmir.problem import SCALE_BLOCK, GemmProblem, Grouping, Recipe
-from gemmir.schedule import Evict, Family, RasterAxis, Schedule, Split
+from gemmir.schedule import SCALES_OF_TILE, Evict, Family, RasterAxis, Schedule, Split
 from gemmir.stream_legality import MAX_BLOCK_M, MAX_PARTS, MAX_WARPGROUPS, form
 from gemmir.target import SM_90A
 from gemmir.tile import legal_store_slices, widest_scale_batch
@@ -168,7 +168,7 @@ def legal_schedules(draw: st.DrawFn, problem: GemmProblem) -> Schedule:
         scale_batch=draw(st.sampled_from(sorted({1, widest_scale_batch(problem, sliced)}))),
         num_stages=draw(st.sampled_from(fitting)),
     )
-    slots = [n for n in SCALE_SLOTS if is_legal(problem, replace(drawn, scale_slots=n))]
+    slots = [n for n in (*SCALE_SLOTS, SCALES_OF_TILE) if is_legal(problem, replace(drawn, scale_slots=n))]
     return completed(problem, replace(drawn, scale_slots=draw(st.sampled_from(slots))))
 
 

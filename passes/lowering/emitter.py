@@ -7,7 +7,8 @@ from contextlib import contextmanager
 from typing import TypeVar
 
 from xdsl.builder import Builder
-from xdsl.dialects.builtin import IndexType, UnitAttr
+from xdsl.dialects.arith import ConstantOp
+from xdsl.dialects.builtin import IndexType, IntegerAttr, UnitAttr
 from xdsl.ir import Attribute, Block, Operation, Region, SSAValue
 from xdsl.irdl import IRDLOperation
 from xdsl.rewriter import InsertPoint
@@ -58,6 +59,14 @@ class Emitter:
             argument.name_hint = name
         yield Emitter(block), tuple(block.args)
         self.op(kind, *operands, regions=(Region(block),), **properties)
+
+
+def number(emit: Emitter, name: str, value: int) -> SSAValue:
+    """An index that is known."""
+    made = ConstantOp(IntegerAttr(value, INDEX))
+    made.result.name_hint = name
+    emit.insert(made)
+    return made.result
 
 
 def _create(

@@ -36,14 +36,29 @@ def multiply(
     )
 
 
-def read_scales(emit: Emitter, plan: Plan, storage: Storage, group: SSAValue, at: SSAValue, scales: SSAValue) -> None:
-    """Read the scales of a slot; before it is released they are let go of."""
+def read_scales(
+    emit: Emitter,
+    plan: Plan,
+    storage: Storage,
+    group: SSAValue,
+    at: SSAValue,
+    scales: SSAValue,
+    block: tuple[SSAValue, int] | None = None,
+) -> None:
+    """
+    Read the scales of a slot; before it is released they are let go of.
+
+    `block`: the number of a k-block, and how far ahead of it the one is whose scales are read, where a slot has those
+    of all.
+    """
     assert storage.scale_a is not None and storage.scale_b is not None
+    k, ahead = ([], None) if block is None else block
     emit.op(
         hopper.LoadScalesOp,
-        *(storage.scale_a, storage.scale_b, at, scales, group),
+        *(storage.scale_a, storage.scale_b, at, scales, group, k),
         group_rows=plan.group_rows,
         group_steps=plan.group_columns // plan.tile.column_step,
+        ahead=ahead,
         by_part=plan.halves > 1,
     )
 
@@ -53,6 +68,13 @@ def let_go_of_scales(emit: Emitter, plan: Plan) -> None:
     if plan.fence_where_read:
         emit.op(hopper.FenceProxyAsyncOp)
     emit.op(hopper.SyncWarpOp)
+
+
+def give_back_scales(emit: Emitter, unscaled: SSAValue, of_tile: SSAValue) -> None:
+    """Those of a whole tile, once all of its warps have read them: no peer has them too."""
+    emit.op(hopper.SyncWarpOp)
+    emit.op(hopper.ReleaseOp, unscaled, of_tile, [], peers=1)
+    emit.op(hopper.AdvanceOp, of_tile)
 
 
 def finish_wave(

@@ -11,14 +11,12 @@ from __future__ import annotations
 from collections.abc import Sequence
 from dataclasses import dataclass
 
-from xdsl.dialects.arith import ConstantOp
-from xdsl.dialects.builtin import IntegerAttr
 from xdsl.ir import SSAValue
 
 from gemmir.dialects import hopper
-from gemmir.passes.lowering.emitter import INDEX, Emitter
+from gemmir.passes.lowering.emitter import Emitter, number
 from gemmir.passes.lowering.gather import finishing, gathering
-from gemmir.passes.lowering.math_slots import multiply
+from gemmir.passes.lowering.math_slots import give_back_scales, multiply
 from gemmir.passes.lowering.math_staging import stage_slice
 from gemmir.passes.lowering.plan import Plan
 from gemmir.passes.lowering.storage import Storage
@@ -81,9 +79,7 @@ def math_stream(emit: Emitter, plan: Plan, storage: Storage, group: SSAValue) ->
     at = emit.value(hopper.CursorOp, hopper.CursorType(plan.stages), "at")
     scales = emit.value(hopper.CursorOp, hopper.CursorType(plan.layout.scale_tiles), "scales")
     out = emit.value(hopper.CursorOp, hopper.CursorType(1), "out")
-    rest = ConstantOp(IntegerAttr(k_blocks - left, INDEX))
-    rest.result.name_hint = "rest"
-    emit.insert(rest)
+    rest = number(emit, "rest", k_blocks - left)
     cursors = gathering(emit, plan)
     chunks = _Chunks(plan, storage, group, partials, total, at, scales)
     with each_tile(emit, plan, storage) as (tile, own):
@@ -92,9 +88,7 @@ def math_stream(emit: Emitter, plan: Plan, storage: Storage, group: SSAValue) ->
         with each_block(tile, plan, own, less=left, step=step) as (body, k):
             chunks.chunk(body, k, blocks)
         if left:
-            chunks.chunk(tile, rest.result, left)
-        tile.op(hopper.SyncWarpOp)
-        tile.op(hopper.ReleaseOp, storage.unscaled, scales, [], peers=1)
-        tile.op(hopper.AdvanceOp, scales)
+            chunks.chunk(tile, rest, left)
+        give_back_scales(tile, storage.unscaled, scales)
         with finishing(tile, plan, storage, group, cursors, total) as finish:
             stage_slice(finish, plan, storage, group, out, [total])

@@ -139,8 +139,8 @@ class Plan:
 
     @property
     def scale_slots(self) -> int:
-        """Slots that a warp of its own fills with scales at a time; 0 where the producer does."""
-        return _chosen(self.schedule.scale_slots)
+        """Slots that a warp of its own fills with scales at a time; 0 where the producer does, or slots have none."""
+        return max(0, _chosen(self.schedule.scale_slots))
 
     @property
     def slices(self) -> int:

@@ -313,6 +313,8 @@ class StepMaker:
         return self.memory_step(op, Kind.WRITE, lambda stage: [ring.bytes(stage, 0, steps * F32_BYTES)])
 
     def load_scales(self, op: hopper.LoadScalesOp) -> Steps:
+        if op.k is not None:  # which row it is depends on a loop's number
+            return self.on_whole_slot(op, Kind.READ, op.rows, op.steps)
         rows, steps, group = self.storage.ring(op.rows), self.storage.ring(op.steps), self.index(op.group, op)
         type_ = op.scales.type
         assert isinstance(type_, hopper.ScalesType)

@@ -16,12 +16,16 @@ from gemmir.schedule import Evict, Family, Schedule
 HERE = Path(__file__).parent
 FILES = tuple(
     HERE / f"{name}.json"
-    for name in ("h200", "h200-gaps", "h100-raster", "h200-slots", "h200-choices", "h100-tiles-rows", "h200-tiles-rows")
+    for name in (
+        *("h200", "h200-gaps", "h100-raster", "h200-slots", "h200-choices", "h200-scales", "h200-drawn"),
+        *("h100-tiles-rows", "h200-tiles-rows"),
+    )
 )
 """
 All that the committed constants are fitted to: a menu of schedules, what fills its gaps, orders of tiles, who fills in
-scales and slices of columns, what was then ranked
-first, and what is chosen for the products of 136 to 256 rows of `STREAM_FILES`.
+scales and slices of columns, what was then ranked first, scales of whole tiles at once, what was ranked first after
+that for 30 products that were drawn and for the dense table, and what is chosen for the products of 136 to 256 rows of
+`STREAM_FILES`.
 """
 
 STREAM_FILES = tuple(
@@ -31,6 +35,8 @@ STREAM_FILES = tuple(
 What the constants of the family for few rows are fitted to: a menu of schedules up to 128 rows, and what the model
 ranks first for 136 to 256.
 """
+
+SCALES_FILE = HERE / "h200-scales.json"
 
 TILES_ROWS_FILES = FILES[-2:]
 """What is chosen of the other family for the same products of 136 to 256 rows."""

@@ -23,10 +23,13 @@ from unittest.mock import patch
 import numpy as np
 
 from gemmir.bench.cases import Case
+from gemmir.legality import most_stages
 from gemmir.passes import l2_model
 from gemmir.passes.cost_constants import DEFAULT, Constants
 from gemmir.passes.cost_model import predict
+from gemmir.passes.scale_slots import scale_slots_of, with_scales_at_once
 from gemmir.target import PEAK_DRAM_BYTES_PER_SECOND, SM_90A, Target
+from gemmir.tile import fitting_stages
 from tests.calibration.data import FILES, Measurement, Series, load
 
 REFERENCE = "NVIDIA H200"
@@ -47,9 +50,11 @@ FITTED = {
     "overlap_order": 20.0,
     "hinted_loads": 0.8,
     "fill_clocks": 2.5,
+    "in_place_fill_clocks": 4.0,
     "scales_by_producer": 100.0,
     "scales_by_warp": 80.0,
     "scales_at_once": 40.0,
+    "scales_of_tile": 20.0,
     "dram_overlap_order": 4.0,
     "l2_reuse_bytes": 40e6,
     "l2_reuse_order": 2.5,
@@ -79,8 +84,8 @@ LARGEST_MOVE = 0.5
 ENOUGH = 1e-6
 """A gain of this share of the sum of squares ends the fit."""
 
-Group = tuple[str, Case, int]
-"""Device, product, and who fills in scales: that is chosen by a rule, not by the model."""
+Group = tuple[str, Case, bool]
+"""Device, product, and whether it was measured since a schedule says who fills in scales."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -126,18 +131,33 @@ def errors(data: Sequence[Series], fit: Fit) -> np.ndarray:
     return np.log(np.concatenate([predictions(series, fit) for series in data]) / measured)
 
 
+def follows_the_rule(measurement: Measurement) -> bool:
+    """Whether scales are loaded as the passes would have it: by a rule, which the model is not asked about."""
+    problem, schedule = measurement.parsed()
+    left_open = replace(schedule, scale_batch=None, scale_slots=None, num_stages=None)
+    if (at_once := with_scales_at_once(problem, left_open).scale_slots) is not None:
+        return schedule.scale_slots == at_once
+    stages = min(fitting_stages(problem, left_open), most_stages(left_open))
+    return (schedule.scale_slots or 0) == scale_slots_of(problem, left_open, stages)[0]
+
+
 def choices(data: Sequence[Series], fit: Fit) -> list[Choice]:
-    """One for each group with more than one schedule."""
+    """
+    One for each group with more than one schedule: what the model ranks first of those whose scales are loaded as the
+    passes would have it (of older ones: of all), against the fastest of all.
+    """
     groups: dict[Group, list[tuple[float, Measurement]]] = {}
     for series in data:
         for us, m in zip(predictions(series, fit), series.measurements, strict=True):
-            slots = m.parsed()[1].scale_slots or 0
-            groups.setdefault((series.device, m.point.case, slots), []).append((float(us), m))
-    return [
-        Choice(group, min(points, key=lambda p: p[0])[1], min((m for _, m in points), key=lambda m: m.us))
-        for group, points in groups.items()
-        if len(points) > 1
-    ]
+            since = "scale_slots" in m.point.schedule
+            groups.setdefault((series.device, m.point.case, since), []).append((float(us), m))
+    found: list[Choice] = []
+    for group, points in groups.items():
+        ranked = [point for point in points if not group[-1] or follows_the_rule(point[1])]
+        if ranked and len(points) > 1:
+            fastest = min((m for _, m in points), key=lambda m: m.us)
+            found.append(Choice(group, min(ranked, key=lambda p: p[0])[1], fastest))
+    return found
 
 
 def fitted(

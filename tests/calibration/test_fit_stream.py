@@ -12,7 +12,7 @@ from gemmir.dialects.gemm import schedule_of, the_matmul
 from gemmir.passes.cost_model import predict_stream
 from gemmir.passes.stream_model import STREAM, StreamConstants
 from gemmir.schedule import Family
-from tests.calibration.data import STREAM_FILES, TILES_ROWS_FILES, Measurement, Series, load
+from tests.calibration.data import SCALES_FILE, STREAM_FILES, TILES_ROWS_FILES, Measurement, Series, load
 from tests.calibration.fit import target_of
 from tests.calibration.fit_stream import FAR, FITTED, errors, fitted, fitted_to, main, regrets, weights_of
 from tests.calibration.stream_points import stream_points
@@ -20,6 +20,7 @@ from tests.calibration.stream_points import stream_points
 DATA = load(STREAM_FILES)
 H100, H100_ROWS, H200, H200_ROWS = DATA
 TILES_ROWS = load(TILES_ROWS_FILES)
+(SCALES,) = load((SCALES_FILE,))
 UP_TO_FAMILY = "gemm-canonicalize,gemm-select-family"
 
 
@@ -118,14 +119,21 @@ def test_the_report_names_constants_errors_and_regrets(capsys: pytest.CaptureFix
     assert "regret: mean" in out
 
 
+def fastest(series: Series) -> dict[Case, float]:
+    found: dict[Case, float] = {}
+    for m in series.measurements:
+        found[m.point.case] = min(m.us, found.get(m.point.case, m.us))
+    return found
+
+
 @pytest.mark.parametrize(
     ("stream", "tiles", "mean", "far"),
     [
-        (H100_ROWS, TILES_ROWS[0], 0.005, {"bf16-256x2112x7168"}),
+        (H100_ROWS, TILES_ROWS[0], 0.006, {"bf16-256x2112x7168"}),
         (
             H200_ROWS,
             TILES_ROWS[1],
-            0.0065,
+            0.0075,
             {f"bf16-256x{nk}" for nk in ("2112x7168", "4096x7168", "7168x2048", "7168x16384")},
         ),
     ],
@@ -134,17 +142,24 @@ def test_the_report_names_constants_errors_and_regrets(capsys: pytest.CaptureFix
 def test_up_to_256_rows_the_family_that_is_chosen_is_near_the_faster_one(
     stream: Series, tiles: Series, mean: float, far: set[str]
 ):
-    """60 products of 136 to 256 rows, of both families the tile that was first then: but for some within 5%."""
+    """
+    Products of 136 to 256 rows, of both families the tile that was first then: but for some within 5%. FP8 tiles load
+    scales in another way since, which was measured on the H200 for 24 of the 30.
+    """
     first: dict[Case, float] = {}
     for m in stream.measurements:
         first.setdefault(m.point.case, m.us)
     assert len(first) == len(tiles.measurements) == 60
+    since = {} if tiles.device != SCALES.device else fastest(SCALES)
     regret = {}
     for m in tiles.measurements:
-        us = {Family.TILES: m.us, Family.STREAM: first[m.point.case]}
+        if m.point.case.dtype != "bf16" and m.point.case not in since:
+            continue
+        us = {Family.TILES: since.get(m.point.case, m.us), Family.STREAM: first[m.point.case]}
         chosen = lower(m.point.case.text, m=m.point.case.m, until="schedule", pipeline=UP_TO_FAMILY).module
         family = schedule_of(the_matmul(chosen)).family
         assert family is not None
         regret[m.point.case] = us[family] / min(us.values()) - 1
+    assert len(regret) == 30 + (24 if since else 0)
     assert np.mean(list(regret.values())) < mean
     assert {str(case) for case, share in regret.items() if share > 0.05} == far

@@ -11,9 +11,10 @@ from gemmir.decisions import Decision
 from gemmir.errors import ScheduleError
 from gemmir.legality import MAX_STAGES, MIN_STAGES, is_legal
 from gemmir.passes import gemm_plan_pipeline
-from gemmir.passes.cost_model import fitting_stages, predict
+from gemmir.passes.cost_model import predict
 from gemmir.passes.gemm_plan_pipeline import SCALE_LOAD_CLOCKS, useful_stages
-from gemmir.tile import widest_scale_batch
+from gemmir.schedule import SCALES_OF_TILE
+from gemmir.tile import fitting_stages, widest_scale_batch
 from tests.passes.run_passes import ALL, fp8_text, plain_text, run
 from tests.schedules import fp8_problem, legal_schedules, problems
 
@@ -180,7 +181,7 @@ def test_what_is_fixed_stays():
         ("", "{scale-batch=16}", (16, 2, 8), ["slices", "stages"]),
         (", scale_batch = 1, slices = 2", "{stages=3}", (1, 2, 3), []),
         (", scale_batch = 1, scale_slots = 0, slices = 2", "{stages=3}", (1, 2, 3), []),
-        ("", "{scale-slots=1 stages=3}", (16, 2, 3), ["scale_batch", "slices"]),
+        ("", "{scale-slots=1 stages=3}", (1, 2, 3), ["scale_batch", "slices"]),
     ],
 )
 def test_what_is_open_is_chosen(fixed: str, options: str, chosen: tuple[int, int, int], subjects: list[str]):
@@ -232,16 +233,17 @@ def test_what_fits_is_what_is_legal(data: st.DataObject):
         (fp8_text("?", 7168, 2048), 2, 1),
         (plain_text("?", 4096, 7168), 2, 1),
         (plain_text("?", 4096, 512), 1, 1),
-        (fp8_text(8, 8, 16, d="f32"), 1, 16),
+        (fp8_text(8, 8, 16, d="f32"), 1, 1),
     ],
-    ids=["two waves", "in place", "in place, few k-blocks", "one wave"],
+    ids=["two waves", "in place", "in place, few k-blocks", "scales at once"],
 )
 def test_the_passes_complete_a_schedule_and_then_rest(text: str, slices: int, batch: int):
     module, schedule, decisions = run(text, ALL)
     assert schedule.complete
-    scaled = ["scale_batch"] if "xf8" in text else []
-    slots = ["scale_slots"] if scaled else []
-    pipeline = [*scaled, *(["slices"] if slices > 1 else []), "stages", *slots]
+    pipeline = [*(["slices"] if slices > 1 else []), "stages"]
+    if "xf8" in text:
+        at_once = schedule.scale_slots == SCALES_OF_TILE
+        pipeline = ["scale_slots", *pipeline] if at_once else ["scale_batch", *pipeline, "scale_slots"]
     subjects = [d.subject for d in decisions]
     assert subjects == ["family", "block", "warpgroups", "cluster", "raster", "evict", "balanced", *pipeline]
     assert (schedule.scale_batch, schedule.store_slices) == (batch, slices)
@@ -252,7 +254,7 @@ def test_the_passes_complete_a_schedule_and_then_rest(text: str, slices: int, ba
 
 def chunked(chunk: int, stages: int) -> str:
     rest = f"turns = false, chunk = {chunk}, cluster = 1x1, stages = {stages}"
-    return f"schedule <block = 128x64x128, warpgroups = 2 along m, {rest}>"
+    return f"schedule <block = 64x64x128, warpgroups = 2 along n, {rest}>"
 
 
 def slots_of(k: int, schedule: str, options: str = "") -> tuple[int | None, list[Decision]]:
@@ -283,6 +285,27 @@ def test_scales_have_a_warp_of_their_own_from_16_k_blocks_on(k: int, schedule: s
     assert chosen == slots
     assert (decision.by, decision.choice, decision.runner_up) == (NAME, str(slots), "0" if slots else "1")
     assert decision.because.startswith(because)
+
+
+def at_once(m: int, block: str, rest: str = "") -> int | None:
+    """`scale_slots` of a chunked schedule for M = `m`, N = 7168, K = 2048."""
+    text = f"schedule <block = {block}x128, warpgroups = 2 along m, turns = false, chunk = 4, cluster = 1x1{rest}>"
+    return run(fp8_text(m, 7168, 2048, text), NAME)[1].scale_slots
+
+
+def test_scales_of_a_tile_come_at_once_where_no_tile_waits_for_them():
+    """One tile a CTA, or two whose scales fit; not where they cost stages below six, or chunks are not asked for."""
+    assert at_once(256, "128x112") == SCALES_OF_TILE
+    assert at_once(4096, "128x112") == SCALES_OF_TILE, "those of two tiles fit"
+    assert at_once(4096, "128x96", ", stages = 7") != SCALES_OF_TILE, "seven stages leave no room"
+    assert at_once(256, "128x112", ", scale_batch = 4") != SCALES_OF_TILE, "who asks for batches gets slots"
+    flat = chunked(4, 12).replace(", stages = 12", "")
+    assert slots_of(2048, flat)[0] == 4, "many flat tiles"
+    _, found, decisions = run(fp8_text(64, 7168, 2048, flat), NAME)
+    assert (found.scale_slots, found.scale_batch) == (SCALES_OF_TILE, 1)
+    (decision,) = [d for d in decisions if d.subject == "scale_slots"]
+    assert (decision.choice, decision.runner_up) == ("tile", "1")
+    assert decision.because == "short k-blocks; those of all 16 are there when the first is multiplied"
 
 
 def test_several_slots_need_batches_of_scales():

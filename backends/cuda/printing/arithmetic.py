@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from xdsl.ir import SSAValue
+
 from gemmir.backends.cuda.printing.base import Printing, dtype_of, plus
 from gemmir.backends.cuda.wgmma import multiply_name
 from gemmir.dialects import hopper
@@ -21,12 +23,20 @@ class PrintsArithmetic(Printing):
     def load_scales(self, op: hopper.LoadScalesOp) -> None:
         group = self.out[op.group]
         first = f"{group} * {number(op.group_rows)} + " if number(op.group_rows) else ""
-        rows = self.slot(op.rows, op.cursor, f"({first}warp % {WARPS_PER_GROUP} * 16 + lane / 4) * 4")
-        steps = self.slot(
-            op.steps, op.cursor, f"{group} * {number(op.group_steps) * 4}" if number(op.group_steps) else ""
-        )
+        own = f"({first}warp % {WARPS_PER_GROUP} * 16 + lane / 4) * 4"
+        rows = self.slot(op.rows, op.cursor, self.of_block(op, op.rows), own)
+        own = f"{group} * {number(op.group_steps) * 4}" if number(op.group_steps) else ""
+        steps = self.slot(op.steps, op.cursor, self.of_block(op, op.steps), own)
         swap = "" if op.by_part is None else ", rank"
         self.out.line(f"{self.out[op.scales]}.load({rows}, {steps}{swap});")
+
+    def of_block(self, op: hopper.LoadScalesOp, ring: SSAValue) -> str:
+        """Where in a slot for a whole tile the scales of one k-block lie; "" where a slot has no others."""
+        if op.k is None or op.ahead is None:
+            return ""
+        assert isinstance(ring.type, hopper.RingType)
+        k, ahead = self.out[op.k], number(op.ahead)
+        return f"{f'({plus(k, ahead)})' if ahead else k} * {ring.type.dims[2] * ring.type.element_bytes}"
 
     def multiply(self, op: hopper.WgmmaOp) -> None:
         fragment = op.fragment.type

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from xdsl.dialects.builtin import IndexType, UnitAttr
-from xdsl.irdl import irdl_op_definition, operand_def, opt_prop_def, prop_def, var_operand_def
+from xdsl.irdl import irdl_op_definition, operand_def, opt_operand_def, opt_prop_def, prop_def, var_operand_def
 from xdsl.utils.exceptions import VerifyException
 
 from gemmir.dialects.hopper.base import NATURAL, POSITIVE, HopperOperation, number
@@ -27,7 +27,7 @@ class LoadScalesOp(HopperOperation):
 
     A thread reads the scales of its two rows of each wave, from row `group` * `group_rows` on, and the column scales
     from step `group` * `group_steps` on. `by_part`: in the CTA that sums the second part of K, the two waves are
-    swapped.
+    swapped. With `k` a slot holds the scales of many k-blocks, a row each, and those of `k` + `ahead` are read.
     """
 
     name = "hopper.load_scales"
@@ -36,12 +36,14 @@ class LoadScalesOp(HopperOperation):
     cursor = operand_def(CursorType)
     scales = operand_def(ScalesType)
     group = operand_def(IndexType)
+    k = opt_operand_def(IndexType)
     group_rows = prop_def(NATURAL)
     group_steps = prop_def(NATURAL)
+    ahead = opt_prop_def(NATURAL)
     by_part = opt_prop_def(UnitAttr)
     assembly_format = (
-        "$rows `,` $steps `[` $cursor `]` `->` $scales `for` $group `rows` $group_rows `steps` $group_steps "
-        "(`by_part` $by_part^)? attr-dict "
+        "$rows `,` $steps `[` $cursor `]` (`row` $k^ `+` $ahead)? `->` $scales `for` $group `rows` $group_rows "
+        "`steps` $group_steps (`by_part` $by_part^)? attr-dict "
         "`:` type($rows) `,` type($steps) `,` type($cursor) `,` type($scales)"
     )
 

@@ -167,8 +167,15 @@ def _load_scales(op: LoadScalesOp) -> None:
     last, (waves, count) = _last_group(op), scales.dims
     if op.by_part is not None and waves != MAX_SPLIT_K:
         raise VerifyException(f"{waves} waves in {op.name} by_part, which swaps two")
-    _fits("row scales that are read", last * number(op.group_rows) + waves * 64, rows.dims[1] * rows.dims[2])
-    _fits("column scales that are read", last * number(op.group_steps) + count, steps.dims[1] * steps.dims[2])
+    if (op.k is None) != (op.ahead is None):
+        raise VerifyException(f"{op.name} takes the number of a k-block and how far ahead of it, or neither")
+    if op.k is not None and op.ahead is not None:
+        of_blocks = _highest(op.k, op) + number(op.ahead) + 1
+        _fits("rows of scales that are read", of_blocks, min(rows.dims[1], steps.dims[1]))
+    elif rows.dims[1] != 1 or steps.dims[1] != 1:
+        raise VerifyException(f"{op.name} from {rows} and {steps} without the number of a k-block")
+    _fits("row scales that are read", last * number(op.group_rows) + waves * 64, rows.dims[2])
+    _fits("column scales that are read", last * number(op.group_steps) + count, steps.dims[2])
 
 
 def _promote(op: PromoteOp) -> None:

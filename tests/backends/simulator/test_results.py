@@ -12,6 +12,7 @@ from hypothesis import strategies as st
 from gemmir.backends.reference import random_inputs
 from gemmir.backends.simulator import simulate
 from gemmir.compiler import module_of
+from gemmir.dialects import hopper
 from gemmir.errors import InputError
 from gemmir.problem import Recipe
 from gemmir.testing import check_bits, check_bound, check_exact, simulated
@@ -140,9 +141,37 @@ def test_several_slots_of_scales_at_a_time_change_no_bit(schedule: str, slots: i
     check_bits(simulated(text, seed=k + slots, clusters=1), text, 70)
 
 
-@pytest.mark.parametrize("slots", [1, 2, 4])
-def test_no_seed_changes_a_bit_of_a_warp_for_scales(slots: int) -> None:
-    schedule = f"block = 64x64x128, warpgroups = 1, chunk = 2, scale_batch = 32, scale_slots = {slots}, stages = 7"
+SCALES_AT_ONCE = (
+    "block = 64x64x128, warpgroups = 1, chunk = 2, cluster = 1x1, stages = 2",
+    "block = 64x96x128, warpgroups = 2 along n, chunk = 4, cluster = 1x1, stages = 5",
+    "block = 128x48x128, warpgroups = 2 along m, chunk = 4, cluster = 1x1, stages = 4",
+    "block = 64x64x128, warpgroups = 1, chunk = 4, cluster = 2x1, stages = 3",
+    "block = 64x64x128, warpgroups = 1, chunk = 2, cluster = 1x2, stages = 3",
+)
+
+
+@pytest.mark.parametrize("schedule", SCALES_AT_ONCE)
+@pytest.mark.parametrize("k", [0, 16, 512, 1008])
+def test_scales_of_a_tile_at_once_change_no_bit(schedule: str, k: int) -> None:
+    """No K, one k-block, whole chunks and a rest; tiles that follow one another in one CTA."""
+    text = program("f8E4M3FN", 104, k, f"{schedule}, scale_slots = tile")
+    check_exact(simulated(text, seed=k, clusters=1), text, 70, seed=k)
+    check_bits(simulated(text, seed=k + 1, clusters=1), text, 70)
+
+
+def test_scales_of_large_tiles_have_one_slot() -> None:
+    """So many k-blocks that those of two tiles have no room: the second tile waits for the first one's to be read."""
+    text = program("f8E4M3FN", 32, 128 * 66, "block = 64x32x128, warpgroups = 1, chunk = 4, scale_slots = tile")
+    (scaled,) = (v.type for op in kernel_of(text).walk() for v in op.results if v.name_hint == "scaled")
+    assert scaled == hopper.BarriersType(1, 1)
+    check_bits(simulated(text, seed=3, clusters=1), text, 130)
+
+
+@pytest.mark.parametrize("slots", [1, 2, 4, "tile"])
+def test_no_seed_changes_a_bit_of_a_warp_for_scales(slots: int | str) -> None:
+    batch = 1 if slots == "tile" else 32
+    tile = f"block = 64x64x128, warpgroups = 1, chunk = 2, scale_batch = {batch}"
+    schedule = f"{tile}, scale_slots = {slots}, stages = 7"
     example = Example.of(program("f8E4M3FN", 104, 1008, schedule), 70)
     for seed in range(6):
         np.testing.assert_array_equal(example.run(seed=seed), example.expected, err_msg=f"seed {seed}")
