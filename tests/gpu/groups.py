@@ -19,7 +19,7 @@ KERNELS, CALLS = 20, 15
 CLUSTER_KERNELS, CLUSTER_CALLS = 12, 5
 """The same for each form and cluster."""
 HUNDREDS = 300
-DRAWN_ANEW = 2
+DRAWN_ANEW = 3
 """So many examples of each kernel that is wanted: most of them come several times."""
 ROWS = (1, 64, 65, 129, 200)
 MORE_ROWS = (1, 64, 65, 129, 400)

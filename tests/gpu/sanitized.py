@@ -52,7 +52,7 @@ def kernel_text(name: str) -> str:
     family = "stream" if name.endswith("stream") else "tiles"
     pipeline = (
         f"gemm-select-family{{family={family}}},gemm-select-blocks{{{blocks}}},gemm-fit-tail,gemm-rasterize,gemm-balance,"
-        "gemm-plan-pipeline{stages=3},gemm-lower-to-hopper"
+        "gemm-plan-pipeline{scale-slots=0 stages=3},gemm-lower-to-hopper"
     )
     text = lower(case.text, pipeline=pipeline, until="hopper").ir["hopper"]
     return "\n".join(line for line in text.splitlines() if "hopper.setmaxnreg" not in line)
