@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from tests.sabotage.at_once import AT_ONCE
 from tests.sabotage.fault import Fault
 from tests.sabotage.forms import FORMS
 from tests.sabotage.frame import FRAME
@@ -21,7 +22,7 @@ from tests.sabotage.tail import TAIL
 FAULTS: tuple[Fault, ...] = (
     *(*PRODUCER.faults, *MATH.faults, *CHUNKED.faults, *FRAME.faults, *SLICES.faults, *SPLIT_K.faults, *GROUPS.faults),
     *(*CLUSTERS.faults, *FORMS.faults, *STREAM.faults, *SCALES.faults, *GATHER.faults, *TAIL.faults),
-    *SLOT_SCALES.faults,
+    *(*SLOT_SCALES.faults, *AT_ONCE.faults),
 )
 
 FOR_THE_SIMULATOR: tuple[Fault, ...] = tuple(fault for fault in FAULTS if fault.caught_by == "simulator")

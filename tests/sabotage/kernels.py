@@ -121,6 +121,12 @@ TEXTS: dict[str, str] = {
         "stages = 7",
         blocks=8,
     ),
+    "fp8-at-once": _fp8(
+        "block = 64x64x128, warpgroups = 1 along m, chunk = 4, cluster = 1x1, scale_slots = tile, stages = 4"
+    ),
+    "fp8-at-once-2x1": _fp8(
+        "block = 128x64x128, warpgroups = 2 along m, chunk = 2, cluster = 2x1, scale_slots = tile, stages = 3"
+    ),
     "fp8-columns": _fp8(
         "block = 128x256x128, warpgroups = 2 along n, turns = false, chunk = 1, cluster = 1x1, slices = 2, stages = 3",
         weights="1x128",
@@ -189,11 +195,11 @@ TEXTS: dict[str, str] = {
 }
 """
 Promoted with and without turns, and in chunks with k-blocks left over; with scales that have a warp of their own, slot
-by slot and four slots at a time; in place; one and two warpgroups; every
-cluster; tiles that leave whole and wave by wave, in 16 bits and in f32, alone and added to a C; operands that are not
-k-major; weight scales k-block by k-block, one a column, and in batches that begin inside a tile; K in two parts, whose
-sums are swapped in one slot and in two; groups of rows, and of K, alone and in clusters; narrower tiles for the last
-columns; few rows, alone, of groups, and with K in parts that one CTA gathers.
+by slot, four slots at a time, and those of a whole tile at once; in place; one and two warpgroups; every cluster; tiles
+that leave whole and wave by wave, in 16 bits and in f32, alone and added to a C; operands that are not k-major; weight
+scales k-block by k-block, one a column, and in batches that begin inside a tile; K in two parts, whose sums are swapped
+in one slot and in two; groups of rows, and of K, alone and in clusters; narrower tiles for the last columns; few rows,
+alone, of groups, and with K in parts that one CTA gathers.
 """
 
 

@@ -72,40 +72,41 @@ def deepened(ir: Ir, slots: int) -> None:
 # Which slot, and when
 
 
-@fault("fp8-stream", rule="R5")
+@fault("fp8-stream", "fp8-at-once", "fp8-at-once-2x1", rule="R5")
 def copied_to_the_next_slot(ir: Ir) -> None:
     """The weights' scales are copied to the slot that the tile before still reads."""
     copy = one(ir.scales, hopper.CopyScalesOp)
     following(copy, copy.cursor)
 
 
-@fault("fp8-stream", rule="R0")
+@fault("fp8-stream", "fp8-at-once", "fp8-at-once-2x1", rule="R0")
 def loaded_to_the_next_slot(ir: Ir) -> None:
     """The rows' scales of a tile go to the next tile's slot, and count there."""
     load = one(ir.scales, hopper.TmaLoadOp)
     following(load, load.cursor)
 
 
-@fault("fp8-stream", rule="R0")
+@fault("fp8-at-once-2x1", rule="R2")
+@fault("fp8-stream", "fp8-at-once", rule="R0")
 def scales_counted_with_operands(ir: Ir) -> None:
     """The rows' scales count on the barrier of a k-block, not on that of their own slot."""
     load = one(ir.scales, hopper.TmaLoadOp)
     change(load, load.full, ir.storage("full"))
 
 
-@fault("fp8-stream", "fp8-stream-3", rule="R0")
+@fault("fp8-stream", "fp8-stream-3", "fp8-at-once", "fp8-at-once-2x1", rule="R0")
 def scales_announced_too_late(ir: Ir) -> None:
     """The scales warp announces a tile's scales in the slot that it goes on to."""
     move_after(one(ir.scales, hopper.ExpectOp), one(ir.scales, hopper.AdvanceOp))
 
 
-@fault("fp8-stream", "fp8-stream-3", rule="R0")
+@fault("fp8-stream", "fp8-stream-3", "fp8-at-once", "fp8-at-once-2x1", rule="R0")
 def row_scales_not_loaded(ir: Ir) -> None:
     """The rows' scales are expected, and never loaded."""
     erase(one(ir.scales, hopper.TmaLoadOp))
 
 
-@fault("fp8-stream", "fp8-stream-3", rule="R0")
+@fault("fp8-stream", "fp8-stream-3", "fp8-at-once", "fp8-at-once-2x1", rule="R0")
 def more_scales_expected(ir: Ir) -> None:
     """The copies of the warp's lanes are expected like bytes of TMA, whose barrier they do not count on."""
     expect, slot = one(ir.scales, hopper.ExpectOp), ir.storage("ring_scale_b").type
@@ -113,25 +114,25 @@ def more_scales_expected(ir: Ir) -> None:
     put(expect, "bytes", get(expect, "bytes") + slot.slot_bytes)
 
 
-@fault("fp8-stream", "fp8-stream-3", rule="R5")
+@fault("fp8-stream", "fp8-stream-3", "fp8-at-once", "fp8-at-once-2x1", rule="R5")
 def slot_of_scales_awaited_late(ir: Ir) -> None:
     """The scales warp loads a tile's scales, then waits until their slot is free."""
     move_after(one(ir.scales, hopper.AcquireOp), one(ir.scales, hopper.TmaLoadOp))
 
 
-@fault("fp8-stream", rule="R5")
+@fault("fp8-stream", "fp8-at-once", "fp8-at-once-2x1", rule="R5")
 def scales_announced_before_their_slot_is_free(ir: Ir) -> None:
     """The scales of a tile are announced, then their slot is waited for."""
     move_before(one(ir.scales, hopper.ExpectOp), one(ir.scales, hopper.AcquireOp))
 
 
-@fault("fp8-stream", "fp8-stream-3", rule="R5")
+@fault("fp8-stream", "fp8-stream-3", "fp8-at-once", "fp8-at-once-2x1", rule="R5")
 def scales_warp_stays_at_its_slot(ir: Ir) -> None:
     """The scales warp does not advance from tile to tile."""
     erase(one(ir.scales, hopper.AdvanceOp))
 
 
-@fault("fp8-stream", "fp8-stream-3", rule="R2")
+@fault("fp8-stream", "fp8-stream-3", "fp8-at-once", "fp8-at-once-2x1", rule="R2")
 def math_stays_at_its_scales(ir: Ir) -> None:
     """A math warpgroup does not advance from one tile's scales to the next one's."""
     cursor = one(ir.math, hopper.WaitOp, on=ir.storage("scaled")).cursor
@@ -152,14 +153,14 @@ def promoted_by_the_slot_of_the_k_block(ir: Ir) -> None:
         change(promotion, promotion.cursor, one(ir.math, hopper.CursorOp).result)
 
 
-@fault("fp8-stream", "fp8-stream-3", rule="R1")
+@fault("fp8-stream", "fp8-stream-3", "fp8-at-once", "fp8-at-once-2x1", rule="R1")
 def next_slot_of_scales_given_back(ir: Ir) -> None:
     """Math warpgroups give the next tile's slot of scales back."""
     release = one(ir.math, hopper.ReleaseOp, on=ir.storage("unscaled"))
     following(release, release.cursor)
 
 
-@fault("fp8-stream", "fp8-stream-3", caught_by="simulator")
+@fault("fp8-stream", "fp8-stream-3", "fp8-at-once", "fp8-at-once-2x1", caught_by="simulator")
 def weight_scales_not_copied(ir: Ir) -> None:
     """The weights' scales are never copied."""
     erase(one(ir.scales, hopper.CopyScalesOp))
@@ -174,7 +175,7 @@ def rest_promoted_by_the_first_scales(ir: Ir) -> None:
     change(rest, rest.k, zero.result)
 
 
-@fault("fp8-stream", caught_by="verifier")
+@fault("fp8-stream", "fp8-at-once", "fp8-at-once-2x1", caught_by="verifier")
 def more_scales_copied_than_there_are(ir: Ir) -> None:
     """The copies reach past the last k-block of the scales' tensor."""
     copy = one(ir.scales, hopper.CopyScalesOp)
@@ -190,7 +191,7 @@ def scales_past_the_slot(ir: Ir) -> None:
 # Rings that do not fit
 
 
-@fault("fp8-stream", "fp8-stream-3", "fp8-turns", rule="R7")
+@fault("fp8-stream", "fp8-stream-3", "fp8-turns", "fp8-at-once", rule="R7")
 def last_slot_on_barriers(ir: Ir) -> None:
     """The last slot of a ring that is shorter than its cursor lies where barriers are."""
     ring = ir.storage("ring_scale_b")
@@ -200,7 +201,7 @@ def last_slot_on_barriers(ir: Ir) -> None:
     put(ir.storage("ring_scale_b").owner, "offset", offset + type_.slot_bytes)  # type: ignore[arg-type]
 
 
-@fault("fp8-stream", rule="R7")
+@fault("fp8-stream", "fp8-at-once", "fp8-at-once-2x1", rule="R7")
 def last_slot_past_the_end(ir: Ir) -> None:
     """The last slot of a ring that is shorter than its cursor lies past the end of shared memory."""
     type_ = ir.storage("ring_scale_b").type
@@ -214,21 +215,21 @@ def last_slot_past_the_end(ir: Ir) -> None:
 # More slots than there are tiles in the runs for k-blocks
 
 
-@fault("fp8-stream", "fp8-stream-3", rule="R5")
+@fault("fp8-stream", "fp8-stream-3", "fp8-at-once", "fp8-at-once-2x1", rule="R5")
 def deep_slot_of_scales_not_awaited(ir: Ir) -> None:
     """Of four slots of scales, one is loaded again while it is read: the scales warp does not wait."""
     deepened(ir, 4)
     erase(one(ir.scales, hopper.AcquireOp))
 
 
-@fault("fp8-stream", "fp8-stream-3", rule="R6")
+@fault("fp8-stream", "fp8-stream-3", "fp8-at-once", "fp8-at-once-2x1", rule="R6")
 def deep_slot_of_scales_not_fenced(ir: Ir) -> None:
     """Of four slots of scales, one is loaded again over what ordinary loads read, with no fence."""
     deepened(ir, 4)
     erase(one(ir.scales, hopper.FenceProxyAsyncOp))
 
 
-@fault("fp8-stream", "fp8-stream-3", rule="R5")
+@fault("fp8-stream", "fp8-stream-3", "fp8-at-once", "fp8-at-once-2x1", rule="R5")
 def deep_slot_of_scales_given_back_early(ir: Ir) -> None:
     """Of four slots of scales, one is given back before its tile's k-blocks are promoted."""
     deepened(ir, 4)

@@ -46,50 +46,50 @@ def behind(op: Operation, kind: type[OpT]) -> OpT:
 # Scales of a tile
 
 
-@fault("fp8-stream", "fp8-stream-3", rule="R0")
+@fault("fp8-stream", "fp8-stream-3", "fp8-at-once", "fp8-at-once-2x1", rule="R0")
 def scales_not_announced(ir: Ir) -> None:
     """The scales warp never says that a tile's scales are there."""
     erase(one(ir.scales, hopper.ExpectOp))
 
 
-@fault("fp8-stream", rule="R5")
+@fault("fp8-stream", "fp8-at-once", "fp8-at-once-2x1", rule="R5")
 def scales_announced_before_they_are_copied(ir: Ir) -> None:
     """The scales warp says that the weights' scales are there, then copies them."""
     move_before(one(ir.scales, hopper.ExpectOp), one(ir.scales, hopper.CopyScalesOp))
 
 
-@fault("fp8-stream", "fp8-stream-3", rule="R5")
+@fault("fp8-stream", "fp8-stream-3", "fp8-at-once", "fp8-at-once-2x1", rule="R5")
 def lanes_do_not_meet_after_the_copies(ir: Ir) -> None:
     """One lane says that the weights' scales are there while others still copy them."""
     erase(one(ir.scales, hopper.SyncWarpOp))
 
 
-@fault("fp8-stream", "fp8-stream-3", rule="R0")
+@fault("fp8-stream", "fp8-stream-3", "fp8-at-once", "fp8-at-once-2x1", rule="R0")
 def row_scales_not_expected(ir: Ir) -> None:
     """The barrier of a slot of scales expects fewer bytes than come."""
     expect = one(ir.scales, hopper.ExpectOp)
     put(expect, "bytes", get(expect, "bytes") // 2)
 
 
-@fault("fp8-stream", "fp8-stream-3", rule="R5")
+@fault("fp8-stream", "fp8-stream-3", "fp8-at-once", "fp8-at-once-2x1", rule="R5")
 def slot_of_scales_not_awaited(ir: Ir) -> None:
     """The next tile's scales are loaded over scales that are still read."""
     erase(one(ir.scales, hopper.AcquireOp))
 
 
-@fault("fp8-stream", "fp8-stream-3", rule="R6")
+@fault("fp8-stream", "fp8-stream-3", "fp8-at-once", "fp8-at-once-2x1", rule="R6")
 def scales_read_and_not_fenced(ir: Ir) -> None:
     """TMA may overwrite scales that ordinary loads are reading."""
     erase(one(ir.scales, hopper.FenceProxyAsyncOp))
 
 
-@fault("fp8-stream", "fp8-stream-3", rule="R5")
+@fault("fp8-stream", "fp8-stream-3", "fp8-at-once", "fp8-at-once-2x1", rule="R5")
 def scales_of_a_tile_not_awaited(ir: Ir) -> None:
     """Sums are promoted by scales that have not arrived."""
     erase(one(ir.math, hopper.WaitOp, on=ir.storage("scaled")))
 
 
-@fault("fp8-stream", "fp8-stream-3", rule="R0")
+@fault("fp8-stream", "fp8-stream-3", "fp8-at-once", "fp8-at-once-2x1", rule="R0")
 def slot_of_scales_not_given_back(ir: Ir) -> None:
     """Math warpgroups never give the scales of a tile back."""
     erase(one(ir.math, hopper.ReleaseOp, on=ir.storage("unscaled")))
@@ -102,7 +102,7 @@ def scales_given_back_before_the_last_promotion(ir: Ir) -> None:
     move_before(release, behind(loop(ir.math), hopper.PromoteBlockOp))
 
 
-@fault("fp8-stream", rule="R5")
+@fault("fp8-stream", "fp8-at-once", "fp8-at-once-2x1", rule="R5")
 def lanes_do_not_meet_before_scales_are_given_back(ir: Ir) -> None:
     """One lane gives a tile's scales back while others still read them."""
     meeting = one(ir.math, hopper.ReleaseOp, on=ir.storage("unscaled")).prev_op
@@ -110,7 +110,7 @@ def lanes_do_not_meet_before_scales_are_given_back(ir: Ir) -> None:
     erase(meeting)
 
 
-@fault("fp8-stream", "fp8-stream-3", rule="R2")
+@fault("fp8-stream", "fp8-stream-3", "fp8-at-once", "fp8-at-once-2x1", rule="R2")
 def scales_given_back_twice(ir: Ir) -> None:
     """Math warpgroups give a tile's scales back twice."""
     again(one(ir.math, hopper.ReleaseOp, on=ir.storage("unscaled")))

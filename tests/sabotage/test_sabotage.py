@@ -84,6 +84,8 @@ NOT_NEEDED = {
     "fp8-chunk-2x1": ["hopper.wgmma_fence in hopper.k_blocks", "hopper.wgmma_fence in hopper.tiles"],
     "fp8-scales": [FIRST_MEETING],
     "fp8-scales-4": ["hopper.wgmma_fence in hopper.k_blocks", *SLOTS_OF_A_CHUNK],
+    "fp8-at-once": ["hopper.wgmma_fence in hopper.k_blocks", "hopper.wgmma_fence in hopper.tiles"],
+    "fp8-at-once-2x1": ["hopper.wgmma_fence in hopper.k_blocks"],
     "fp8-columns": [],
     "fp8-columns-2x1": [],
     "fp8-columns-chunk": ["hopper.wgmma_fence in hopper.k_blocks"],
@@ -194,7 +196,7 @@ def test_a_peer_may_load_what_every_reader_fences() -> None:
     check_kernel(ir.kernel, split_warps=True)
 
 
-@pytest.mark.parametrize("name", ["fp8-stream", "fp8-stream-3"])
+@pytest.mark.parametrize("name", ["fp8-stream", "fp8-stream-3", "fp8-at-once", "fp8-at-once-2x1"])
 @pytest.mark.parametrize("slots", [2, 3, 4, 5])
 def test_tiles_may_take_turns_in_more_slots(name: str, slots: int) -> None:
     """What the faults of deep slots break: as such they are right."""

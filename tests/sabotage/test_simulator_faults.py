@@ -47,6 +47,7 @@ UNSEEN = {
     "producer-lanes-left-alone",  # lanes of a warp go together
     "promoted-by-the-slot-of-the-k-block",  # what is read there is no part of that memory
     "scales-announced-too-late",  # of an even number of tiles each is announced with another one
+    "scales-read-from-the-slot-of-the-k-block",  # it reads past the end of that memory
     "wave-in-vain-never-settles",  # a CTA ends when all that it does has ended
     "shared-memory-too-small",  # by bytes that nothing uses
 }
@@ -67,7 +68,7 @@ NOT_SEEN_HERE = {
     "tiles-by-the-rank-bf16-k-offs-2x1",
 }
 """
-Of the others, those that do not show in eight runs of these kernels; all 440 and more that are left do. Lanes of a warp
+Of the others, those that do not show in eight runs of these kernels; all 500 and more that are left do. Lanes of a warp
 go together, who waits sees everything, or few steps would have to fall together.
 """
 
@@ -180,4 +181,4 @@ def test_the_simulator_is_a_second_witness(fault: Fault):
 def test_what_is_left_out_is_planted():
     assert {fault.name for fault in FAULTS if fault.caught_by == "checker"} >= UNSEEN
     assert {label(fault) for fault in FAULTS if fault.caught_by == "checker"} >= NOT_SEEN_HERE
-    assert len(SEEN) >= 440
+    assert len(SEEN) >= 500
