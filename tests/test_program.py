@@ -16,7 +16,7 @@ from gemmir.expression import MAX_STEPS, Expression, Input, flatten
 from gemmir.ir_text import parse_module
 from gemmir.problem import Recipe
 from gemmir.program import Program
-from gemmir.schedule import Evict, RasterAxis, Schedule, Split
+from gemmir.schedule import SCALES_OF_TILE, Evict, RasterAxis, Schedule, Split
 from tests.kernels import BF16_SCHEDULE
 
 DOWN_PROJ = """\
@@ -261,6 +261,10 @@ CALLS: dict[str, tuple[str, str, Callable[[Program, Input, Input], object]]] = {
     "schedule value": ("GMR-I009", "block_m = '128'", lambda p, a, b: p.matmul(a, b, schedule={"block_m": "128"})),
     "schedule zero": ("GMR-I009", "cluster_m = 0", lambda p, a, b: p.matmul(a, b, schedule=Schedule(cluster_m=0))),
     "schedule word": ("GMR-I009", "split = 'k'", lambda p, a, b: p.matmul(a, b, schedule={"split": "k"})),
+    "scale slots": ("GMR-I009", "scale_slots = -2", lambda p, a, b: p.matmul(a, b, schedule={"scale_slots": -2})),
+    "scale slots word": ("GMR-I009", "= 'tiles'", lambda p, a, b: p.matmul(a, b, schedule={"scale_slots": "tiles"})),
+    "scale slots float": ("GMR-I009", "= 1.0", lambda p, a, b: p.matmul(a, b, schedule={"scale_slots": 1.0})),
+    "tile of others": ("GMR-I009", "tail_n = 'tile'", lambda p, a, b: p.matmul(a, b, schedule={"tail_n": "tile"})),
     "schedule kind": ("GMR-I005", "schedule: str", lambda p, a, b: p.matmul(a, b, schedule="fast")),  # type: ignore[arg-type]
     "cast": ("GMR-I001", "cast to f8E4M3FN", lambda p, a, b: p.matmul(a, b).cast("f8E4M3FN")),
     "constant": ("GMR-I009", "not a finite f32", lambda p, a, b: p.matmul(a, b) * 1e39),
@@ -359,6 +363,21 @@ def test_every_choice_can_be_fixed():
         a, b = p.input("a", (None, 512), "bf16"), p.input("b", (512, 256), "bf16")
         p.output(p.matmul(a, b, schedule=schedule).cast("bf16"))
         assert schedule_of(the_matmul(p.module)) == chosen
+
+
+@pytest.mark.parametrize(
+    ("given", "slots"), [(0, 0), (1, 1), (2, 2), (4, 4), ("tile", SCALES_OF_TILE), (SCALES_OF_TILE, SCALES_OF_TILE)]
+)
+def test_who_loads_scales_is_a_number_or_a_word(given: int | str, slots: int):
+    """Scales of a whole tile go by the word of the IR; the key is that of the number."""
+    p = Program("f")
+    x, xs = p.input("x", (None, 2048), "f8E4M3FN"), p.input("xs", (None, 16), "f32")
+    w, ws = p.input("w", (2048, 7168), "f8E4M3FN"), p.input("ws", (16, 56), "f32")
+    recipe = ("block_wise_1x128", "block_wise_128x128")
+    p.output(p.matmul(x, w, scale_a=xs, scale_b=ws, recipe=recipe, schedule={"scale_slots": given}).cast("bf16"))
+    assert schedule_of(the_matmul(p.module)) == Schedule(scale_slots=slots)
+    assert f"schedule <scale_slots = {'tile' if slots < 0 else slots}>" in p.text
+    assert str(parse_module(p.text)) == str(p.module)
 
 
 def test_the_staging_of_an_f32_result_counts():

@@ -14,7 +14,7 @@ from gemmir.legality import (
 from gemmir.loop_legality import scale_slots as slots_rule
 from gemmir.problem import GemmProblem, Grouping, Recipe
 from gemmir.rule import Violation
-from gemmir.schedule import Family, Schedule, Split
+from gemmir.schedule import SCALES_OF_TILE, Family, Schedule, Split
 from gemmir.target import SM_90A
 from tests.kernels import FP8_SCHEDULE
 from tests.schedules import (
@@ -31,7 +31,7 @@ GOOD = FP8_SCHEDULE
 
 def drawn(wanted: Callable[[Schedule], bool]) -> Schedule:
     """The first such schedule that is drawn; not the simplest, which takes seconds to find."""
-    quick = settings(phases=(Phase.generate,))
+    quick = settings(phases=(Phase.generate,), max_examples=1000)
     return find(legal_schedules(FP8), wanted, random=Random(0), settings=quick)
 
 
@@ -113,7 +113,59 @@ def test_both_families_have_the_rule_of_scale_slots():
     )
 
 
-@pytest.mark.parametrize("slots", [(0,), (1,), (2, 4)], ids=str)
+OF_TILE = replace(GOOD, block_m=64, block_n=64, math_warpgroups=1, split=Split.ALONG_M, cluster_m=1, store_slices=1)
+CHUNKED = replace(OF_TILE, promote_chunk=4, scale_slots=SCALES_OF_TILE, scale_batch=1, num_stages=4)
+LONGEST = 256 * 128
+"""K whose scales of a row come in one TMA box."""
+
+
+@pytest.mark.parametrize(
+    ("problem", "changes", "what", "rule", "fix"),
+    [
+        (HALF, {}, " for bf16, summed in the tensor core", "slots hold scales where sums are promoted", 0),
+        (FP8, {"family": Family.STREAM}, "", "a warp loads the scales of whole tiles", 0),
+        (SPLIT, {}, " with split_k = 2", "slots also hold sums that CTAs exchange", 0),
+        (fp8_problem(4096, 7168, LONGEST + 16), {}, ", 257 k-blocks", "one TMA box has at most 256 rows", 1),
+        (COLUMN_SCALES, {}, " for 1x128 scales of B", "B has 128x128 scales", 1),
+        (K_OFFS, {}, " for groups along K", "each tile as many k-blocks", 1),
+        (FP8, {"tail_n": 32, "tail_after": 100}, " with a tail", "all tiles have scales for the same columns", 1),
+        (FP8, {"math_warpgroups": 3}, " with 3 math warpgroups", "128 registers", 1),
+        (FP8, {"promote_chunk": 1}, ", promote_chunk = 1", "k-blocks go in chunks", 1),
+    ],
+)
+def test_scales_that_do_not_come_for_a_whole_tile(
+    problem: GemmProblem, changes: dict[str, int | Family], what: str, rule: str, fix: int
+):
+    """It is called `tile`, not by its number."""
+    found = slots_rule(problem, replace(CHUNKED, **changes), SM_90A)
+    assert found is not None
+    assert (found.code, found.what, found.fix) == ("GMR-S003", f"scale_slots = tile{what}", f"use scale_slots = {fix}")
+    assert rule in found.rule
+
+
+@pytest.mark.parametrize("chunk", [2, 4])
+@pytest.mark.parametrize("problem", [FP8, fp8_problem(64, 64, 16), fp8_problem(None, 7168, 1008)], ids=str)
+def test_chunks_may_have_scales_of_a_whole_tile(problem: GemmProblem, chunk: int):
+    """Whether or not k-blocks are left over behind the chunks."""
+    schedule = replace(CHUNKED, promote_chunk=chunk)
+    assert is_legal(problem, schedule)
+    for groups in (Grouping.OFFS, Grouping.COUNTS):
+        assert slots_rule(replace(problem, grouping=groups, groups=4), schedule, SM_90A) is None
+
+
+def test_the_longest_k_whose_scales_come_at_once():
+    longest = fp8_problem(4096, 7168, LONGEST)
+    assert slots_rule(longest, CHUNKED, SM_90A) is None
+    assert slots_rule(longest, replace(CHUNKED, promote_chunk=None), SM_90A) is None, "chunks are still to be chosen"
+
+
+def test_scales_of_a_whole_tile_come_in_no_batches():
+    found = violation(FP8, replace(CHUNKED, scale_batch=4))
+    assert found is not None
+    assert found.what.startswith("scale_batch = 4")
+
+
+@pytest.mark.parametrize("slots", [(0,), (1,), (2, 4), (SCALES_OF_TILE,)], ids=str)
 def test_warps_for_scales_are_drawn(slots: tuple[int, ...]):
     found = drawn(lambda s: s.scale_slots in slots)
     assert found.complete

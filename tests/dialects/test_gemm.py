@@ -11,6 +11,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 from xdsl.dialects.func import FuncOp
 from xdsl.printer import Printer
+from xdsl.utils.exceptions import VerifyException
 
 from gemmir.dialects.gemm import (
     MatmulOp,
@@ -27,7 +28,7 @@ from gemmir.errors import IRError, ScheduleError, UnsupportedError
 from gemmir.ir_text import parse_module
 from gemmir.numerics import NumericsSpec
 from gemmir.problem import Recipe
-from gemmir.schedule import Schedule, Split
+from gemmir.schedule import SCALES_OF_TILE, Schedule, Split
 from tests.schedules import completed, fp8_problem
 
 FULL = """\
@@ -356,6 +357,19 @@ def test_slices_as_text():
     assert "schedule <slices = 1, stages = 2>" in str(op)
 
 
+def test_scales_of_a_whole_tile_as_text():
+    """By a word, not by its number, which no other choice has."""
+    assert schedule_text(Schedule(scale_slots=SCALES_OF_TILE)) == "scale_slots = tile"
+    text = f"builtin.module attributes {{s = {ScheduleAttr(Schedule(scale_slots=SCALES_OF_TILE))}}} {{\n}}"
+    module = parse_module(text)
+    assert module.attributes["s"] == ScheduleAttr(Schedule(scale_slots=SCALES_OF_TILE))
+    assert str(module) == text
+    with pytest.raises(VerifyException, match="scale_slots = -2; sizes and counts are at least -1"):
+        ScheduleAttr(Schedule(scale_slots=-2))
+    with pytest.raises(VerifyException, match="tail_n = -1; sizes and counts are at least 0"):
+        ScheduleAttr(Schedule(tail_n=SCALES_OF_TILE))
+
+
 def test_open_choices_are_question_marks():
     assert schedule_text(Schedule(block_n=192, split=Split.ALONG_N, cluster_m=2)) == (
         "block = ?x192x?, warpgroups = ? along n, cluster = 2x?"
@@ -373,6 +387,9 @@ def test_open_choices_are_question_marks():
         ("schedule <stages = -3>", "Expected integer literal"),
         ("schedule <slices = 0>", "store_slices = 0; sizes and counts are at least 1"),
         ("schedule <slices = two>", "Expected integer literal"),
+        ("schedule <scale_slots = tiles>", "Expected integer literal"),
+        ("schedule <scale_slots = -1>", "Expected integer literal"),
+        ("schedule <scale_batch = tile>", "Expected integer literal"),
         ("schedule <slices = 2, slices = 2>", "'slices' is given twice"),
         ("schedule <warpgroups = 2 along k>", "Expected one of 'm', 'n'"),
     ],

@@ -12,11 +12,11 @@ from xdsl.printer import Printer
 from xdsl.utils.exceptions import VerifyException
 
 from gemmir.backends.cuda.target import the_kernel
-from gemmir.dialects.hopper import NextScalesOp, StartScalesOp
+from gemmir.dialects.hopper import LoadScalesOp, NextScalesOp, StartScalesOp
 from gemmir.dialects.hopper.bounds import check_kernel_bounds
 from gemmir.errors import IRError
 from gemmir.ir_text import parse_module
-from gemmir.schedule import Schedule, Split
+from gemmir.schedule import SCALES_OF_TILE, Schedule, Split
 from gemmir.testing.strategies import split_in_two
 from tests.kernels import BF16_SCHEDULE, FP8_SCHEDULE, lowered
 from tests.schedules import fp8_problem, half_problem
@@ -29,6 +29,7 @@ BATCHES = replace(FP8_SCHEDULE, scale_batch=16)
 OWN_WARP = replace(FP8_SCHEDULE, scale_slots=1)
 NARROW = replace(FP8_SCHEDULE, block_m=64, block_n=128, split=Split.ALONG_M, math_warpgroups=1, cluster_m=1)
 AT_ONCE = replace(NARROW, scale_batch=32, scale_slots=4, num_stages=7)
+OF_TILE = replace(NARROW, block_m=128, math_warpgroups=2, promote_chunk=4, scale_slots=SCALES_OF_TILE)
 SPLIT = replace(FP8_SCHEDULE, cluster_m=1, num_stages=4)
 KERNELS = {
     "fp8": (FP8, FP8_SCHEDULE),
@@ -38,6 +39,8 @@ KERNELS = {
     "batches": (FP8, BATCHES),
     "a warp for scales": (FP8, OWN_WARP),
     "a warp for scales of several slots": (FP8, AT_ONCE),
+    "scales of a whole tile": (FP8, OF_TILE),
+    "scales of a whole tile, with a rest": (fp8_problem(None, 7168, 1920), OF_TILE),
     "bf16": (BF16, BF16_SCHEDULE),
     "split": (split_in_two(FP8), SPLIT),
 }
@@ -242,6 +245,55 @@ def test_blocks_ahead_are_those_of_a_loop_over_k() -> None:
         changed = re.sub(r"block_ahead %k_?\d* by 2", f"block_ahead {found[1]} by 2", text)
         with pytest.raises(IRError, match="block_ahead by 2: it is for blocks that a loop does at a time"):
             parse_module(changed)
+
+
+def test_scales_are_read_by_the_number_of_a_k_block() -> None:
+    """In a chunk from the loop's number on, behind the chunks from that of the first k-block that is left over."""
+    text = str(lowered(*KERNELS["scales of a whole tile, with a rest"]).module)
+    for block in ("%k + 0", "%k + 3", "%rest + 0", "%rest + 2"):
+        assert re.search(
+            rf"load_scales %ring_scale_a, %ring_scale_b\[%scales\] row {re.escape(block)} -> %scales", text
+        )
+    assert "row %rest + 3" not in text
+
+
+ROWS, OF_SLOTS = "rows of scales that are read", "without the number of a k-block"
+OUTSIDE_A_TILE = {
+    "a k-block past the slot": (r"row (%k\w*) \+ 3", r"row \1 + 8", f"{ROWS}: 17 of 16"),
+    "a k-block of the rest past the slot": (r"row %rest \+ 2", "row %rest + 4", f"{ROWS}: 17 of 16"),
+    "one that is far ahead": (r"row (%k\w*) \+ 3", r"row \1 + 4096", f"{ROWS}: 4105 of 16"),
+    "the number of a warpgroup": (r"row %k\w* \+ 0", "row %group + 0", "takes the number of a k-block"),
+    "no number": (r" row %k\w* \+ 0", "", OF_SLOTS),
+    "no number of the rest": (r" row %rest \+ 0", "", OF_SLOTS),
+    "a k-block without how far ahead": (r"row (%k\w*) \+ 0", r"row \1", "Expected '+'"),
+    "a k-block that is behind": (r"row (%k\w*) \+ 0", r"row \1 + -1", "expected integer >= 0"),
+    "rows of the next k-block": (r"(-> %scales0 for %group rows) 64", r"\1 65", "row scales that are read: 129 of 128"),
+    "columns of the next k-block": (r"(-> %scales0 .* steps) 0", r"\1 1", "column scales that are read: 2 of 1"),
+}
+
+
+@pytest.mark.parametrize("name", OUTSIDE_A_TILE)
+def test_no_scales_of_another_tile_are_read(name: str) -> None:
+    old, new, message = OUTSIDE_A_TILE[name]
+    text = str(lowered(*KERNELS["scales of a whole tile, with a rest"]).module)
+    changed = re.sub(old, new, text)
+    assert changed != text
+    with pytest.raises(IRError, match=re.escape(message)) as error:
+        parse_module(changed)
+    assert error.value.code in ("GMR-R001", "GMR-R002")
+
+
+@pytest.mark.parametrize("missing", ["number", "how far ahead"])
+def test_scales_of_a_tile_take_a_number_and_how_far_ahead(missing: str) -> None:
+    """No text lacks one of them; IR that is built may."""
+    module = lowered(FP8, OF_TILE).module
+    load = next(op for op in module.walk() if isinstance(op, LoadScalesOp))
+    if missing == "number":
+        load.operands = load.operands[:-1]
+    else:
+        del load.properties["ahead"]
+    with pytest.raises(VerifyException, match="takes the number of a k-block and how far ahead of it, or neither"):
+        check_kernel_bounds(the_kernel(module))
 
 
 def test_a_batch_goes_on_from_where_it_was_started() -> None:
