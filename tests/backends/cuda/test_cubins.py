@@ -17,7 +17,7 @@ from gemmir.backends.cuda.compiler_log import check_log
 from gemmir.backends.cuda.nvrtc import compile_cubin
 from gemmir.compiler import lower
 from gemmir.passes.l2_model import touched
-from gemmir.schedule import Split
+from gemmir.schedule import SCALES_OF_TILE, Split
 from tests.backends.cuda.disassembly import InBatches
 from tests.backends.cuda.oldest_nvrtc import compile_by_oldest, needs_oldest_nvrtc
 from tests.gpu.problems import LAYERS, Case
@@ -43,11 +43,11 @@ def test_every_legal_schedule_compiles(part: int) -> None:
 
 
 @cache
-def chunked(block_m: int, block_n: int, chunk: int) -> tuple[Printed, bytes]:
+def chunked(block_m: int, block_n: int, chunk: int, slots: int) -> tuple[Printed, bytes]:
     """A kernel of eleven k-blocks: one or three are left over."""
     groups = block_m // 64
     schedule = replace(FP8_SCHEDULE, block_m=block_m, block_n=block_n, math_warpgroups=groups, split=Split.ALONG_M)
-    schedule = replace(schedule, cluster_m=1, num_stages=4, promote_chunk=chunk)
+    schedule = replace(schedule, cluster_m=1, num_stages=4, promote_chunk=chunk, scale_slots=slots)
     kernel = lowered(fp8_problem(None, 7168, 128 * 11), schedule)
     compiled = compile_cubin(kernel.source)
     check_log(compiled.log)
@@ -55,16 +55,20 @@ def chunked(block_m: int, block_n: int, chunk: int) -> tuple[Printed, bytes]:
 
 
 CHUNKED = [
-    (m, n, chunk) for m, n in ((128, 64), (128, 96), (128, 112), (128, 128), (64, 64), (64, 128)) for chunk in (2, 4)
+    (m, n, chunk, slots)
+    for m, n in ((128, 64), (128, 96), (128, 112), (128, 128), (64, 64), (64, 128))
+    for chunk in (2, 4)
+    for slots in (0, SCALES_OF_TILE)
 ]
+"""With scales that come with the operands, and with those of a whole tile."""
 SASS = InBatches(lambda tile: chunked(*tile)[1], CHUNKED)
 
 
-@pytest.mark.parametrize(("block_m", "block_n", "chunk"), CHUNKED)
-def test_chunks_are_not_serialised(block_m: int, block_n: int, chunk: int) -> None:
+@pytest.mark.parametrize(("block_m", "block_n", "chunk", "slots"), CHUNKED)
+def test_chunks_are_not_serialised(block_m: int, block_n: int, chunk: int, slots: int) -> None:
     """Two waves before the first wait, and each promoted after its own: ptxas neither waits more nor moves sums."""
-    kernel, _ = chunked(block_m, block_n, chunk)
-    sass = SASS[block_m, block_n, chunk]
+    kernel, _ = chunked(block_m, block_n, chunk, slots)
+    sass = SASS[block_m, block_n, chunk, slots]
     audit_sass(kernel.kernel, sass)
     waves = chunk + 11 % chunk
     assert sass.count("WARPGROUP.ARRIVE") == sass.count("WARPGROUP.DEPBAR") == waves
