@@ -1,5 +1,6 @@
 """The cost model, term by term; how well it meets measurements is in `tests/calibration`."""
 
+from collections.abc import Callable
 from dataclasses import replace
 
 import pytest
@@ -335,3 +336,13 @@ def test_constants_can_be_varied():
     whole = replace(WIDE, store_slices=1)
     assert predict(problem, WIDE).tile < predict(problem, WIDE, SM_90A, slow).tile
     assert predict(problem, whole).tile < predict(problem, whole, SM_90A, slow).tile
+
+
+@pytest.mark.parametrize("m", [1, 64, 4096])
+@pytest.mark.parametrize("dtype", [fp8_problem, half_problem])
+def test_products_of_days_have_a_real_cost(dtype: Callable[[int, int, int], GemmProblem], m: int):
+    """Sizes that the verifier lets through: the clock that a kernel settles at does not fall below zero."""
+    for n, k in ((1 << 30, 1 << 30), ((1 << 31) - 8, (1 << 31) - 128), (1 << 31, 1 << 25), (128, (1 << 31) - 128)):
+        best = search(dtype(m, n, k), Schedule()).best.cost
+        assert 0 < best.seconds < float("inf")
+        assert best.clock_hz >= C.boost_clock_hz / 2
