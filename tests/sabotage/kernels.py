@@ -106,8 +106,12 @@ TEXTS: dict[str, str] = {
     "fp8-1x2": _fp8("block = 64x128x128, warpgroups = 1 along m, turns = false, chunk = 1, cluster = 1x2, stages = 2"),
     "fp8-2x2": _fp8("block = 64x128x128, warpgroups = 1 along m, turns = false, chunk = 1, cluster = 2x2, stages = 2"),
     "bf16-4x1": _bf16("block = 64x128x64, warpgroups = 1 along m, chunk = 1, cluster = 4x1, stages = 3"),
-    "fp8-chunk": _fp8("block = 128x128x128, warpgroups = 2 along m, chunk = 2, cluster = 1x1, stages = 3"),
-    "fp8-chunk-2x1": _fp8("block = 64x128x128, warpgroups = 1 along m, chunk = 4, cluster = 2x1, stages = 2"),
+    "fp8-chunk": _fp8(
+        "block = 128x128x128, warpgroups = 2 along m, chunk = 2, cluster = 1x1, scale_slots = 0, stages = 3"
+    ),
+    "fp8-chunk-2x1": _fp8(
+        "block = 64x128x128, warpgroups = 1 along m, chunk = 4, cluster = 2x1, scale_slots = 0, stages = 2"
+    ),
     "fp8-batch": _fp8(
         "block = 64x112x128, warpgroups = 1 along m, turns = false, chunk = 1, scale_batch = 4, cluster = 1x1, "
         "stages = 2"
