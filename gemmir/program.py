@@ -448,7 +448,7 @@ def _choice(name: str, value: object) -> Any:
             return SCALES_OF_TILE
         if _is_integer(value) and least(name) <= int(str(value)) <= MAX_DIM:
             return value
-        rule = f"an integer, at least {least(name)}"
+        rule = f"an integer, at least {max(0, least(name))}" + (", or 'tile'" if least(name) < 0 else "")
     raise InputError("GMR-I009", f"schedule: {name} = {value!r:.40}", rule=rule, fix="leave it open")
 
 

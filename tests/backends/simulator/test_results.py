@@ -28,8 +28,8 @@ FP8_SCHEDULES = (
     "block = 64x256x128, warpgroups = 2 along n, turns = true, cluster = 2x1, chunk = 1, stages = 2",
     "block = 64x128x128, warpgroups = 2 along n, turns = true, chunk = 1, stages = 4",
     "block = 192x64x128, warpgroups = 3 along m, chunk = 1, stages = 2",
-    "block = 128x112x128, warpgroups = 2 along m, chunk = 2, cluster = 2x1, stages = 2",
-    "block = 64x64x128, warpgroups = 1, chunk = 4, stages = 3",
+    "block = 128x112x128, warpgroups = 2 along m, chunk = 2, cluster = 2x1, scale_slots = 0, stages = 2",
+    "block = 64x64x128, warpgroups = 1, chunk = 4, scale_slots = 0, stages = 3",
     "block = 64x96x128, warpgroups = 3 along n, chunk = 1, stages = 2",
     "block = 192x32x128, warpgroups = 1, slices = 3, cluster = 2x1, stages = 2",
     "block = 128x96x128, warpgroups = 2 along n, slices = 1, cluster = 1x2, stages = 3",
@@ -55,7 +55,7 @@ def test_fp8_kernels_have_the_bits_of_the_model(schedule, k):
 def test_chunks_change_no_bit(stages, k_blocks):
     """Fewer k-blocks than a chunk, whole chunks, and every rest, in rings of fewer and more slots."""
     k = 128 * k_blocks - 48 * (k_blocks % 2)
-    text = "block = 64x16x128, warpgroups = 1, chunk = {}, cluster = 1x1, stages = {}"
+    text = "block = 64x16x128, warpgroups = 1, chunk = {}, cluster = 1x1, scale_slots = 0, stages = {}"
     one, two, four = (Example.of(program("f8E4M3FN", 32, k, text.format(chunk, stages)), 65) for chunk in (1, 2, 4))
     result = one.run(seed=stages)
     np.testing.assert_array_equal(result, one.expected)
