@@ -161,11 +161,22 @@ def choices(data: Sequence[Series], fit: Fit) -> list[Choice]:
 
 
 def fitted(
-    data: Sequence[Series], start: Mapping[str, float] = FITTED, constants: Constants = DEFAULT, iterations: int = 40
+    data: Sequence[Series],
+    start: Mapping[str, float] = FITTED,
+    constants: Constants = DEFAULT,
+    iterations: int = 40,
+    near: Fit | None = None,
 ) -> Fit:
-    """`constants`, but those in `start`, and a factor for each device but `REFERENCE`, as they meet the data best."""
+    """
+    `constants`, but those in `start`, and a factor for each device but `REFERENCE`, as they meet the data best.
+
+    `near`: where the search begins instead of at `start`, to which constants are pulled all the same.
+    """
     devices = sorted({series.device for series in data} - {REFERENCE})
     begin = np.array([*(np.log(value) for value in start.values()), *(0.0 for _ in devices)])
+    first = begin
+    if near is not None:
+        first = np.log([*(getattr(near.constants, name) for name in start), *(near.machines[d] for d in devices)])
 
     def at(x: np.ndarray) -> Fit:
         values = {name: float(np.exp(v)) for name, v in zip(start, x, strict=False)}
@@ -176,7 +187,7 @@ def fitted(
         return np.concatenate([errors(data, at(x)), PULL * (x - begin)])
 
     with waves_counted_once():
-        return at(least_squares(residuals, begin, iterations))
+        return at(least_squares(residuals, first, iterations))
 
 
 @contextmanager

@@ -54,7 +54,7 @@ def test_what_comes_back_soon_is_still_there():
     """16 rows by 96 columns: all rows at once read B once and have A in L2; row by row, B comes 16 times."""
     grid = grid_of(fp8_problem(4096, 24576, 1536), WIDE)
     assert traffic(grid, RasterAxis.ALONG_N, 1).dram_bytes < 1.5 * grid.operand_bytes
-    assert traffic(grid, RasterAxis.ALONG_M, 1).dram_bytes > 8 * grid.operand_bytes
+    assert traffic(grid, RasterAxis.ALONG_M, 1).dram_bytes > 7.5 * grid.operand_bytes
     none = replace(DEFAULT, l2_reuse_bytes=1.0)
     cold = traffic(grid, RasterAxis.ALONG_M, 1, none)
     assert cold.dram_bytes == pytest.approx(sum_of_waves(grid, RasterAxis.ALONG_M, 1), rel=0.02)
