@@ -77,8 +77,8 @@ def test_the_committed_constants_are_what_the_fit_finds():
     """
     Constants, data and script belong together; constants are written with three digits.
 
-    From them on: a fit from the round numbers goes the same way in a minute and a half. Where the sum of squares is flat
-    the two end 2% apart.
+    From them on: a fit from the round numbers goes the same way in a minute and a half. Where the sum of squares is
+    flat, the two end 2% apart.
     """
     found = fitted(DATA, near=COMMITTED)
     assert found.machines == pytest.approx(OTHERS, rel=0.005)
