@@ -33,7 +33,7 @@ from gemmir.matmul_rules import (
     numerics_with,
     problem_from,
 )
-from gemmir.problem import RECIPES, Grouping, Recipe
+from gemmir.problem import RECIPES, SCALING_TYPES, Grouping, Recipe
 from gemmir.schedule import SCALES_OF_TILE, Evict, Family, RasterAxis, Schedule, Split, least
 
 if TYPE_CHECKING:
@@ -42,12 +42,6 @@ if TYPE_CHECKING:
 KEY_SCHEMA = 2
 _IDENTIFIER = re.compile(r"[A-Za-z_][A-Za-z0-9_]{0,63}")
 _NUMBERED = re.compile(r"_[0-9]+$")
-_TORCH_RECIPES = {
-    "TensorWise": Recipe.TENSOR_WISE,
-    "RowWise": Recipe.ROW_WISE,
-    "BlockWise1x128": Recipe.BLOCK_WISE_1X128,
-    "BlockWise128x128": Recipe.BLOCK_WISE_128X128,
-}
 _SCHEDULE_ENUMS: dict[str, type[Enum]] = {
     "family": Family,
     "split": Split,
@@ -401,7 +395,7 @@ def _recipe(value: object) -> Recipe:
     if isinstance(value, Recipe):
         return value
     name = value if isinstance(value, str) else str(getattr(value, "name", value))
-    if (found := RECIPES.get(name) or _TORCH_RECIPES.get(name)) is not None:
+    if (found := RECIPES.get(name) or SCALING_TYPES.get(name)) is not None:
         return found
     rule = f"one of {', '.join(RECIPES)}"
     raise InputError("GMR-I009", f"recipe {name!r:.40}", rule=rule, fix='use "block_wise_1x128"')

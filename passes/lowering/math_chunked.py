@@ -93,8 +93,8 @@ class _Chunks:
             return
         if of_tile is None:
             return read_scales(emit, self.plan, self.storage, self.group, at, scales)
-        if first is not None:
-            read_scales(emit, self.plan, self.storage, self.group, of_tile, scales, (first, block))
+        assert first is not None
+        return read_scales(emit, self.plan, self.storage, self.group, of_tile, scales, (first, block))
 
     def let_go_of_scales(self, emit: Emitter) -> None:
         """Of those of the slot that are kept in registers."""

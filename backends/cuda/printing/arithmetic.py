@@ -35,8 +35,11 @@ class PrintsArithmetic(Printing):
         if op.k is None or op.ahead is None:
             return ""
         assert isinstance(ring.type, hopper.RingType)
-        k, ahead = self.out[op.k], number(op.ahead)
-        return f"{f'({plus(k, ahead)})' if ahead else k} * {ring.type.dims[2] * ring.type.element_bytes}"
+        return f"{self.block_ahead_of(op.k, number(op.ahead))} * {ring.type.dims[2] * ring.type.element_bytes}"
+
+    def block_ahead_of(self, k: SSAValue, ahead: int) -> str:
+        """The number of a k-block so far ahead of another one, as a factor."""
+        return f"({plus(self.out[k], ahead)})" if ahead else self.out[k]
 
     def multiply(self, op: hopper.WgmmaOp) -> None:
         fragment = op.fragment.type
@@ -80,8 +83,7 @@ class PrintsArithmetic(Printing):
     def promote_block(self, op: hopper.PromoteBlockOp) -> None:
         shared, columns = op.shared.type, op.columns.type
         assert isinstance(shared, hopper.RingType) and isinstance(columns, hopper.RingType)
-        k, group = plus(self.out[op.k], number(op.ahead)), self.out[op.group]
-        row = f"({k})" if number(op.ahead) else k
+        row, group = self.block_ahead_of(op.k, number(op.ahead)), self.out[op.group]
         steps = shared.dims[2]
         of_all = self.slot(op.shared, op.cursor, f"({row} * {steps} + {group}) * 4" if steps > 1 else f"{row} * 4")
         of_columns = self.slot(op.columns, op.cursor, f"{row} * {columns.dims[2] * 4}")
