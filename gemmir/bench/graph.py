@@ -23,7 +23,7 @@ from gemmir.bench.timing import Launch, Timing, keep_busy
 if TYPE_CHECKING:
     import torch
 
-    from gemmir.bench.cases import Case
+    from gemmir.bench.grouped import AnyCase
     from gemmir.kernel import CompiledKernel
     from gemmir.problem import GemmProblem
 
@@ -40,7 +40,7 @@ WEIGHT_SHARE = 0.5
 
 
 def measure_graph(
-    case: Case,
+    case: AnyCase,
     problem: GemmProblem,
     kernel: CompiledKernel,
     peers: Sequence[Peer],
@@ -83,9 +83,10 @@ def measure_graph(
     return GraphTimes(layers, count, held, plain, overlap, "", results)
 
 
-def layers_of(case: Case, inputs: Inputs, layers: int, free: int) -> list[Inputs]:
+def layers_of(case: AnyCase, inputs: Inputs, layers: int, free: int) -> list[Inputs]:
     """
-    The tensors of each layer: x, and xs, of `inputs`; weights, and their scales, of its own.
+    The tensors of each layer: x, xs and index, as far as there are any, of `inputs`; weights, and their scales, of its
+    own, those of all groups.
 
     Where `free` bytes of memory hold no weights for all of them, layers take in turn those that there are.
     """

@@ -207,9 +207,14 @@ GROUPED_SETS: dict[str, GroupedSet] = {
 ALL_GROUPED = "grouped"
 """The name of all those sets together."""
 
+DENSE_WITH_GROUPS: dict[str, GroupedSet] = {
+    "decode": GroupedSet(Grouping.COUNTS, ("f8E4M3FN",), ((32, 20, 4096, 7168),)),
+}
+"""Groups that a set of dense products has beside them, by its name; in no other types than these."""
+
 
 def grouped_sets(name: str) -> tuple[GroupedSet, ...]:
-    """The sets that a name stands for; none for that of a dense set."""
+    """The sets of groups alone that a name stands for; none for that of a set of dense products."""
     if name == ALL_GROUPED:
         return tuple(GROUPED_SETS.values())
     return (GROUPED_SETS[name],) if name in GROUPED_SETS else ()

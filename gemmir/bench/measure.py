@@ -155,7 +155,7 @@ def _measure(
     results |= {name: PeerResult(timing) for name, timing in timings.items()}
     ordered = {peer.name: results[peer.name] for peer in peers if peer.name in results}
     graph = None
-    if options.layers and isinstance(case, Case):
+    if options.layers:
         graph = measure_graph(case, problem, kernel, peers, inputs, out, options.layers, options.repeats)
     return Row(case, manifest.entry, manifest.schedule, floor, ours, "", ordered, graph)
 

@@ -16,6 +16,7 @@ from gemmir.bench.flush import FLUSHES
 from gemmir.bench.graph import LAYERS, REPLAYS
 from gemmir.bench.grouped import (
     ALL_GROUPED,
+    DENSE_WITH_GROUPS,
     GROUPED_SETS,
     GROUPINGS,
     AnyCase,
@@ -52,7 +53,7 @@ layers; the median of {REPLAYS} replays back to back, without rest or flush. gem
 kernels are timed without and with overlap, where a kernel may start while the
 one before it ends and ask for its first weights, which that one does not write,
 but waits for it before it reads or writes anything else. Of peers, cublas is
-timed in such a graph.
+timed in such a graph; of groups it has BF16 batches only.
 
 Before a kernel is timed its result is checked: it is filled with NaN first and
 must come out finite everywhere, and 64 rows times 4 blocks of 128 columns must
@@ -72,7 +73,7 @@ DENSE_DTYPES = ("f8E4M3FN", "bf16")
 def configure(parser: argparse.ArgumentParser) -> None:
     parser.description = f"{HELP}\n{DETAILS}"
     add = parser.add_argument
-    sets = ", ".join(f"{name} ({len(shapes)} shapes)" for name, shapes in SETS.items())
+    sets = ", ".join(f"{name} ({size_of(name)})" for name in SETS)
     groups = ", ".join(f"{name} ({len(found.shapes)}, {found.grouping.value})" for name, found in GROUPED_SETS.items())
     add(
         "--set",
@@ -104,7 +105,8 @@ def configure(parser: argparse.ArgumentParser) -> None:
         nargs="+",
         choices=DTYPES,
         metavar="TYPE",
-        help=f"of A: {', '.join(DTYPES)}; FP8 has scales 1x128 and 128x128 (default: f8E4M3FN bf16; masked: f8E4M3FN)",
+        help=f"of A: {', '.join(DTYPES)}; FP8 has scales 1x128 and 128x128 (default: f8E4M3FN bf16; masked: f8E4M3FN; "
+        "the groups of decode are measured in f8E4M3FN or not at all)",
     )
     what = "; ".join(f"{peer.name}: {peer.what}" for peer in PEERS.values())
     add("--peers", type=peers_of, default=tuple(PEERS), metavar="NAME[,NAME]", help=f"none, or {what} (default: all)")
@@ -118,9 +120,17 @@ def configure(parser: argparse.ArgumentParser) -> None:
     what = f"how L2 is emptied: {zero}; read reads 512 MB and leaves none (default: {FLUSHES[0]})"
     add("--flush", choices=FLUSHES, default=FLUSHES[0], help=what)
     add("--hot", action="store_true", help="time launches back to back as well")
-    add("--graph", action="store_true", help="time layers in a captured CUDA graph as well; dense shapes only")
+    add("--graph", action="store_true", help="time layers in a captured CUDA graph as well")
     add("--layers", type=positive, metavar="N", help=f"of a graph (default: {LAYERS})")
     add("--json", type=Path, metavar="OUT", help="write every sample, schedule and version")
+
+
+def size_of(name: str) -> str:
+    """What a set of dense products holds, for people."""
+    found = f"{len(SETS[name])} shapes"
+    if (groups := DENSE_WITH_GROUPS.get(name)) is None:
+        return found
+    return f"{found} and {len(groups.shapes)} of groups, {groups.grouping.value}"
 
 
 def shape(text: str) -> Shape | GroupedShape:
@@ -145,7 +155,7 @@ def execute(args: argparse.Namespace) -> int:
 
     info = require_gpu()
     cases = cases_of(args)
-    check_graph(args, cases)
+    check_layers(args)
     if args.json is not None:
         check_destination(args.json)
     report = run(cases, args, info)
@@ -185,12 +195,24 @@ def parts_of(args: argparse.Namespace, dtype: str, shape: Shape) -> int:
 
 
 def grouped_cases(args: argparse.Namespace, given: list[GroupedShape]) -> list[GroupedCase]:
-    """Those of the sets, with the types that a set is for, then those of shapes that were `given`."""
+    """
+    Those of the sets, with the types that a set is for, then those of shapes that were `given`.
+
+    Groups of a dense set stay out where K is to be in parts, which theirs never is.
+    """
     if args.grouping is not None and not given:
         raise UsageError(f"--grouping {args.grouping}: no shape of groups, such as --shape 8x256x4096x7168")
     lists = [(found.grouping.value, found.dtypes, found.shapes) for name in args.set for found in grouped_sets(name)]
     lists.append((args.grouping or GROUPINGS[0], DENSE_DTYPES, tuple(given)))
+    beside = [DENSE_WITH_GROUPS[name] for name in args.set if name in DENSE_WITH_GROUPS and args.split_k in (None, 1)]
     cases = [
+        GroupedCase(dtype, found.grouping.value, *sizes)
+        for found in beside
+        for dtype in found.dtypes
+        if args.dtype is None or dtype in args.dtype
+        for sizes in found.shapes
+    ]
+    cases += [
         GroupedCase(dtype, grouping, *found)
         for grouping, dtypes, shapes in lists
         for dtype in args.dtype or dtypes
@@ -199,18 +221,10 @@ def grouped_cases(args: argparse.Namespace, given: list[GroupedShape]) -> list[G
     return list(dict.fromkeys(cases))
 
 
-def check_graph(args: argparse.Namespace, cases: list[AnyCase]) -> None:
-    """InputError (GMR-I009) where layers of groups are to be in a graph, UsageError for layers without one."""
+def check_layers(args: argparse.Namespace) -> None:
+    """UsageError for layers without a graph."""
     if args.layers is not None and not args.graph:
         raise UsageError(f"--layers {args.layers}: they are those of --graph")
-    grouped = [case for case in cases if isinstance(case, GroupedCase)]
-    if args.graph and grouped:
-        raise InputError(
-            "GMR-I009",
-            f"--graph with {grouped[0]}",
-            rule="the layers of a graph are dense products, M x N x K",
-            fix="measure groups in a run of their own, without --graph",
-        )
 
 
 def run(cases: list[AnyCase], args: argparse.Namespace, info: DeviceInfo) -> Report:

@@ -6,6 +6,7 @@ import math
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass, field, replace
+from functools import cache
 
 import pytest
 import torch
@@ -16,6 +17,7 @@ from gemmir.bench import graph, measure
 from gemmir.bench import inputs as inputs_module
 from gemmir.bench.cases import Case
 from gemmir.bench.graph import REPLAYS, captured, different, layer_us, layers_of, measure_graph, weight_bytes
+from gemmir.bench.grouped import AnyCase, GroupedCase
 from gemmir.bench.inputs import Inputs, inputs_of
 from gemmir.bench.peers import PEERS, Peer
 from gemmir.bench.report import GraphTimes, PeerResult
@@ -26,6 +28,8 @@ from gemmir.ir_text import parse_module
 from gemmir.manifest import Manifest
 
 FP8, BF16 = Case("f8E4M3FN", 5, 128, 256), Case("bf16", 5, 128, 256)
+MASKED = GroupedCase("f8E4M3FN", "counts", 2, 5, 128, 256)
+BATCH = GroupedCase("bf16", "batch", 2, 5, 128, 256)
 PLENTY = 1 << 40
 START_US = 6.0
 """What this GPU needs to begin a graph."""
@@ -104,13 +108,19 @@ class Event:
         return (other.at - self.at) / 1e3
 
 
+@cache
+def manifest_of(case: AnyCase) -> Manifest:
+    """Of the kernel that is chosen for a case."""
+    manifest = (lower(case.text, m=case.m) if isinstance(case, Case) else lower(case.text)).manifest
+    assert manifest is not None
+    return manifest
+
+
 class Kernel:
     """The reference as a kernel of 10 us, or 8 us with overlap; `wrong`: with overlap, its result is."""
 
-    def __init__(self, gpu: Gpu, case: Case, waits: bool = True, wrong: bool = False):
-        manifest = lower(case.text, m=case.m).manifest
-        assert manifest is not None
-        self.manifest: Manifest = replace(manifest, waits=waits)
+    def __init__(self, gpu: Gpu, case: AnyCase, waits: bool = True, wrong: bool = False):
+        self.manifest = replace(manifest_of(case), waits=waits)
         self.gpu, self.wrong = gpu, wrong
         self.module = parse_module(case.text)
         self.launched: list[tuple[bool, int]] = []
@@ -118,7 +128,7 @@ class Kernel:
         self.results: dict[int, torch.Tensor] = {}
 
     def __call__(self, *tensors: torch.Tensor, out: torch.Tensor, overlap: bool = False) -> None:
-        where = tensors[1 if len(tensors) == 2 else 2].data_ptr()
+        where = tensors[2 if len(tensors) > 3 else 1].data_ptr()
         if where not in self.results:
             result = run(self.module, tensors)
             assert isinstance(result, torch.Tensor)
@@ -151,9 +161,9 @@ def peer(gpu: Gpu, name: str, seen: list[int], fails_in_capture: bool = False) -
     return Peer(name, "", make, make)
 
 
-def measured(case: Case, kernel: Kernel, peers: list[Peer], layers: int = 4, repeats: int = 1) -> GraphTimes:
+def measured(case: AnyCase, kernel: Kernel, peers: list[Peer], layers: int = 4, repeats: int = 1) -> GraphTimes:
     inputs = inputs_of(case, 1, "cpu")
-    out = torch.zeros(case.m, case.n, dtype=torch.bfloat16)
+    out = torch.zeros(case.result_shape, dtype=torch.bfloat16)
     problem = problem_of(the_matmul(parse_module(case.text)))
     return measure_graph(case, problem, kernel, peers, inputs, out, layers, repeats)  # type: ignore[arg-type]
 
@@ -162,21 +172,22 @@ def each(us: float, layers: int = 4) -> Timing:
     return Timing((((pytest.approx(us + START_US / layers),) * REPLAYS),))  # type: ignore[arg-type]
 
 
-@pytest.mark.parametrize("case", [FP8, BF16], ids=str)
+@pytest.mark.parametrize("case", [FP8, BF16, MASKED], ids=str)
 def test_layers_have_weights_of_their_own_and_the_same_activations(case: Case):
     inputs = inputs_of(case, 1, "cpu")
     stack = layers_of(case, inputs, 4, PLENTY)
     assert stack[0] is inputs
     assert all(list(layer) == list(inputs) for layer in stack), "kernels take them in this order"
     shared = {name for name in inputs if len({layer[name].data_ptr() for layer in stack}) == 1}
-    assert shared == {"x", "xs"} & set(inputs)
+    assert shared == {"x", "xs", "index"} & set(inputs)
     for name in set(inputs) - shared:
         assert len({layer[name].float().sum().item() for layer in stack}) == 4
-    assert {(layer["w"].shape, layer["w"].stride()) for layer in stack} == {((256, 128), (1, 256))}
+    groups, pitch = ((), ()) if isinstance(case, Case) else ((case.groups,), (256 * 128,))
+    assert {(layer["w"].shape, layer["w"].stride()) for layer in stack} == {((*groups, 256, 128), (*pitch, 1, 256))}
     again = layers_of(case, inputs, 4, PLENTY)
     assert all(torch.equal(a["w"].float(), b["w"].float()) for a, b in zip(stack, again, strict=True))
     assert different(stack) == (4, 4 * weight_bytes(inputs))
-    assert weight_bytes(inputs) == (256 * 128 + 2 * 4 if case is FP8 else 2 * 256 * 128)
+    assert weight_bytes(inputs) == (2 * 256 * 128 if case is BF16 else case.weights * (256 * 128 + 2 * 4))
 
 
 @pytest.mark.parametrize(
@@ -207,9 +218,18 @@ def test_layers_are_timed_without_and_with_overlap_and_those_of_cublas(case: Cas
     assert found.ratio("cublas", overlap=True) == pytest.approx((12 + 1.5) / (8 + 1.5))
 
 
-def test_the_peer_of_bf16_multiplies_in_a_graph(gpu: Gpu):
-    """torch.mm itself; on the CPU it takes no time of this clock."""
-    found = measured(BF16, Kernel(gpu, BF16), [PEERS["cublas"]], layers=2)
+def test_layers_of_masked_groups_are_timed_and_have_no_peer(gpu: Gpu):
+    kernel = Kernel(gpu, MASKED)
+    found = measured(MASKED, kernel, [peer(gpu, "cublas", []), peer(gpu, "deep_gemm", [])], layers=2)
+    assert (found.layers, found.weights, found.weight_bytes) == (2, 2, 2 * 2 * (256 * 128 + 2 * 4))
+    assert (found.plain, found.overlap, found.fault, found.peers) == (each(10.0, 2), each(8.0, 2), "", {})
+    assert [overlap for overlap, _ in kernel.launched] == [False] * 2 + [True] * 2
+
+
+@pytest.mark.parametrize("case", [BF16, BATCH], ids=str)
+def test_the_peer_of_bf16_multiplies_in_a_graph(case: AnyCase, gpu: Gpu):
+    """torch.mm, or torch.bmm, itself; on the CPU it takes no time of this clock."""
+    found = measured(case, Kernel(gpu, case), [PEERS["cublas"]], layers=2)
     assert found.peers == {"cublas": PeerResult(each(0.0, 2))}
 
 
@@ -271,15 +291,17 @@ def test_replays_are_queued_behind_a_sleep_that_is_not_timed(gpu: Gpu):
     assert gpu.log == ["replay"] * 3 + series + ["sleep", *series]
 
 
-@pytest.mark.parametrize("layers", [0, 3])
-def test_a_case_has_a_graph_where_one_was_asked_for(layers: int, gpu: Gpu, monkeypatch: pytest.MonkeyPatch):
+@pytest.mark.parametrize(("case", "layers"), [(FP8, 0), (FP8, 3), (MASKED, 3)], ids=str)
+def test_a_case_has_a_graph_where_one_was_asked_for(
+    layers: int, case: AnyCase, gpu: Gpu, monkeypatch: pytest.MonkeyPatch
+):
     full = torch.full
     monkeypatch.setattr(inputs_module, "inputs_of", lambda case, seed, _: inputs_of(case, seed, "cpu"))
     monkeypatch.setattr(torch, "full", lambda shape, value, dtype, device: full(shape, value, dtype=dtype))
     monkeypatch.setattr(measure, "kernel_us", lambda launch, launches, *_: [5.0] * launches)
     info, options = DeviceInfo("NVIDIA H200", 132, (9, 0), 232448), measure.Options(launches=2, layers=layers)
-    kernel = Kernel(gpu, FP8)
-    row = measure.measure(FP8, kernel, [peer(gpu, "cublas", [])], options, info)  # type: ignore[arg-type]
+    kernel = Kernel(gpu, case)
+    row = measure.measure(case, kernel, [peer(gpu, "cublas", [])], options, info)  # type: ignore[arg-type]
     assert row.timing == Timing(((5.0, 5.0),))
     assert row.faults == ()
     if not layers:

@@ -300,16 +300,21 @@ def test_a_wrong_result_in_a_graph_exits_with_1(capsys: pytest.CaptureFixture[st
     assert "1 of 2: bf16-14x128x256: WRONG RESULT: last of 32 layers in a graph: wrong" in captured.err
 
 
-@pytest.mark.parametrize("argv", [["--set", "masked"], ["--shape", "2x64x128x256"], ["--set", "decode", "k-grouped"]])
-def test_layers_of_groups_are_refused(argv: list[str], gpu: list[AnyCase], capsys: pytest.CaptureFixture[str]):
-    assert main(["bench", *argv, "--graph"]) == 1
-    error = capsys.readouterr().err
-    assert "error[GMR-I009]" in error
-    assert "--graph with " in error
-    assert "fix: measure groups in a run of their own, without --graph" in error
-    with pytest.raises(InputError, match="dense products"):
-        bench.check_graph(arguments(*argv, "--graph"), bench.cases_of(arguments(*argv)))
-    assert gpu == []
+def test_layers_of_groups_go_into_a_graph_as_well(
+    tmp_path: Path, asked: list[measure.Options], gpu: list[AnyCase], capsys: pytest.CaptureFixture[str]
+):
+    out = tmp_path / "out.json"
+    argv = ["bench", "--shape", "64x128x256", "2x64x128x256", "--grouping", "counts", "--dtype", "f8E4M3FN"]
+    assert main([*argv, "--graph", "--json", str(out)]) == 0
+    assert gpu == [Case("f8E4M3FN", 64, 128, 256), GroupedCase("f8E4M3FN", "counts", 2, 64, 128, 256)]
+    assert [options.layers for options in asked] == [32, 32]
+    captured = capsys.readouterr()
+    dense, grouped = captured.out.split("\nf8E4M3FN, groups by counts: ")
+    for text, sizes in ((dense, "M x N x K"), (grouped, "G x M x N x K")):
+        header = next(line for line in text.splitlines() if line.startswith(sizes))
+        assert header[len(sizes) :].split()[:3] == ["gemmir", "graph", "overlap"]
+    assert "f8E4M3FN-counts-2x64x128x256: 11.00 us, ratio to the fastest peer 2.000, 6.00 us in a graph" in captured.err
+    assert [row.graph for row in Report.from_json(out.read_text()).rows] == [TIMES, TIMES]
 
 
 def test_layers_without_a_graph_are_wrong_usage(gpu: list[AnyCase], capsys: pytest.CaptureFixture[str]):
@@ -318,10 +323,17 @@ def test_layers_without_a_graph_are_wrong_usage(gpu: list[AnyCase], capsys: pyte
     assert gpu == []
 
 
-def test_the_set_decode_goes_into_a_graph():
-    cases = bench.cases_of(arguments("--set", "decode", "--graph", "--flush", "read"))
-    bench.check_graph(arguments("--set", "decode", "--graph", "--flush", "read"), cases)
+def test_the_set_decode_has_masked_groups_beside_its_dense_products():
+    masked = GroupedCase("f8E4M3FN", "counts", 32, 20, 4096, 7168)
+    cases = bench.cases_of(arguments("--set", "decode"))
     assert {case.dtype for case in cases} == {"f8E4M3FN", "bf16"}
+    assert cases[-1] == masked
+    assert [case.shape for case in cases[:-1] if isinstance(case, Case)] == [*SETS["decode"], *SETS["decode"]]
+    assert bench.cases_of(arguments("--set", "decode", "masked")).count(masked) == 1
+    assert masked in bench.cases_of(arguments("--set", "decode", "--dtype", "f8E4M3FN", "--split-k", "1"))
+    for argv, rows in ((["--dtype", "bf16"], 17), (["--split-k", "2"], 34)):
+        found = bench.cases_of(arguments("--set", "decode", *argv))
+        assert (len(found), masked in found) == (rows, False)
 
 
 def test_the_help_is_readable_in_80_columns(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]):
