@@ -48,6 +48,9 @@ DECODE: tuple[Shape, ...] = (
     *((m, n, k) for m in (64, 128) for n, k in LAYERS),
 )
 
+BETWEEN_ROWS = (33, 40, 48, 56, 63, 64, 65, 80, 96, 112, 127, 128)
+"""Rows between those of `DECODE`, and those above them (see `gemmir.bench.between`)."""
+
 DRAWN = 30
 SEED = 20261125
 LARGEST_SIZE = 2**31 - 1
@@ -139,6 +142,11 @@ def layers(*rows: int) -> tuple[Shape, ...]:
     return tuple((m, n, k) for m in rows for n, k in LAYERS)
 
 
+def between() -> tuple[Shape, ...]:
+    """Every layer with `BETWEEN_ROWS` rows, one layer after another: what is compared is timed close to each other."""
+    return tuple((m, n, k) for n, k in LAYERS for m in BETWEEN_ROWS)
+
+
 def drawn() -> tuple[Shape, ...]:
     """The same shapes every time: M from 129 to 8192, N and K multiples of 128 from 512 to 16384."""
     source = random.Random(SEED)
@@ -150,6 +158,7 @@ def drawn() -> tuple[Shape, ...]:
 SETS: dict[str, tuple[Shape, ...]] = {
     "dense": DENSE,
     "decode": DECODE,
+    "between": between(),
     "small": layers(1, 64, 128),
     "layers": layers(1, 64, 128, 512, 4096),
     "random": drawn(),

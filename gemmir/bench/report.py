@@ -8,6 +8,7 @@ from collections.abc import Sequence
 from dataclasses import asdict, dataclass, field
 from typing import Any
 
+from gemmir.bench.between import Step, steps
 from gemmir.bench.cases import Case
 from gemmir.bench.floor import flops
 from gemmir.bench.grouped import AnyCase, case_from
@@ -124,8 +125,15 @@ class Report:
     rows: tuple[Row, ...]
     calibration: Calibration | None = None
 
+    @property
+    def between(self) -> list[Step]:
+        """Rows against the next one above, where there are such, the dearest first (see `gemmir.bench.between`)."""
+        return steps(self.rows)
+
     def to_json(self) -> str:
-        return json.dumps({"schema": SCHEMA, **asdict(self)}, indent=1, allow_nan=False) + "\n"
+        """Every field, and `between`, which follows from the rows."""
+        derived = {"between": [step.as_json() for step in self.between]}
+        return json.dumps({"schema": SCHEMA, **asdict(self), **derived}, indent=1, allow_nan=False) + "\n"
 
     @staticmethod
     def from_json(text: str) -> Report:
@@ -133,6 +141,7 @@ class Report:
         data: dict[str, Any] = json.loads(text)
         if data.pop("schema") != SCHEMA:
             raise ValueError("report of another schema")
+        data.pop("between", None)
         rows = tuple(_row(row) for row in data.pop("rows"))
         return Report(rows=rows, calibration=_calibration(data.pop("calibration", None)), **data)
 

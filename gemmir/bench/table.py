@@ -7,11 +7,14 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from statistics import geometric_mean
 
+from gemmir.bench.between import KINDS, Step
 from gemmir.bench.report import Calibration, GraphTimes, Report, Row, worst_first
 from gemmir.bench.timing import Timing
 from gemmir.target import SM_90A
 
 NOTHING = "-"
+DEARER = (1.0, 1.03)
+"""Ratios to the row above beyond which rows are counted: those that cost more, and those that do beyond noise."""
 GRAPH_LEGEND = (
     "graph: a layer of many in a captured CUDA graph, each with its own weights; overlap: each may start while the one "
     "before ends"
@@ -27,7 +30,31 @@ def table(report: Report) -> str:
         parts.append(calibration(report.calibration))
     for kind in dict.fromkeys(row.case.kind for row in report.rows):
         parts.append(section(kind, worst_first([row for row in report.rows if row.case.kind == kind])))
+    for kind in dict.fromkeys(step.case.kind for step in report.between):
+        parts.append(between(kind, [step for step in report.between if step.case.kind == kind]))
     return "\n".join(parts)
+
+
+def between(kind: str, steps: Sequence[Step]) -> str:
+    """Rows of one kind of case against those above them, in this order, then what it comes to by kind of time."""
+    times = [name for name in KINDS if any(name in step.times for step in steps)]
+    lines = [[steps[0].case.dimensions, *(cell for name in times for cell in (name, "above", "ratio")), "above"]]
+    lines += [[step.case.label, *_step(step, times), step.above.label] for step in steps]
+    head = f"{kind}, rows between: microseconds; ratios are to the next row above, above 1 where fewer rows cost more"
+    return "\n".join([head, *_columns(lines), *(_dearer(name, steps) for name in times)]) + "\n"
+
+
+def _step(step: Step, times: Sequence[str]) -> list[str]:
+    found = [(*step.times.get(name, (None, None)), step.ratio(name)) for name in times]
+    return [_number(x, form) for each in found for x, form in zip(each, (".2f", ".2f", ".3f"), strict=True)]
+
+
+def _dearer(name: str, steps: Sequence[Step]) -> str:
+    """The worst row by one kind of time, and how many cost more than the row above them."""
+    ratios = [(ratio, step.case.label) for step in steps if (ratio := step.ratio(name)) is not None]
+    worst, where = max(ratios)
+    counts = ", ".join(f"{sum(ratio > bound for ratio, _ in ratios)} above {bound}" for bound in DEARER)
+    return f"{name}: worst {worst:.3f} at {where}; {counts} of {len(ratios)}"
 
 
 def calibration(found: Calibration) -> str:
@@ -60,12 +87,10 @@ def section(kind: str, rows: Sequence[Row]) -> str:
     """The rows of one kind of case, in this order."""
     columns = columns_of(rows)
     lines = [header(rows[0].case.dimensions, columns), *(cells(row, columns) for row in rows)]
-    widths = [max(len(line[column]) for line in lines) for column in range(len(lines[0]))]
     text = [f"{kind}: microseconds; ratios are a peer's time over gemmir's, above 1 where gemmir is faster"]
     if columns.graph:
         text.append(GRAPH_LEGEND)
-    text += ["  ".join(_aligned(line, widths)).rstrip() for line in lines]
-    return "\n".join([*text, *summary(rows, columns), *notes(rows)]) + "\n"
+    return "\n".join([*text, *_columns(lines), *summary(rows, columns), *notes(rows)]) + "\n"
 
 
 def header(dimensions: str, columns: Columns) -> list[str]:
@@ -181,6 +206,12 @@ def _median(timing: Timing | None) -> str:
 
 def _number(value: float | None, form: str) -> str:
     return NOTHING if value is None else format(value, form)
+
+
+def _columns(lines: Sequence[Sequence[str]]) -> list[str]:
+    """Lines of as many cells each, one below the other."""
+    widths = [max(len(line[column]) for line in lines) for column in range(len(lines[0]))]
+    return ["  ".join(_aligned(line, widths)).rstrip() for line in lines]
 
 
 def _aligned(line: Sequence[str], widths: Sequence[int]) -> list[str]:

@@ -55,6 +55,11 @@ one before it ends and ask for its first weights, which that one does not write,
 but waits for it before it reads or writes anything else. Of peers, cublas is
 timed in such a graph; of groups it has BF16 batches only.
 
+Products of 33 to 63 and of 65 to 127 rows are compared with those of 64 and 128
+rows of the same N and K, where a run has those as well, as one of --set between
+has: the last table has the ratios of their times, above 1 where fewer rows cost
+more.
+
 Before a kernel is timed its result is checked: it is filled with NaN first and
 must come out finite everywhere, and 64 rows times 4 blocks of 128 columns must
 lie within the bound that is derived for each element. Of a graph, the result of
