@@ -11,6 +11,7 @@ from gemmir.passes.cost_model import Cost, predict
 from gemmir.passes.stream_search import search_family
 from gemmir.problem import GemmProblem
 from gemmir.schedule import Family, Schedule
+from gemmir.target import SM_90A
 
 
 def compared(problem: GemmProblem, schedule: Schedule) -> tuple[Terms, ...]:
@@ -42,6 +43,7 @@ def _terms(schedule: Schedule, cost: Cost) -> Terms:
         ("tile beside k-blocks, clocks", f"{cost.tile:.0f}"),
         ("tiles", f"{cost.tiles}"),
         ("rounds", f"{cost.rounds}"),
+        ("tiles of busiest SM over mean", f"{cost.rounds * SM_90A.sms / cost.tiles:.2f}"),
         ("all rounds, clocks", f"{cost.cycles:.0f}"),
         ("tensor cores busy", f"{cost.utilisation:.0%}"),
         ("clock, GHz", f"{cost.clock_hz / 1e9:.2f}"),

@@ -182,6 +182,7 @@ def test_explain_shows_the_terms_of_the_cost_model(capsys: pytest.CaptureFixture
     assert values["k-block: tensor cores, clocks"] == ["1024", "1024"]
     assert values["tiles"] == ["896", "896"]
     assert values["rounds"] == ["7", "7"]
+    assert values["tiles of busiest SM over mean"] == ["1.03", "1.03"], "7 where 896 tiles on 132 SMs are 6.79 each"
     for column in range(2):
         number = {name: float(cells[column].rstrip("%")) for name, cells in values.items()}
         k_blocks, tile = 16 * number["k-block, clocks"], number["tile beside k-blocks, clocks"]
