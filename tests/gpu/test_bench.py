@@ -60,3 +60,16 @@ def test_layers_in_a_graph_are_checked_and_timed_and_l2_is_flushed_by_reading(
             assert [len(samples) for samples in timing.series] == [20]
             assert all(0.5 < sample < 1000.0 for samples in timing.series for sample in samples)
     assert "cublas, graph with overlap: worst" in capsys.readouterr().out
+
+
+def test_layers_of_masked_groups_are_checked_and_timed(tmp_path: Path) -> None:
+    out = tmp_path / "out.json"
+    case = ["--shape", "4x8x512x1024", "--grouping", "counts", "--dtype", "f8E4M3FN", "--schedule", "family = stream"]
+    options = ["--launches", "5", "--graph", "--layers", "8", "--json", str(out)]
+    assert main(["bench", *case, *options]) == 0
+    (row,) = Report.from_json(out.read_text()).rows
+    assert row.graph is not None
+    assert (row.graph.layers, row.graph.weights, row.graph.fault) == (8, 8, "")
+    for timing in (row.graph.plain, row.graph.overlap):
+        assert timing is not None
+        assert all(0.5 < sample < 1000.0 for samples in timing.series for sample in samples)
