@@ -80,6 +80,12 @@ _INPUT = {
         "A name, a number or a keyword is none of the legal ones.",
         "the message lists the legal ones",
     ),
+    "GMR-I010": ErrorCode(
+        "a scale that is no positive number",
+        "InputError",
+        "`validate=True` found a scale that is NaN, infinite, zero or negative; nothing else looks at what scales are.",
+        "the message names it; `gemmir.quantize` gives positive scales only",
+    ),
 }
 
 _UNSUPPORTED = {

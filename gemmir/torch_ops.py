@@ -67,11 +67,11 @@ def _products() -> tuple[dict[str, Compute], dict[str, Compute]]:
     """The ops by name: those that return a tensor, and those that write to one."""
     functional: dict[str, Compute] = {}
     mutating: dict[str, Compute] = {}
-    split, overlap = "int? split_k=None, bool batch_invariant=True", "bool overlap=False"
+    split, rest = "int? split_k=None, bool batch_invariant=True", "bool validate=False, bool overlap=False"
     for name, (compute, tensors, options) in {
-        "matmul": (ops.matmul, _SCALED, f"{_RESULT}, {split}, {overlap}"),
-        "grouped_matmul": (ops.grouped_matmul, f"{_INDEX}, {_SCALED}", f"{_RESULT}, bool validate=False, {overlap}"),
-        "batched_matmul": (ops.batched_matmul, _SCALED, f"{_RESULT}, {overlap}"),
+        "matmul": (ops.matmul, _SCALED, f"{_RESULT}, {split}, {rest}"),
+        "grouped_matmul": (ops.grouped_matmul, f"{_INDEX}, {_SCALED}", f"{_RESULT}, {rest}"),
+        "batched_matmul": (ops.batched_matmul, _SCALED, f"{_RESULT}, {rest}"),
     }.items():
         operands = f"Tensor a, Tensor b, *, {tensors}"
         functional[name] = _register(name, f"({operands}, {options}) -> Tensor", compute, fake_of(name))
