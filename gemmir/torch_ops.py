@@ -34,7 +34,9 @@ Compute = Callable[..., Any]
 _SCALED = "Tensor? scale_a=None, Tensor? scale_b=None, Tensor? c=None"
 _RESULT = "ScalarType? out_dtype=None, SymInt? expected_m=None"
 _INDEX = "Tensor? offs=None, Tensor? group_ids=None, Tensor? counts=None"
-_QUANTIZE = 'Tensor x, str recipe="block_wise_1x128", *, ScalarType? dtype=None, bool power_of_two=False'
+_QUANTIZE = (
+    'Tensor x, str recipe="block_wise_1x128", *, ScalarType? dtype=None, bool power_of_two=False, bool saturate=False'
+)
 
 # NOTE: without the second one Inductor may pass a copy with other strides, which a kernel does not take.
 _TAGS = (torch.Tag.pt2_compliant_tag, torch.Tag.needs_exact_strides)

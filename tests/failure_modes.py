@@ -50,6 +50,8 @@ CASES: dict[int, tuple[str, str]] = {
     19: (
         "FP8 overflow in quantisation",
         "test_quantization.py::test_every_bit "
+        "test_quantization.py::test_what_is_finite_never_overflows "
+        "test_quantization.py::test_infinities_saturate_if_that_is_asked_for "
         "test_quantization.py::test_what_is_not_finite_becomes_one_nan_and_counts_for_no_scale",
     ),
     20: ("tensors on several devices", "backends/cuda/test_arguments.py::test_devices"),

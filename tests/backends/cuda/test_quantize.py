@@ -135,9 +135,17 @@ def tensors(shape: tuple[int, ...], recipe: Recipe, dtype: torch.dtype = torch.b
     return torch.zeros(shape, dtype=dtype), q, torch.empty_strided(extents, strides)
 
 
-def prepared(recipe: Recipe, made: tuple[torch.Tensor, ...], power_of_two: bool = False) -> Launch:
+def prepared(recipe: Recipe, made: tuple[torch.Tensor, ...], **options: bool) -> Launch:
     x, q, scale = made
-    return quantize.prepare(recipe, x, q, scale, least=2.0**-100, power_of_two=power_of_two)
+    return quantize.prepare(
+        recipe,
+        x,
+        q,
+        scale,
+        least=2.0**-100,
+        power_of_two=options.get("power_of_two", False),
+        saturate=options.get("saturate", False),
+    )
 
 
 @pytest.mark.parametrize(
@@ -159,12 +167,12 @@ def test_what_is_launched(
     scale_strides: tuple[int, ...],
 ):
     made = tensors(shape, recipe)
+    *groups, m, k = shape
     addresses = x, q, scale = [tensor.data_ptr() for tensor in made]
-    prepared(recipe, made, True).run(*addresses)
+    prepared(recipe, made, power_of_two=bool(groups), saturate=not groups).run(*addresses)
     ((function, launched, stream, context, arguments),) = gpu[1]
     assert function.startswith(f"quantize_{recipe.value}_bf16_e4m3 ")
     assert (launched, stream, context) == ((*grid, threads, 1, 1), STREAM, 0x1000)
-    *groups, m, k = shape
     names = ("scale_group", "scale_row", "scale_column")
     assert tuple(arguments.pop(name) for name in names) == scale_strides
     assert arguments == {
@@ -177,7 +185,8 @@ def test_what_is_launched(
         "x_row": k if m > 1 else 0,
         "largest": 448.0,
         "least": 2.0**-100,
-        "power_of_two": 1,
+        "power_of_two": bool(groups),
+        "saturate": not groups,
         "vector": k % 8 == 0,
     }
 
