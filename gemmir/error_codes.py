@@ -290,6 +290,18 @@ _DEVICE = {
         "Memory, a link or another device failed, or the context or the MPS server that it belonged to was ended.",
         "start a new process; `dmesg` and `nvidia-smi -q` show faults of the hardware",
     ),
+    "GMR-D008": ErrorCode(
+        "a driver that is older than the compiler",
+        "DeviceError",
+        "The driver is for an older major version of CUDA than that of the NVRTC that compiled the kernel.",
+        "update the NVIDIA driver; for CUDA 13, to R580 or newer",
+    ),
+    "GMR-D009": ErrorCode(
+        "not enough memory on the device",
+        "OutOfMemoryError",
+        "Torch had no memory for a result, or the driver none for a kernel or a context; nothing was launched.",
+        "free some, pass `out`, or split the product; the message has the bytes",
+    ),
 }
 
 ERROR_CODES: dict[str, ErrorCode] = {

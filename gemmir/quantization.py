@@ -11,6 +11,7 @@ from collections import OrderedDict
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from itertools import combinations
+from math import prod
 from typing import TYPE_CHECKING, Any
 
 from gemmir.calls import remember
@@ -151,12 +152,18 @@ class Plan:
         return apart and all(at % SCALE_ALIGNMENT == 0 for at in addresses[2:])
 
     def new(self) -> tuple[torch.Tensor, torch.Tensor]:
-        """New memory for q and scale."""
+        """New memory for q and scale; `OutOfMemoryError` (GMR-D009) if there is none."""
         import torch
 
         shape, strides = self.scale_layout
-        q = torch.empty(self.shape, dtype=self.dtype, device=self.device)
-        return q, torch.empty_strided(shape, strides, dtype=torch.float32, device=self.device)
+        try:
+            q = torch.empty(self.shape, dtype=self.dtype, device=self.device)
+            return q, torch.empty_strided(shape, strides, dtype=torch.float32, device=self.device)
+        except torch.OutOfMemoryError as error:
+            from gemmir.backends.cuda.memory import out_of_memory
+
+            wanted = prod(self.shape) + 4 * (1 + sum((n - 1) * step for n, step in zip(shape, strides, strict=True)))
+            raise out_of_memory("q and scale", wanted, self.device, "pass out=, or quantise parts") from error
 
     def run(self, x: torch.Tensor, q: torch.Tensor, scale: torch.Tensor) -> None:
         if self.launch is None:

@@ -74,7 +74,11 @@ CASES: dict[int, tuple[str, str]] = {
         "no GPU or no driver",
         "test_bad_input.py::test_without_a_driver_compiling_works_and_loading_says_what_is_missing",
     ),
-    25: ("a driver that is too old", "backends/cuda/test_driver.py::test_a_cubin_that_the_driver_does_not_take"),
+    25: (
+        "a driver that is too old",
+        "backends/cuda/test_driver.py::test_a_driver_that_is_too_old "
+        "backends/cuda/test_driver.py::test_a_cubin_that_the_driver_does_not_take",
+    ),
     26: (
         "NVRTC missing or too old",
         "test_bad_input.py::test_a_missing_nvrtc_names_the_package "
@@ -84,13 +88,21 @@ CASES: dict[int, tuple[str, str]] = {
         "another GPU or target",
         "backends/cuda/test_driver.py::test_another_gpu test_bad_input.py::test_another_target_is_refused",
     ),
-    28: ("a part of a GPU", "backends/cuda/test_launch.py::test_a_slice_of_a_gpu"),
+    28: (
+        "a part of a GPU",
+        "backends/cuda/test_launch.py::test_a_slice_of_a_gpu "
+        "backends/cuda/test_launch.py::test_fewer_sms_than_a_whole_gpu_has",
+    ),
     29: (
         "budgets exceeded, spills",
         "test_legality.py::test_registers_are_counted test_legality.py::test_shared_memory_is_counted "
         "backends/cuda/test_compiler_log.py::test_spills",
     ),
-    30: ("a cluster that cannot be launched", "backends/cuda/test_driver.py::test_clusters_that_run_at_once"),
+    30: (
+        "a cluster that cannot be launched",
+        "backends/cuda/test_driver.py::test_clusters_that_run_at_once "
+        "backends/cuda/test_launch.py::test_a_cluster_that_fits_nowhere_leaves_nothing_loaded",
+    ),
     31: (
         "a group that there is not",
         "test_ops.py::test_an_invalid_group_is_not_written_and_no_error gpu/test_ops.py::test_invalid_indices",
@@ -146,7 +158,12 @@ CASES: dict[int, tuple[str, str]] = {
         "backends/cuda/test_launch.py::test_a_first_call_during_capture "
         "gpu/test_launch.py::test_a_first_call_during_capture_is_refused_and_spoils_nothing",
     ),
-    47: ("memory that runs out", "backends/cuda/test_launch.py::test_no_memory_for_a_result"),
+    47: (
+        "memory that runs out",
+        "backends/cuda/test_launch.py::test_no_memory_for_a_result "
+        "backends/cuda/test_driver.py::test_no_memory_in_the_driver "
+        "backends/cuda/test_quantize.py::test_no_memory gpu/test_failure_modes.py::test_no_memory_for_a_result",
+    ),
     48: ("malformed IR", "test_bad_input.py::test_malformed_ir_is_shown_with_line_and_column"),
     49: (
         "hostile IR",

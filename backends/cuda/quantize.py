@@ -254,7 +254,8 @@ def _load(kind: Kind, device: int) -> tuple[Any, int]:
                 rule="kernels cannot be loaded during capture",
                 fix="call gemmir.quantize once, with tensors of these types, before the capture",
             )
-        return driver.function(driver.load(compiled(kind)), kind.entry, 0), context
+        with driver.loaded(compiled(kind)) as module:
+            return driver.function(module, kind.entry, 0), context
 
 
 def _grid(shape: Shape, extents: tuple[int, ...]) -> tuple[int, int, int]:

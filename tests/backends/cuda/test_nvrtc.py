@@ -251,9 +251,11 @@ def test_preloading_from_a_folder_without_nvrtc(tmp_path: Path):
 def test_every_supported_version(folder: str):
     said = run_with(
         folder,
-        f"c = nvrtc.compile_cubin({KERNEL!r})\nprint(nvrtc.version(), c.cubin[:4])\nprint(nvrtc.library_path())\n"
+        "from gemmir.backends.cuda.elf import toolkit_of\n"
+        f"c = nvrtc.compile_cubin({KERNEL!r})\nprint(nvrtc.version(), c.cubin[:4], toolkit_of(c.cubin))\n"
+        "print(nvrtc.library_path())\n"
         f"nvrtc.check_syntax({KERNEL!r})\np = nvrtc.compile_ptx({KERNEL!r})\nprint('.entry k' in p, c.ptx == p)",
     )
     version = (13, 0) if folder == OLDEST else nvrtc.version()
     path = Path(folder) / "nvidia/cu13/lib/libnvrtc.so.13" if folder == OLDEST else nvrtc.library_path()
-    assert said == [f"{version} b'\\x7fELF'", str(path), "True True"]
+    assert said == [f"{version} b'\\x7fELF' {version}", str(path), "True True"]
