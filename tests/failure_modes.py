@@ -105,14 +105,21 @@ CASES: dict[int, tuple[str, str]] = {
     ),
     31: (
         "a group that there is not",
-        "test_ops.py::test_an_invalid_group_is_not_written_and_no_error gpu/test_ops.py::test_invalid_indices",
+        "test_ops.py::test_an_invalid_group_is_not_written_and_no_error "
+        "test_validation.py::test_the_first_bad_entry_of_an_index_is_named "
+        "backends/simulator/test_group_results.py::test_drawn_groups gpu/test_ops.py::test_invalid_indices",
     ),
     32: (
         "rows that are out of order or not aligned",
         "test_groups.py::test_the_first_invalid_entry_is_named_and_left_out "
         "test_groups.py::test_no_index_reaches_out_of_bounds_or_writes_twice",
     ),
-    33: ("counts beyond their room, or negative", "test_groups.py::test_the_first_rows_of_a_matrix_count"),
+    33: (
+        "counts beyond their room, or negative",
+        "test_groups.py::test_the_first_rows_of_a_matrix_count "
+        "test_groups.py::test_the_first_invalid_entry_is_named_and_left_out "
+        "test_validation.py::test_the_first_bad_entry_of_an_index_is_named gpu/test_ops.py::test_invalid_indices",
+    ),
     34: (
         "an expected M that is wrong",
         "test_failure_modes.py::test_what_is_expected_changes_no_bit "

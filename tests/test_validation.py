@@ -130,6 +130,40 @@ def test_a_call_that_is_validated_writes_nothing_before_it_raises(grouping: Grou
     assert bool(call_of(grouping, tensors, through)().isnan().any()), "without it, NaN is what comes out"
 
 
+BAD_INDICES = {
+    "ends that go back": (Grouping.OFFS, (9, 3, 17), "offs[1] = 3: group 1 begins at 9, M is 20"),
+    "an end below 0": (Grouping.OFFS, (-1, 3, 17), "offs[0] = -1"),
+    "an end past M": (Grouping.OFFS, (3, 21, 20), "offs[1] = 21"),
+    "the last int32 as an end": (Grouping.OFFS, (3, 5, 2**31 - 1), "offs[2] = 2147483647"),
+    "the first int32 as an end": (Grouping.OFFS, (3, -(2**31), 9), "offs[1] = -2147483648"),
+    "a group that there is not": (Grouping.GROUP_IDS, (*[0] * 19, 3), "group_ids[19] = 3"),
+    "a group below -1": (Grouping.GROUP_IDS, (*[0] * 18, -2, 7), "group_ids[18] = -2"),
+    "a second group among 128 rows": (Grouping.GROUP_IDS, (*[0] * 7, 1, *[-1] * 12), "group_ids[7] = 1"),
+    "a count below 0": (Grouping.COUNTS, (1, -1, 21), "counts[1] = -1: from 0 to M = 20"),
+    "a count above M": (Grouping.COUNTS, (20, 0, 21), "counts[2] = 21"),
+    "the last int32 as a count": (Grouping.COUNTS, (2**31 - 1, 0, 1), "counts[0] = 2147483647"),
+    "ends along K that go back": (Grouping.K_OFFS, (256, 128, 384), "offs[1] = 128: group 1 begins at 256, K is 384"),
+    "an end along K below 0": (Grouping.K_OFFS, (-128, 128, 384), "offs[0] = -128"),
+    "an end along K that is no multiple": (Grouping.K_OFFS, (128, 200, 384), "offs[1] = 200"),
+    "an end past K": (Grouping.K_OFFS, (128, 256, 512), "offs[2] = 512"),
+}
+
+
+@pytest.mark.parametrize("scaled", [True, False], ids=["fp8", "bf16"])
+@pytest.mark.parametrize("what", BAD_INDICES)
+def test_the_first_bad_entry_of_an_index_is_named(what: str, scaled: bool):
+    """With scales, which are read in the same copy, and without."""
+    grouping, entries, message = BAD_INDICES[what]
+    tensors = operands_of(grouping, RECIPE_PAIRS[3 if grouping is Grouping.K_OFFS else 2]) | {"index": i32(*entries)}
+    if not scaled:
+        halves = {name: torch.ones_like(tensors[name], dtype=torch.bfloat16) for name in ("a", "b")}
+        tensors = halves | {"index": tensors["index"]}
+    out = torch.full_like(call_of(grouping, tensors)(), 7.0)
+    with pytest.raises(InputError, match=re.escape(f"GMR-I009: {message}")):
+        call_of(grouping, tensors)(validate=True, out=out)
+    assert bool((out == 7).all())
+
+
 def test_the_index_comes_before_the_scales():
     tensors = operands_of(Grouping.OFFS, RECIPE_PAIRS[2])
     tensors["scale_a"][0, 0] = NAN
