@@ -10,7 +10,7 @@ from __future__ import annotations
 import threading
 from collections import OrderedDict
 from collections.abc import Sequence
-from functools import lru_cache, partial
+from functools import partial
 from typing import TYPE_CHECKING, Any, Protocol
 
 import torch
@@ -19,6 +19,7 @@ from torch.compiler import is_compiling, is_dynamo_compiling
 from gemmir.calls import Calls, MakeReady, Options, Ready, remember
 from gemmir.errors import InputError
 from gemmir.guards import Facts
+from gemmir.once import Once
 from gemmir.problem import Grouping
 from gemmir.product_calls import Asked, Call, call_of, program_of, rank_of
 from gemmir.tracing import is_traced, traced
@@ -275,16 +276,13 @@ def _resolve(grouping: Grouping, named: dict[str, torch.Tensor], asked: Asked) -
     raise InputError("GMR-I004", f"a: is on {device}", rule=rule, fix="pass tensors on a GPU")
 
 
-@lru_cache(MAX_KERNELS)
-def kernel_of(call: Call) -> CompiledKernel:
-    """The kernel for a call, compiled if neither this process nor the cache has it."""
+def _kernel_of(call: Call) -> CompiledKernel:
     from gemmir.compiler import compile_call
 
     return compile_call(call, lambda: program_of(call))
 
 
-@lru_cache(MAX_KERNELS)
-def _reference(call: Call) -> Compute:
+def _reference_of(call: Call) -> Compute:
     from gemmir.reference_calls import Reference
 
     return Reference([name for name, *_ in call.tensors], program_of(call).module)
@@ -305,6 +303,9 @@ def _validate(
     check_values(grouping, Operands(a, b, scale_a, scale_b, index=index))
 
 
+kernel_of: Once[Call, CompiledKernel] = Once(_kernel_of, MAX_KERNELS)
+"""The kernel for a call, compiled if neither this process nor the cache has it; by one thread."""
+_reference: Once[Call, Compute] = Once(_reference_of, MAX_KERNELS)
 _lock = threading.Lock()
 CALLS = {grouping: Calls(partial(_ready, grouping)) for grouping in Grouping}
 _matmuls = CALLS[Grouping.NONE].ready

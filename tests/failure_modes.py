@@ -57,7 +57,7 @@ CASES: dict[int, tuple[str, str]] = {
     20: ("tensors on several devices", "backends/cuda/test_arguments.py::test_devices"),
     21: (
         "a device that is not current",
-        "backends/cuda/test_launch.py::test_a_device_that_is_not_current gpu/test_launch.py::test_every_device",
+        "backends/cuda/test_launch_many.py::test_a_device_that_is_not_current gpu/test_launch.py::test_every_device",
     ),
     22: (
         "an output that overlaps an input",
@@ -154,10 +154,14 @@ CASES: dict[int, tuple[str, str]] = {
     43: ("a fork", "backends/cuda/test_driver.py::test_after_a_fork gpu/test_launch.py::test_after_a_fork"),
     44: (
         "threads",
-        "backends/cuda/test_launch.py::test_threads_load_a_kernel_once gpu/test_launch.py::test_two_threads",
+        "backends/cuda/test_launch_many.py::test_threads_load_a_kernel_once "
+        "backends/cuda/test_launch_many.py::test_threads_that_call_several_kernels_at_once_load_each_once "
+        "test_once.py::test_products_that_threads_call_at_once_are_compiled_once_each "
+        "gpu/test_launch.py::test_two_threads gpu/test_launch.py::test_threads_that_call_products_at_once",
     ),
     45: (
         "several streams",
+        "backends/cuda/test_launch_many.py::test_each_call_is_on_the_stream_that_is_current_then_and_waits_for_nothing "
         "gpu/test_launch.py::test_it_runs_on_the_current_stream gpu/test_launch.py::test_streams_of_their_own_at_once",
     ),
     46: (

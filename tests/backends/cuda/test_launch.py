@@ -1,6 +1,5 @@
 """Launching, as far as it can be seen without a GPU: what is asked of the driver, how often, and what is refused."""
 
-import threading
 from dataclasses import replace
 from typing import Any
 
@@ -438,56 +437,3 @@ def test_which_kernels_wait(m: int, waits: bool):
     assert lowered.manifest is not None
     assert lowered.manifest.waits is waits
     assert ("griddepcontrol.wait" in lowered.source) is waits
-
-
-# ------------------------------------------------------------ devices and threads
-
-
-def test_a_device_that_is_not_current(gpu: RecordingDriver):
-    call = launcher()
-    call(tensors(8, "cuda:1"))
-    assert (gpu.launches[0].context, gpu.launches[0].stream, gpu.context) == (0x1001, STREAM + 1, 0x1000)
-    assert gpu.launches[0].function.endswith("module in 0x1001")
-    call(tensors(8, "cuda:0"))
-    assert (gpu.launches[1].context, gpu.launches[1].stream) == (0x1000, STREAM)
-    assert gpu.calls.count("cuModuleLoadData") == 2
-
-
-def test_a_thread_without_a_context(gpu: RecordingDriver):
-    """The driver handles no tensor map there."""
-    call = launcher()
-    gpu.context = 0
-    for first in (1 << 40, 1 << 41):
-        call(tensors(8, first=first))
-        assert (gpu.launches[-1].context, gpu.context) == (0x1000, 0)
-
-
-def test_threads_load_a_kernel_once(gpu: RecordingDriver):
-    call = launcher()
-    threads = [threading.Thread(target=call, args=(tensors(8 + i % 4),)) for i in range(16)]
-    for thread in threads:
-        thread.start()
-    for thread in threads:
-        thread.join(timeout=30)
-    assert gpu.calls.count("cuModuleLoadData") == 1
-    assert sorted(run.scalars[-1] for run in gpu.launches) == sorted([8, 9, 10, 11] * 4)
-
-
-def test_preparing(gpu: RecordingDriver, monkeypatch: pytest.MonkeyPatch):
-    monkeypatch.setattr(torch.cuda, "is_available", lambda: True)
-    monkeypatch.setattr(torch.cuda, "init", lambda: None)
-    monkeypatch.setattr(torch.cuda, "current_device", lambda: 1)
-    call = launcher()
-    for device in (None, "cuda", "cuda:0", 0, torch.device("cuda", 1)):
-        call.prepare(device)
-    assert list(call._kernels) == [1, 0]
-    assert gpu.calls.count("cuModuleLoadData") == 2
-    with pytest.raises(InputError, match="GMR-I004: device cpu"):
-        call.prepare("cpu")
-    assert gpu.launches == []
-
-
-def test_preparing_with_a_torch_that_has_no_cuda(gpu: RecordingDriver, monkeypatch: pytest.MonkeyPatch):
-    monkeypatch.setattr(torch.cuda, "is_available", lambda: False)
-    with pytest.raises(DeviceError, match=r"GMR-D001: torch .* cannot use CUDA"):
-        launcher().prepare()
