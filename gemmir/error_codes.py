@@ -192,7 +192,7 @@ _COMPILE = {
         "smaller blocks",
     ),
     "GMR-C003": ErrorCode(
-        "NVRTC is missing or too old",
+        "NVRTC is missing or of another version",
         "ToolMissingError",
         "No NVRTC is found, or one of another major version than the 13 that kernels are printed for.",
         "`pip install nvidia-cuda-nvrtc`",
