@@ -11,10 +11,8 @@ from typing import TYPE_CHECKING, Any
 
 import torch
 
-from gemmir.backends.cuda.from_torch import torch_dtype
 from gemmir.decode import DECODE_ROWS, decode_split_k
 from gemmir.errors import InputError
-from gemmir.expression import find_dtype
 from gemmir.problem import Grouping, blocks
 from gemmir.records import dataclass
 
@@ -165,10 +163,15 @@ def _major(tensor: torch.Tensor, k_axis: int, other: str) -> str:
 
 
 def result_type(
-    grouping: Grouping, a: torch.Tensor, out: torch.Tensor | None, out_dtype: torch.dtype | None
+    grouping: Grouping, a: torch.Tensor, out: torch.Tensor | None, out_dtype: torch.dtype | str | None
 ) -> torch.dtype:
     """The type of the result of a call; `InputError` (GMR-I001) for a word that names none."""
+    if isinstance(out_dtype, torch.dtype):
+        return out_dtype
     if out_dtype is not None:
+        from gemmir.backends.cuda.from_torch import torch_dtype
+        from gemmir.expression import find_dtype
+
         return torch_dtype(find_dtype(out_dtype, "out_dtype").name)
     if out is not None:
         return out.dtype
