@@ -402,12 +402,11 @@ def test_launches_of_every_product_overlap_if_that_is_set(monkeypatch: pytest.Mo
     seen: list[bool] = []
     for name in ("matmul", "grouped_matmul"):
         monkeypatch.setattr(gemmir, name, lambda *_, overlap=False, **__: seen.append(overlap))
-    monkeypatch.setattr(settings, "pdl", False)
-    x, w, of_groups = tokens(384), weights(), stacked_weights()
-    half, stack = draw(384, K).to(BF16), draw(G, N, K).to(BF16)
-    many, per_group, ks = torch.empty(G, 384, N), torch.ones(G, dtype=torch.int32), torch.tensor(KS, dtype=torch.int32)
+    x, w, of_groups, half = tokens(384), weights(), stacked_weights(), draw(384, K).to(BF16)
+    stack, many, per_group = draw(G, N, K).to(BF16), torch.empty(G, 384, N), torch.ones(G, dtype=torch.int32)
     rows, along = (x[0].expand(G, 384, K), x[1].expand(G, 384, 3)), flat(draw(sum(KS), N))
     for pdl in (True, False):
+        monkeypatch.setattr(settings, "pdl", not pdl)
         deep_gemm.set_pdl(pdl)
         deep_gemm.fp8_gemm_nt(x, w, many[0])
         deep_gemm.bf16_gemm_nt(half, stack[0], many[0])
@@ -415,10 +414,9 @@ def test_launches_of_every_product_overlap_if_that_is_set(monkeypatch: pytest.Mo
         deep_gemm.m_grouped_bf16_gemm_nt_contiguous(half, stack, many[0], IDS)
         deep_gemm.m_grouped_fp8_gemm_nt_masked(rows, of_groups, many, per_group, 9)
         deep_gemm.m_grouped_bf16_gemm_nt_masked(half.expand(G, 384, K), stack, many, per_group, 9)
-        deep_gemm.k_grouped_fp8_gemm_nt_contiguous(along, along, STACK, KS, ks)
-        deep_gemm.k_grouped_bf16_gemm_tn_contiguous(half, half, STACK, KS, ks)
-        assert seen == [pdl] * 8
-        seen.clear()
+        deep_gemm.k_grouped_fp8_gemm_nt_contiguous(along, along, STACK, KS, LAYOUT)
+        deep_gemm.k_grouped_bf16_gemm_tn_contiguous(half, half, STACK, KS, LAYOUT)
+    assert seen == [True] * 8 + [False] * 8
 
 
 def test_the_number_of_sms():
