@@ -80,6 +80,12 @@ _INPUT = {
         "A name, a number or a keyword is none of the legal ones.",
         "the message lists the legal ones",
     ),
+    "GMR-I010": ErrorCode(
+        "a scale that is no positive number",
+        "InputError",
+        "`validate=True` found a scale that is NaN, infinite, zero or negative; nothing else looks at what scales are.",
+        "the message names it; `gemmir.quantize` gives positive scales only",
+    ),
 }
 
 _UNSUPPORTED = {
@@ -186,7 +192,7 @@ _COMPILE = {
         "smaller blocks",
     ),
     "GMR-C003": ErrorCode(
-        "NVRTC is missing or too old",
+        "NVRTC is missing or of another version",
         "ToolMissingError",
         "No NVRTC is found, or one of another major version than the 13 that kernels are printed for.",
         "`pip install nvidia-cuda-nvrtc`",
@@ -283,6 +289,18 @@ _DEVICE = {
         "DeviceLostError",
         "Memory, a link or another device failed, or the context or the MPS server that it belonged to was ended.",
         "start a new process; `dmesg` and `nvidia-smi -q` show faults of the hardware",
+    ),
+    "GMR-D008": ErrorCode(
+        "a driver that is older than the compiler",
+        "DeviceError",
+        "The driver is for an older major version of CUDA than that of the NVRTC that compiled the kernel.",
+        "update the NVIDIA driver; for CUDA 13, to R580 or newer",
+    ),
+    "GMR-D009": ErrorCode(
+        "not enough memory on the device",
+        "OutOfMemoryError",
+        "Torch had no memory for a result, or the driver none for a kernel or a context; nothing was launched.",
+        "free some, pass `out`, or split the product; the message has the bytes",
     ),
 }
 

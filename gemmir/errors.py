@@ -141,6 +141,14 @@ class DeviceLostError(DeviceError):
     """A sticky CUDA error: this process cannot use the device any more (`GMR-D004`, `GMR-D007`)."""
 
 
+class OutOfMemoryError(DeviceError):
+    """
+    A device has not enough memory (`GMR-D009`).
+
+    Where torch's allocator has none for a result, it is a `torch.OutOfMemoryError` as well.
+    """
+
+
 class CaptureError(DeviceError):
     """A kernel would have to be loaded while a CUDA graph is being captured (`GMR-D005`)."""
 

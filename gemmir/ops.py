@@ -10,7 +10,7 @@ from __future__ import annotations
 import threading
 from collections import OrderedDict
 from collections.abc import Sequence
-from functools import lru_cache, partial
+from functools import partial
 from typing import TYPE_CHECKING, Any, Protocol
 
 import torch
@@ -19,6 +19,7 @@ from torch.compiler import is_compiling, is_dynamo_compiling
 from gemmir.calls import Calls, MakeReady, Options, Ready, remember
 from gemmir.errors import InputError
 from gemmir.guards import Facts
+from gemmir.once import Once
 from gemmir.problem import Grouping
 from gemmir.product_calls import Asked, Call, call_of, program_of, rank_of
 from gemmir.tracing import is_traced, traced
@@ -54,6 +55,7 @@ def matmul(
     expected_m: int | None = None,
     split_k: int | None = None,
     batch_invariant: bool = True,
+    validate: bool = False,
     overlap: bool = False,
     _make_ready: MakeReady | None = None,
 ) -> torch.Tensor:
@@ -73,14 +75,18 @@ def matmul(
     every larger one. `batch_invariant=False`: in as many as are fastest for this M, or for `expected_m`. `split_k=1`:
     the same bits for every M, those of `grouped_matmul`.
 
+    `validate=True` looks at the scales first, which nothing else does: `InputError` (GMR-I010) names the first one that
+    is NaN, infinite, zero or negative. It waits for the device once, so not during graph capture (GMR-I009).
+
     `overlap`: the kernel may start while the one before it on the stream ends, if it waits for that by itself, as those
     for few rows do. No result depends on it.
 
     Raises `InputError` if a tensor does not fit, `UnsupportedError` if there is no such kernel, `DeviceError` without a
     GPU that it runs on.
     """
-    if is_dynamo_compiling():
-        return _matmul_anew(a, b, scale_a, scale_b, c, out, (overlap, out_dtype, expected_m, split_k, batch_invariant))
+    if validate or is_dynamo_compiling():
+        options = overlap, out_dtype, expected_m, split_k, batch_invariant
+        return _matmul_anew(a, b, scale_a, scale_b, c, out, options, None, _make_ready, validate)
     # What follows is `Calls.call` without loops, and in one function: of all calls it is made most.
     if c is None and scale_a is not None and scale_b is not None:
         tensors = (a, b, scale_a, scale_b) if out is None else (a, b, scale_a, scale_b, out)
@@ -114,15 +120,23 @@ def _matmul_anew(
     options: tuple[Any, ...],
     key: Options | None = None,
     make_ready: MakeReady | None = None,
+    validate: bool = False,
 ) -> torch.Tensor:
-    """`matmul` where it is traced or was not called so before; `options` are those of `Asked` from `overlap` on."""
+    """
+    `matmul` where it is traced, validated or was not called so before.
+
+    `options` are those of `Asked` from `overlap` on.
+    """
     if make_ready is None and is_compiling() and is_traced(a, b):
         overlap, out_dtype, expected_m, split_k, batch_invariant = options
-        named = {"split_k": split_k, "batch_invariant": batch_invariant, "overlap": overlap}
-        return traced("matmul", a, b, out, scale_a, scale_b, c, out_dtype, expected_m, **named)
+        named = {"split_k": split_k, "batch_invariant": batch_invariant, "validate": validate}
+        return traced("matmul", a, b, out, scale_a, scale_b, c, out_dtype, expected_m, overlap=overlap, **named)
     others, missing = _optional(scale_a, scale_b, c, out)
     tensors = [a, b, *others]
-    return (make_ready or Calls.resolved)(CALLS[Grouping.NONE], tensors, (*missing, *options), key).run(tensors)
+    ready = (make_ready or Calls.resolved)(CALLS[Grouping.NONE], tensors, (*missing, *options), key)
+    if validate:
+        _validate(Grouping.NONE, a, b, scale_a, scale_b)
+    return ready.run(tensors)
 
 
 def grouped_matmul(
@@ -156,7 +170,8 @@ def grouped_matmul(
     Rows of no group, padding, and rows that do not count are not written: `out` keeps there what it held, and a new
     tensor holds anything. Nothing waits for the device, so an invalid entry is not an error: its group or row is not
     written, and nothing out of bounds is touched. `validate=True` reads the index on the host first, and raises an
-    `InputError` (GMR-I009) that names the first invalid entry; not during graph capture.
+    `InputError` (GMR-I009) that names the first invalid entry; then it looks at the scales as that of `matmul` does,
+    but for those of rows and of K that belong to no group.
 
     Scales have a leading G where their operand has one. `expected_m`: rows of all groups; with `counts`, how many rows
     of a group are expected to count. `overlap` as for `matmul`: kernels for few rows in each group may start while the
@@ -172,7 +187,7 @@ def grouped_matmul(
     if not validate:
         return calls.call(tensors, wanted, make_ready)
     ready = make_ready(calls, tensors, wanted, None)
-    _validate(grouping, a, b, index)
+    _validate(grouping, a, b, scale_a, scale_b, index)
     return ready.run(tensors)
 
 
@@ -186,15 +201,22 @@ def batched_matmul(
     out: torch.Tensor | None = None,
     out_dtype: torch.dtype | None = None,
     expected_m: int | None = None,
+    validate: bool = False,
     overlap: bool = False,
     _make_ready: MakeReady | None = None,
 ) -> torch.Tensor:
     """G products: `a` (G, M, K), `b` (G, K, N), result (G, M, N). The rest as for `grouped_matmul`."""
     if _make_ready is None and is_compiling() and is_traced(a, b):
-        return traced("batched_matmul", a, b, out, scale_a, scale_b, c, out_dtype, expected_m, overlap=overlap)
+        named = {"validate": validate, "overlap": overlap}
+        return traced("batched_matmul", a, b, out, scale_a, scale_b, c, out_dtype, expected_m, **named)
     others, missing = _optional(scale_a, scale_b, c, out)
-    wanted = *missing, overlap, out_dtype, expected_m
-    return CALLS[Grouping.BATCH].call([a, b, *others], wanted, _make_ready or Calls.resolved)
+    calls, tensors, wanted = CALLS[Grouping.BATCH], [a, b, *others], (*missing, overlap, out_dtype, expected_m)
+    make_ready = _make_ready or Calls.resolved
+    if not validate:
+        return calls.call(tensors, wanted, make_ready)
+    ready = make_ready(calls, tensors, wanted, None)
+    _validate(Grouping.BATCH, a, b, scale_a, scale_b)
+    return ready.run(tensors)
 
 
 def grouping_of(
@@ -254,30 +276,36 @@ def _resolve(grouping: Grouping, named: dict[str, torch.Tensor], asked: Asked) -
     raise InputError("GMR-I004", f"a: is on {device}", rule=rule, fix="pass tensors on a GPU")
 
 
-@lru_cache(MAX_KERNELS)
-def kernel_of(call: Call) -> CompiledKernel:
-    """The kernel for a call, compiled if neither this process nor the cache has it."""
+def _kernel_of(call: Call) -> CompiledKernel:
     from gemmir.compiler import compile_call
 
     return compile_call(call, lambda: program_of(call))
 
 
-@lru_cache(MAX_KERNELS)
-def _reference(call: Call) -> Compute:
+def _reference_of(call: Call) -> Compute:
     from gemmir.reference_calls import Reference
 
     return Reference([name for name, *_ in call.tensors], program_of(call).module)
 
 
-def _validate(grouping: Grouping, a: torch.Tensor, b: torch.Tensor, index: torch.Tensor) -> None:
-    """`InputError` (GMR-I009) for the first invalid entry of the index; waits for the device."""
-    from gemmir.backends.reference.groups import Operands, groups_of
+def _validate(
+    grouping: Grouping,
+    a: torch.Tensor,
+    b: torch.Tensor,
+    scale_a: torch.Tensor | None,
+    scale_b: torch.Tensor | None,
+    index: torch.Tensor | None = None,
+) -> None:
+    """`InputError` for the first invalid entry of the index, or the first bad scale; waits for the device."""
+    from gemmir.backends.reference.groups import Operands
+    from gemmir.validation import check_values
 
-    if grouping is Grouping.GROUP_IDS and index.shape[0] != a.shape[0]:
-        return  # M disagrees: refused by what computes
-    groups_of(grouping, Operands(a, b, index=index), validate=True)
+    check_values(grouping, Operands(a, b, scale_a, scale_b, index=index))
 
 
+kernel_of: Once[Call, CompiledKernel] = Once(_kernel_of, MAX_KERNELS)
+"""The kernel for a call, compiled if neither this process nor the cache has it; by one thread."""
+_reference: Once[Call, Compute] = Once(_reference_of, MAX_KERNELS)
 _lock = threading.Lock()
 CALLS = {grouping: Calls(partial(_ready, grouping)) for grouping in Grouping}
 _matmuls = CALLS[Grouping.NONE].ready

@@ -12,9 +12,10 @@ from typing import TYPE_CHECKING, TypeAlias
 
 from gemmir.decode import DECODE_ROWS
 from gemmir.errors import InputError
+from gemmir.expression import find_dtype
 from gemmir.matmul_rules import operand_scale_shape
 from gemmir.ops import kernel_of
-from gemmir.problem import RECIPES, Grouping, Recipe
+from gemmir.problem import Grouping, Recipe
 from gemmir.product_calls import FEW_ROWS, INDICES, Asked, Call, call_of
 
 if TYPE_CHECKING:
@@ -25,18 +26,20 @@ if TYPE_CHECKING:
 Progress: TypeAlias = "Callable[[int, int, CompiledKernel], None]"
 """Called with how many kernels are ready, of how many, and the one that just became so."""
 
+_DEFAULT = Recipe.BLOCK_WISE_1X128, Recipe.BLOCK_WISE_128X128
+
 _BAR = 30
 """Characters of a full one."""
 
 
 def prepare(
     shapes: Iterable[tuple[int | None, int, int]],
-    dtype: torch.dtype,
+    dtype: object,
     *,
-    recipe: tuple[str, str] | None = None,
-    out_dtype: torch.dtype | None = None,
-    c_dtype: torch.dtype | None = None,
-    grouping: str = "none",
+    recipe: object = None,
+    out_dtype: object = None,
+    c_dtype: object = None,
+    grouping: Grouping | str = "none",
     groups: int = 1,
     expected_m: int | None = None,
     split_k: int | None = None,
@@ -51,9 +54,10 @@ def prepare(
 
     `shapes` are (M, N, K) of `gemmir.matmul`, or of each group of `gemmir.grouped_matmul` (M: rows of all groups, or
     with `grouping="counts"` the room of one) or `gemmir.batched_matmul`; M = None for every M. `dtype` is that of A and
-    B, which lie along K, as `x` and `w.t()` do. FP8 operands have scales by `recipe` (see `gemmir.problem.Recipe`), by
-    default 1x128 of A and 128x128 of B. `grouping` is a name of `gemmir.problem.Grouping`, with that many `groups`. The
-    rest is as in those calls, and must be: a kernel is found by what a call says.
+    B, which lie along K, as `x` and `w.t()` do; like `out_dtype` and `c_dtype` a torch dtype, or a name of one, torch's
+    or MLIR's. FP8 operands have scales by `recipe`, which is as in `gemmir.Program.matmul`: a pair of names or of
+    torch's `ScalingType`; by default 1x128 of A and 128x128 of B. `grouping` is a `gemmir.problem.Grouping` or the name
+    of one, with that many `groups`. The rest is as in those calls, and must be: a kernel is found by what a call says.
 
     `load=False` only compiles, which needs no GPU and leaves the kernels in the cache on disk. `threads`: how many
     compile at once, by default one for each processor, up to 8. `progress`: a bar on stderr, or what to call.
@@ -63,11 +67,13 @@ def prepare(
     """
     index = _device(device) if load else None
     form = _grouping(grouping)
-    asked = Asked(True, True, c_dtype is None, True, False, out_dtype, expected_m, split_k, batch_invariant)
+    types = _torch_dtype(dtype, "dtype"), None if c_dtype is None else _torch_dtype(c_dtype, "c_dtype")
+    result = None if out_dtype is None else _torch_dtype(out_dtype, "out_dtype")
+    asked = Asked(True, True, c_dtype is None, True, False, result, expected_m, split_k, batch_invariant)
     calls: dict[Call, None] = {}
     for m, n, k in shapes:
         for rows in (m,) if m is not None else _every_m(form):
-            calls[call_of(form, _stand_ins(form, (rows, n, k), groups, dtype, recipe, c_dtype), asked)] = None
+            calls[call_of(form, _stand_ins(form, (rows, n, k), groups, recipe, *types), asked)] = None
     kernels = _make([*calls], index, threads or min(8, cpu_count() or 1), _bar if progress is True else progress)
     return [*{id(kernel): kernel for kernel in kernels}.values()]
 
@@ -104,23 +110,33 @@ def _every_m(grouping: Grouping) -> tuple[int, ...]:
     return (*FEW_ROWS, DECODE_ROWS + 1) if grouping is Grouping.NONE else (1,)
 
 
-def _grouping(name: str) -> Grouping:
-    if name in {grouping.value for grouping in Grouping}:
-        return Grouping(name)
+def _grouping(name: object) -> Grouping:
+    for grouping in Grouping:
+        if name in (grouping, grouping.value):
+            return grouping
     rule = "one of " + ", ".join(grouping.value for grouping in Grouping)
-    raise InputError("GMR-I009", f"grouping {name[:40]!r}", rule=rule, fix="use 'none'")
+    raise InputError("GMR-I009", f"grouping {name!r:.40}", rule=rule, fix="use 'none'")
+
+
+def _torch_dtype(dtype: object, where: str) -> torch.dtype:
+    """Torch's type of that name; `InputError` (GMR-I001) if there is none."""
+    from gemmir.backends.cuda.from_torch import torch_dtype
+
+    return torch_dtype(find_dtype(dtype, where).name)
 
 
 def _stand_ins(
     grouping: Grouping,
     shape: tuple[int, int, int],
     groups: int,
+    recipe: object,
     dtype: torch.dtype,
-    recipe: tuple[str, str] | None,
     c_dtype: torch.dtype | None,
 ) -> dict[str, torch.Tensor]:
     """Tensors without data, as a call with this shape would have them."""
     import torch
+
+    from gemmir.program import recipes_of
 
     def empty(*extents: int | None, dtype: torch.dtype = torch.float32) -> torch.Tensor:
         return torch.empty([extent or 0 for extent in extents], dtype=dtype, device="meta")
@@ -132,20 +148,13 @@ def _stand_ins(
     if grouping in INDICES:
         rows = m if grouping is Grouping.GROUP_IDS else groups
         tensors[INDICES[grouping]] = empty(rows, dtype=torch.int32)
-    if dtype.itemsize == 1:
-        recipe_a, recipe_b = _recipes(recipe or ("block_wise_1x128", "block_wise_128x128"))
+    recipe_a, recipe_b = recipes_of(_DEFAULT if recipe is None and dtype.itemsize == 1 else recipe)
+    if recipe_a is not Recipe.NONE:
         tensors["scale_a"] = empty(*operand_scale_shape(recipe_a, (*of_a, m, k), k_axis=1))
         tensors["scale_b"] = empty(*operand_scale_shape(recipe_b, (*of_b, k, n), k_axis=0))
     if c_dtype is not None:
         tensors["c"] = empty(*((groups,) if grouping.stacked else ()), m, n, dtype=c_dtype)
     return tensors
-
-
-def _recipes(names: tuple[str, str]) -> tuple[Recipe, Recipe]:
-    """How A and B are scaled."""
-    if names[0] in RECIPES and names[1] in RECIPES:
-        return RECIPES[names[0]], RECIPES[names[1]]
-    raise InputError("GMR-I009", f"recipe {names!r}"[:80], rule="two names of gemmir.problem.Recipe")
 
 
 def _bar(done: int, total: int, kernel: CompiledKernel) -> None:

@@ -163,11 +163,18 @@ def _major(tensor: torch.Tensor, k_axis: int, other: str) -> str:
 
 
 def result_type(
-    grouping: Grouping, a: torch.Tensor, out: torch.Tensor | None, out_dtype: torch.dtype | None
+    grouping: Grouping, a: torch.Tensor, out: torch.Tensor | None, out_dtype: torch.dtype | str | None
 ) -> torch.dtype:
-    """The type of the result of a call."""
-    if out_dtype is not None or out is not None:
-        return out_dtype or out.dtype  # pyright: ignore[reportOptionalMemberAccess]
+    """The type of the result of a call; `InputError` (GMR-I001) for a word that names none."""
+    if isinstance(out_dtype, torch.dtype):
+        return out_dtype
+    if out_dtype is not None:
+        from gemmir.backends.cuda.from_torch import torch_dtype
+        from gemmir.expression import find_dtype
+
+        return torch_dtype(find_dtype(out_dtype, "out_dtype").name)
+    if out is not None:
+        return out.dtype
     if grouping is Grouping.K_OFFS:
         return torch.float32
     return torch.bfloat16 if a.element_size() == 1 else a.dtype

@@ -244,7 +244,7 @@ class Program:
             b=self._own(b, "b"),
             scale_a=None if scale_a is None else self._own(scale_a, "scale_a"),
             scale_b=None if scale_b is None else self._own(scale_b, "scale_b"),
-            recipe=_recipes(recipe),
+            recipe=recipes_of(recipe),
             c=None if c is None else self._own(c, "c"),
             a_major=a_major,
             b_major=b_major,
@@ -381,7 +381,8 @@ def _shape(name: str, shape: object) -> tuple[int | None, ...]:
     return tuple(dims)
 
 
-def _recipes(recipe: object) -> tuple[Recipe, Recipe]:
+def recipes_of(recipe: object) -> tuple[Recipe, Recipe]:
+    """Those of A and B, of a pair or of one for both: names, torch's `ScalingType`s or themselves; None: no scales."""
     if recipe is None:
         return Recipe.NONE, Recipe.NONE
     pair: tuple[object, ...] = tuple(recipe) if isinstance(recipe, tuple | list) else (recipe, recipe)

@@ -11,6 +11,7 @@ from collections import OrderedDict
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from itertools import combinations
+from math import prod
 from typing import TYPE_CHECKING, Any
 
 from gemmir.calls import remember
@@ -58,6 +59,7 @@ def quantize(
     *,
     dtype: torch.dtype | None = None,
     power_of_two: bool = False,
+    saturate: bool = False,
     out: tuple[torch.Tensor, torch.Tensor] | None = None,
 ) -> tuple[torch.Tensor, torch.Tensor]:
     """
@@ -88,7 +90,8 @@ def quantize(
         q     = x * inverse, clamped to -largest .. largest, rounded to nearest even in `dtype`
 
     `power_of_two`: the scale is raised to the next power of two, and inverse = 1 / scale, exactly. Zeros keep their
-    sign. NaN and infinities become the NaN 0x7f, and count for no scale.
+    sign. What is finite never overflows, since the scale is made of it. NaN and infinities count for no scale, and
+    become the NaN 0x7f; with `saturate` infinities become the largest finite number of their sign instead.
 
     `out`: (q, scale) to write to instead, of exactly these shapes and layouts; `dtype` may then be left out.
 
@@ -97,21 +100,29 @@ def quantize(
     also `DeviceError` if it is no Hopper GPU, and `CaptureError` if the first call with these types is being captured.
     """
     if is_traced(x):
-        return traced_quantize(x, name_of(recipe), out, dtype=dtype, power_of_two=power_of_two)
+        return traced_quantize(x, name_of(recipe), out, dtype=dtype, power_of_two=power_of_two, saturate=saturate)
     try:
         tensors = (x,) if out is None else (x, *out)
-        key = (recipe, dtype, power_of_two, *[(t.shape, t.stride(), t.dtype, t.device) for t in tensors])
+        key = (recipe, dtype, power_of_two, saturate, *[(t.shape, t.stride(), t.dtype, t.device) for t in tensors])
         plan, addresses = _plans.get(key), [tensor.data_ptr() for tensor in tensors]
     except (AttributeError, TypeError, RuntimeError):  # something is no tensor, or none that holds data: found below
         plan, key, addresses = None, None, []
     if plan is None or not plan.accepts(x, addresses):
-        plan = _planned(x, recipe, dtype, power_of_two, out)
+        plan = _planned(x, recipe, dtype, How(bool(power_of_two), bool(saturate)), out)
         if key is not None:
             with _lock:
                 remember(_plans, key, plan, MAX_PLANS)
     made = plan.new() if out is None else out
     plan.run(x, *made)
     return made
+
+
+@dataclass(frozen=True, slots=True)
+class How:
+    """The options of the arithmetic: scales that are powers of two, and infinities as the largest finite numbers."""
+
+    power_of_two: bool
+    saturate: bool
 
 
 @dataclass(frozen=True, slots=True)
@@ -129,7 +140,7 @@ class Plan:
     scale_layout: tuple[tuple[int, ...], tuple[int, ...]]
     reach: tuple[int, int, int]
     tiles: Tiling
-    power_of_two: bool
+    how: How
     launch: Launch | None
 
     def accepts(self, x: torch.Tensor, addresses: Sequence[int]) -> bool:
@@ -141,16 +152,22 @@ class Plan:
         return apart and all(at % SCALE_ALIGNMENT == 0 for at in addresses[2:])
 
     def new(self) -> tuple[torch.Tensor, torch.Tensor]:
-        """New memory for q and scale."""
+        """New memory for q and scale; `OutOfMemoryError` (GMR-D009) if there is none."""
         import torch
 
         shape, strides = self.scale_layout
-        q = torch.empty(self.shape, dtype=self.dtype, device=self.device)
-        return q, torch.empty_strided(shape, strides, dtype=torch.float32, device=self.device)
+        try:
+            q = torch.empty(self.shape, dtype=self.dtype, device=self.device)
+            return q, torch.empty_strided(shape, strides, dtype=torch.float32, device=self.device)
+        except torch.OutOfMemoryError as error:
+            from gemmir.backends.cuda.memory import out_of_memory
+
+            wanted = prod(self.shape) + 4 * (1 + sum((n - 1) * step for n, step in zip(shape, strides, strict=True)))
+            raise out_of_memory("q and scale", wanted, self.device, "pass out=, or quantise parts") from error
 
     def run(self, x: torch.Tensor, q: torch.Tensor, scale: torch.Tensor) -> None:
         if self.launch is None:
-            _compute(x, self.tiles, self.power_of_two, q, scale)
+            _compute(x, self.tiles, self.how, q, scale)
         else:
             self.launch.run(x.data_ptr(), q.data_ptr(), scale.data_ptr())
 
@@ -185,7 +202,7 @@ def dequantize(
     return _unblocked(product, tiles).reshape(q.shape).to(target).contiguous()
 
 
-def _compute(x: torch.Tensor, tiles: Tiling, power_of_two: bool, q: torch.Tensor, scale: torch.Tensor) -> None:
+def _compute(x: torch.Tensor, tiles: Tiling, how: How, q: torch.Tensor, scale: torch.Tensor) -> None:
     """`quantize` in torch's own operations."""
     import torch
 
@@ -196,11 +213,11 @@ def _compute(x: torch.Tensor, tiles: Tiling, power_of_two: bool, q: torch.Tensor
     largest = torch.full_like(amax, torch.finfo(q.dtype).max)
     found = amax / largest
     inverse = largest / amax
-    if power_of_two:
+    if how.power_of_two:
         found = _next_power_of_two(found)
         inverse = torch.ones_like(found) / found
     values = (blocked * _spread(inverse)).clamp(-torch.finfo(q.dtype).max, torch.finfo(q.dtype).max)
-    values = torch.where(finite, values, float("nan"))
+    values = torch.where(~blocked.isnan() if how.saturate else finite, values, float("nan"))
     q.copy_(_unblocked(values, tiles).reshape(q.shape))
     scale.copy_(found.reshape(scale.shape))
 
@@ -236,7 +253,7 @@ def _spread(scale: torch.Tensor) -> torch.Tensor:
     return scale[..., :, None, :, None]
 
 
-def _planned(x: Any, recipe: object, dtype: Any, power_of_two: bool, out: Any) -> Plan:
+def _planned(x: Any, recipe: object, dtype: Any, how: How, out: Any) -> Plan:
     """Check a call and prepare it."""
     from gemmir.backends.cuda.arguments import describe
 
@@ -246,7 +263,7 @@ def _planned(x: Any, recipe: object, dtype: Any, power_of_two: bool, out: Any) -
     if out is not None:
         check_out(x, scaling, target, out)
     layout = scale_layout(scaling, shape)
-    plan = Plan(shape, target, x.device, layout, (0, 0, 0), tiling(scaling, shape), bool(power_of_two), None)
+    plan = Plan(shape, target, x.device, layout, (0, 0, 0), tiling(scaling, shape), how, None)
     q, scale = plan.new() if out is None else out
     spans = [describe(tensor, "").span for tensor in (x, q, scale)]
     x_reach, q_reach, scale_reach = (end - start for start, end in spans)
@@ -255,4 +272,5 @@ def _planned(x: Any, recipe: object, dtype: Any, power_of_two: bool, out: Any) -
         return plan
     from gemmir.backends.cuda.quantize import prepare
 
-    return replace(plan, launch=prepare(scaling, x, q, scale, least=LEAST_AMAX, power_of_two=plan.power_of_two))
+    launch = prepare(scaling, x, q, scale, least=LEAST_AMAX, power_of_two=how.power_of_two, saturate=how.saturate)
+    return replace(plan, launch=launch)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from math import prod
 from typing import TYPE_CHECKING
 
 from gemmir.errors import InputError
@@ -24,7 +25,8 @@ def align_scales(scale: torch.Tensor) -> torch.Tensor:
 
     `scale`: float32, shape (M, ceil(K/128)) or (G, M, ceil(K/128)), any strides. Returns the same values and shape, on
     the same device: row index fastest, blocks of K a multiple of 4 rows apart, then groups. Returns `scale` itself if
-    it already lies so. Raises `InputError`: GMR-I001 if it is not float32, GMR-I002 if its rank is neither 2 nor 3.
+    it already lies so. Raises `InputError`: GMR-I001 if it is not float32, GMR-I002 if its rank is neither 2 nor 3;
+    `OutOfMemoryError` (GMR-D009) if a GPU has no memory for a copy.
     """
     import torch
 
@@ -44,5 +46,11 @@ def align_scales(scale: torch.Tensor) -> torch.Tensor:
     strides = (blocks * pitch, 1, pitch)[-scale.dim() :]
     if scale.stride() == strides and scale.data_ptr() % 16 == 0:
         return scale
-    aligned = scale.new_zeros((*scale.shape[:-2], blocks, pitch)).transpose(-1, -2)[..., :m, :]
-    return aligned.copy_(scale)
+    extents = (*scale.shape[:-2], blocks, pitch)
+    try:
+        aligned = scale.new_zeros(extents)
+    except torch.OutOfMemoryError as error:
+        from gemmir.backends.cuda.memory import out_of_memory
+
+        raise out_of_memory("scales", 4 * prod(extents), scale.device, "lay them out when they are made") from error
+    return aligned.transpose(-1, -2)[..., :m, :].copy_(scale)

@@ -34,7 +34,9 @@ Compute = Callable[..., Any]
 _SCALED = "Tensor? scale_a=None, Tensor? scale_b=None, Tensor? c=None"
 _RESULT = "ScalarType? out_dtype=None, SymInt? expected_m=None"
 _INDEX = "Tensor? offs=None, Tensor? group_ids=None, Tensor? counts=None"
-_QUANTIZE = 'Tensor x, str recipe="block_wise_1x128", *, ScalarType? dtype=None, bool power_of_two=False'
+_QUANTIZE = (
+    'Tensor x, str recipe="block_wise_1x128", *, ScalarType? dtype=None, bool power_of_two=False, bool saturate=False'
+)
 
 # NOTE: without the second one Inductor may pass a copy with other strides, which a kernel does not take.
 _TAGS = (torch.Tag.pt2_compliant_tag, torch.Tag.needs_exact_strides)
@@ -67,11 +69,11 @@ def _products() -> tuple[dict[str, Compute], dict[str, Compute]]:
     """The ops by name: those that return a tensor, and those that write to one."""
     functional: dict[str, Compute] = {}
     mutating: dict[str, Compute] = {}
-    split, overlap = "int? split_k=None, bool batch_invariant=True", "bool overlap=False"
+    split, rest = "int? split_k=None, bool batch_invariant=True", "bool validate=False, bool overlap=False"
     for name, (compute, tensors, options) in {
-        "matmul": (ops.matmul, _SCALED, f"{_RESULT}, {split}, {overlap}"),
-        "grouped_matmul": (ops.grouped_matmul, f"{_INDEX}, {_SCALED}", f"{_RESULT}, bool validate=False, {overlap}"),
-        "batched_matmul": (ops.batched_matmul, _SCALED, f"{_RESULT}, {overlap}"),
+        "matmul": (ops.matmul, _SCALED, f"{_RESULT}, {split}, {rest}"),
+        "grouped_matmul": (ops.grouped_matmul, f"{_INDEX}, {_SCALED}", f"{_RESULT}, {rest}"),
+        "batched_matmul": (ops.batched_matmul, _SCALED, f"{_RESULT}, {rest}"),
     }.items():
         operands = f"Tensor a, Tensor b, *, {tensors}"
         functional[name] = _register(name, f"({operands}, {options}) -> Tensor", compute, fake_of(name))

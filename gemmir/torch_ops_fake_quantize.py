@@ -27,6 +27,7 @@ def fake_quantize(
     *,
     dtype: torch.dtype | None = None,
     power_of_two: bool = False,
+    saturate: bool = False,
 ) -> tuple[torch.Tensor, torch.Tensor]:
     scaling = _checked(x, recipe)
     target = target_dtype(dtype, None)
@@ -40,6 +41,7 @@ def fake_quantize_out(
     *,
     dtype: torch.dtype | None = None,
     power_of_two: bool = False,
+    saturate: bool = False,
     q: torch.Tensor,
     scale: torch.Tensor,
 ) -> None:

@@ -38,7 +38,10 @@ CASES: dict[int, tuple[str, str]] = {
     ),
     17: (
         "scales that are NaN, infinite, zero or negative",
-        "test_failure_modes.py::test_scales_go_through_as_they_are",
+        "test_failure_modes.py::test_scales_go_through_as_they_are "
+        "test_validation.py::test_the_first_scale_that_counts_is_named "
+        "test_validation.py::test_a_call_that_is_validated_writes_nothing_before_it_raises "
+        "gpu/test_ops.py::test_validation_waits_once",
     ),
     18: (
         "NaN and infinity in operands",
@@ -47,12 +50,14 @@ CASES: dict[int, tuple[str, str]] = {
     19: (
         "FP8 overflow in quantisation",
         "test_quantization.py::test_every_bit "
+        "test_quantization.py::test_what_is_finite_never_overflows "
+        "test_quantization.py::test_infinities_saturate_if_that_is_asked_for "
         "test_quantization.py::test_what_is_not_finite_becomes_one_nan_and_counts_for_no_scale",
     ),
     20: ("tensors on several devices", "backends/cuda/test_arguments.py::test_devices"),
     21: (
         "a device that is not current",
-        "backends/cuda/test_launch.py::test_a_device_that_is_not_current gpu/test_launch.py::test_every_device",
+        "backends/cuda/test_launch_many.py::test_a_device_that_is_not_current gpu/test_launch.py::test_every_device",
     ),
     22: (
         "an output that overlaps an input",
@@ -69,33 +74,53 @@ CASES: dict[int, tuple[str, str]] = {
         "no GPU or no driver",
         "test_bad_input.py::test_without_a_driver_compiling_works_and_loading_says_what_is_missing",
     ),
-    25: ("a driver that is too old", "backends/cuda/test_driver.py::test_a_cubin_that_the_driver_does_not_take"),
+    25: (
+        "a driver that is too old",
+        "backends/cuda/test_driver.py::test_a_driver_that_is_too_old "
+        "backends/cuda/test_driver.py::test_a_cubin_that_the_driver_does_not_take",
+    ),
     26: (
-        "NVRTC missing or too old",
+        "NVRTC missing, too old or too new",
         "test_bad_input.py::test_a_missing_nvrtc_names_the_package "
-        "backends/cuda/test_nvrtc.py::test_with_a_library_that_is_too_old",
+        "backends/cuda/test_nvrtc.py::test_where_it_was_looked_for_is_listed "
+        "backends/cuda/test_nvrtc.py::test_with_a_library_of_another_version",
     ),
     27: (
         "another GPU or target",
         "backends/cuda/test_driver.py::test_another_gpu test_bad_input.py::test_another_target_is_refused",
     ),
-    28: ("a part of a GPU", "backends/cuda/test_launch.py::test_a_slice_of_a_gpu"),
+    28: (
+        "a part of a GPU",
+        "backends/cuda/test_launch.py::test_a_slice_of_a_gpu "
+        "backends/cuda/test_launch.py::test_fewer_sms_than_a_whole_gpu_has",
+    ),
     29: (
         "budgets exceeded, spills",
         "test_legality.py::test_registers_are_counted test_legality.py::test_shared_memory_is_counted "
         "backends/cuda/test_compiler_log.py::test_spills",
     ),
-    30: ("a cluster that cannot be launched", "backends/cuda/test_driver.py::test_clusters_that_run_at_once"),
+    30: (
+        "a cluster that cannot be launched",
+        "backends/cuda/test_driver.py::test_clusters_that_run_at_once "
+        "backends/cuda/test_launch.py::test_a_cluster_that_fits_nowhere_leaves_nothing_loaded",
+    ),
     31: (
         "a group that there is not",
-        "test_ops.py::test_an_invalid_group_is_not_written_and_no_error gpu/test_ops.py::test_invalid_indices",
+        "test_ops.py::test_an_invalid_group_is_not_written_and_no_error "
+        "test_validation.py::test_the_first_bad_entry_of_an_index_is_named "
+        "backends/simulator/test_group_results.py::test_drawn_groups gpu/test_ops.py::test_invalid_indices",
     ),
     32: (
         "rows that are out of order or not aligned",
         "test_groups.py::test_the_first_invalid_entry_is_named_and_left_out "
         "test_groups.py::test_no_index_reaches_out_of_bounds_or_writes_twice",
     ),
-    33: ("counts beyond their room, or negative", "test_groups.py::test_the_first_rows_of_a_matrix_count"),
+    33: (
+        "counts beyond their room, or negative",
+        "test_groups.py::test_the_first_rows_of_a_matrix_count "
+        "test_groups.py::test_the_first_invalid_entry_is_named_and_left_out "
+        "test_validation.py::test_the_first_bad_entry_of_an_index_is_named gpu/test_ops.py::test_invalid_indices",
+    ),
     34: (
         "an expected M that is wrong",
         "test_failure_modes.py::test_what_is_expected_changes_no_bit "
@@ -130,10 +155,14 @@ CASES: dict[int, tuple[str, str]] = {
     43: ("a fork", "backends/cuda/test_driver.py::test_after_a_fork gpu/test_launch.py::test_after_a_fork"),
     44: (
         "threads",
-        "backends/cuda/test_launch.py::test_threads_load_a_kernel_once gpu/test_launch.py::test_two_threads",
+        "backends/cuda/test_launch_many.py::test_threads_load_a_kernel_once "
+        "backends/cuda/test_launch_many.py::test_threads_that_call_several_kernels_at_once_load_each_once "
+        "test_once.py::test_products_that_threads_call_at_once_are_compiled_once_each "
+        "gpu/test_launch.py::test_two_threads gpu/test_launch.py::test_threads_that_call_products_at_once",
     ),
     45: (
         "several streams",
+        "backends/cuda/test_launch_many.py::test_each_call_is_on_the_stream_that_is_current_then_and_waits_for_nothing "
         "gpu/test_launch.py::test_it_runs_on_the_current_stream gpu/test_launch.py::test_streams_of_their_own_at_once",
     ),
     46: (
@@ -141,7 +170,12 @@ CASES: dict[int, tuple[str, str]] = {
         "backends/cuda/test_launch.py::test_a_first_call_during_capture "
         "gpu/test_launch.py::test_a_first_call_during_capture_is_refused_and_spoils_nothing",
     ),
-    47: ("memory that runs out", "backends/cuda/test_launch.py::test_no_memory_for_a_result"),
+    47: (
+        "memory that runs out",
+        "backends/cuda/test_launch.py::test_no_memory_for_a_result "
+        "backends/cuda/test_driver.py::test_no_memory_in_the_driver "
+        "backends/cuda/test_quantize.py::test_no_memory gpu/test_failure_modes.py::test_no_memory_for_a_result",
+    ),
     48: ("malformed IR", "test_bad_input.py::test_malformed_ir_is_shown_with_line_and_column"),
     49: (
         "hostile IR",

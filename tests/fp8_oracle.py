@@ -73,7 +73,9 @@ def scale_shape(shape: tuple[int, ...], recipe: str) -> tuple[int, ...]:
     return (*groups, -(-m // rows), 1 if columns is None else -(-k // columns))
 
 
-def quantized(x: torch.Tensor, recipe: str, dtype: torch.dtype, power_of_two: bool) -> tuple[np.ndarray, np.ndarray]:
+def quantized(
+    x: torch.Tensor, recipe: str, dtype: torch.dtype, power_of_two: bool, saturate: bool
+) -> tuple[np.ndarray, np.ndarray]:
     """Bit patterns of q, and the scales, of `gemmir.quantize`."""
     values = x.double().cpu().numpy()
     shape, largest = tuple(x.shape), LARGEST[dtype]
@@ -89,7 +91,10 @@ def quantized(x: torch.Tensor, recipe: str, dtype: torch.dtype, power_of_two: bo
             scale = np.float32(2.0 ** (exponent - (significand == 0.5)))
             inverse = np.float32(1 / np.float64(scale))
         products = (np.where(finite, block, 0.0) * np.float64(inverse)).astype(np.float32)
-        patterns[covered] = np.where(finite, rounded(products.astype(np.float64), dtype), NAN)
+        special = np.full(block.shape, NAN, dtype=np.uint8)
+        if saturate:
+            special = np.where(np.isinf(block), rounded(np.copysign(LARGEST[dtype], block), dtype), special)
+        patterns[covered] = np.where(finite, rounded(products.astype(np.float64), dtype), special)
         scales[index] = scale
     return patterns, scales
 

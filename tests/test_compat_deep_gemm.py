@@ -13,6 +13,7 @@ import torch
 import gemmir
 import gemmir.compat.deep_gemm as deep_gemm
 from gemmir.compat.deep_gemm.missing import HELPERS, LEGACY, MEGA, MISSING, TESTING
+from gemmir.compat.deep_gemm.runtime import settings
 from gemmir.errors import DeviceError, GemmirError, InputError, UnsupportedError
 from gemmir.sm_limit import limit
 
@@ -395,6 +396,27 @@ def test_settings():
     deep_gemm.set_mk_alignment_for_contiguous_layout(128)
     assert deep_gemm.get_m_alignment_for_contiguous_layout() == 128
     assert deep_gemm.get_theoretical_mk_alignment_for_contiguous_layout(3) == 128
+
+
+def test_launches_of_every_product_overlap_if_that_is_set(monkeypatch: pytest.MonkeyPatch):
+    seen: list[bool] = []
+    for name in ("matmul", "grouped_matmul"):
+        monkeypatch.setattr(gemmir, name, lambda *_, overlap=False, **__: seen.append(overlap))
+    x, w, of_groups, half = tokens(384), weights(), stacked_weights(), draw(384, K).to(BF16)
+    stack, many, per_group = draw(G, N, K).to(BF16), torch.empty(G, 384, N), torch.ones(G, dtype=torch.int32)
+    rows, along = (x[0].expand(G, 384, K), x[1].expand(G, 384, 3)), flat(draw(sum(KS), N))
+    for pdl in (True, False):
+        monkeypatch.setattr(settings, "pdl", not pdl)
+        deep_gemm.set_pdl(pdl)
+        deep_gemm.fp8_gemm_nt(x, w, many[0])
+        deep_gemm.bf16_gemm_nt(half, stack[0], many[0])
+        deep_gemm.m_grouped_fp8_gemm_nt_contiguous(x, of_groups, many[0], IDS)
+        deep_gemm.m_grouped_bf16_gemm_nt_contiguous(half, stack, many[0], IDS)
+        deep_gemm.m_grouped_fp8_gemm_nt_masked(rows, of_groups, many, per_group, 9)
+        deep_gemm.m_grouped_bf16_gemm_nt_masked(half.expand(G, 384, K), stack, many, per_group, 9)
+        deep_gemm.k_grouped_fp8_gemm_nt_contiguous(along, along, STACK, KS, LAYOUT)
+        deep_gemm.k_grouped_bf16_gemm_tn_contiguous(half, half, STACK, KS, LAYOUT)
+    assert seen == [True] * 8 + [False] * 8
 
 
 def test_the_number_of_sms():

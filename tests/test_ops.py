@@ -279,6 +279,7 @@ def compiled(monkeypatch: pytest.MonkeyPatch) -> Iterator[list[Kernel]]:
         return found[-1]
 
     monkeypatch.setattr("gemmir.compiler.compile_call", compile_call)
+    monkeypatch.setattr(torch.cuda, "is_current_stream_capturing", lambda: False)
     ops.forget()
     ops.kernel_of.cache_clear()
     yield found

@@ -10,7 +10,7 @@ import gemmir
 from gemmir import ops, preparing
 from gemmir.bench.cases import Case
 from gemmir.errors import DeviceError, InputError, UnsupportedError
-from gemmir.problem import Grouping
+from gemmir.problem import Grouping, Recipe
 from gemmir.product_calls import Asked, Call, call_of
 
 BF16, F16, F32, FP8 = torch.bfloat16, torch.float16, torch.float32, torch.float8_e4m3fn
@@ -154,6 +154,48 @@ def test_what_is_prepared_is_what_is_called(name: str, asked: list[Call]):
     assert asked == [wanted]
 
 
+SCALING_TYPE = getattr(torch.nn.functional, "ScalingType", None)
+"""Of newer torch."""
+BLOCKS = (SCALING_TYPE.BlockWise1x128,) * 2 if SCALING_TYPE else ("BlockWise1x128", "BlockWise1x128")
+
+
+@pytest.mark.parametrize(
+    ("form", "words"),
+    [
+        ("offs", {"dtype": "f8E4M3FN", "recipe": BLOCKS}),
+        ("offs", {"dtype": "float8_e4m3fn", "recipe": (Recipe.BLOCK_WISE_1X128,) * 2, "grouping": Grouping.OFFS}),
+        ("offs", {"recipe": "block_wise_1x128"}),
+        ("counts", {"dtype": "torch.float8_e4m3fn", "c_dtype": "bf16", "out_dtype": "bfloat16"}),
+        ("k_offs", {"c_dtype": "f32", "out_dtype": "f32"}),
+        ("batch", {"dtype": "bf16", "grouping": Grouping.BATCH}),
+    ],
+    ids=str,
+)
+def test_types_and_recipes_may_be_said_in_words(form: str, words: dict[str, Any], asked: list[Call]):
+    """As those of `gemmir.Program`, and the calls that are prepared are those with torch's own types."""
+    plain = dict(CALLS[form][0])
+    if "out_dtype" in words:
+        plain["out_dtype"] = F32 if words["out_dtype"] == "f32" else BF16
+    gemmir.prepare([(M, N, K)], load=False, **plain)
+    gemmir.prepare([(M, N, K)], load=False, **plain | words)
+    wanted, found = asked
+    assert found == wanted
+
+
+def test_words_that_are_no_type():
+    for option in ("dtype", "c_dtype", "out_dtype"):
+        with pytest.raises(InputError, match=f"GMR-I001: {option}: dtype 'float7'"):
+            gemmir.prepare([(M, N, K)], load=False, **{"dtype": BF16} | {option: "float7"})
+    with pytest.raises(InputError, match=r"GMR-I001(.|\n)*only FP8 operands are scaled"):
+        gemmir.prepare([(M, N, K)], BF16, recipe=PAIRS, load=False)
+
+
+@pytest.mark.parametrize("word", ["bf16", "bfloat16", "torch.bfloat16"])
+def test_a_result_type_in_words_is_the_same_call(word: Any, asked: list[Call]):
+    a, b = data(M, K, dtype=BF16), data(N, K, dtype=BF16).t()
+    assert call(asked, gemmir.matmul, a, b, out_dtype=word) == call(asked, gemmir.matmul, a, b, out_dtype=BF16)
+
+
 def test_every_grouping_is_there():
     assert {options.get("grouping", "none") for options, *_ in CALLS.values()} == {g.value for g in Grouping}
 
@@ -167,7 +209,7 @@ def test_every_m_has_at_most_six_kernels_and_all_are_prepared(dtype: torch.dtype
     assert len(asked) == len(prepared) <= 6
     one = Asked(True, True, True, True, False, None, None, None, True)
     found = {
-        call_of(Grouping.NONE, preparing._stand_ins(Grouping.NONE, (m, n, k), 1, dtype, None, None), one)
+        call_of(Grouping.NONE, preparing._stand_ins(Grouping.NONE, (m, n, k), 1, None, dtype, None), one)
         for m in range(1, 16385)
     }
     assert found == prepared
@@ -201,9 +243,9 @@ def test_kernels_are_compiled_and_then_in_the_cache(capsys: pytest.CaptureFixtur
 def test_what_no_kernel_computes_is_refused_as_a_call_would_be():
     with pytest.raises(InputError, match=r"GMR-I009: grouping 'rows'(.|\n)*offs"):
         gemmir.prepare([(M, N, K)], BF16, grouping="rows", load=False)
-    with pytest.raises(InputError, match=r"GMR-I009: recipe \('1x128', 'x'\)"):
+    with pytest.raises(InputError, match=r"GMR-I009: recipe '1x128'(.|\n)*block_wise_1x128"):
         gemmir.prepare([(M, N, K)], FP8, recipe=("1x128", "x"), load=False)
-    with pytest.raises(InputError, match="GMR-I001: a: dtype 'float64'"):
+    with pytest.raises(InputError, match="GMR-I001: dtype: dtype 'float64'"):
         gemmir.prepare([(M, N, K)], torch.float64, load=False)
     with pytest.raises(UnsupportedError, match="GMR-U001"):
         gemmir.prepare([(M, N, K)], FP8, recipe=("row_wise", "row_wise"), load=False)

@@ -29,6 +29,7 @@ CASES = given(
     recipe=st.sampled_from(RECIPES),
     kind=st.sampled_from(KINDS),
     power_of_two=st.booleans(),
+    saturate=st.booleans(),
     seed=st.integers(0, 2**31),
 )
 
@@ -42,14 +43,21 @@ def bits(scale: torch.Tensor) -> np.ndarray:
 
 
 @CASES
-@example((3, 257), torch.float32, E4M3, "block_wise_1x128", "bits", False, 0)
-@example((129, 129), torch.bfloat16, E4M3, "block_wise_128x128", "halfway", False, 1)
+@example((3, 257), torch.float32, E4M3, "block_wise_1x128", "bits", False, True, 0)
+@example((129, 129), torch.bfloat16, E4M3, "block_wise_128x128", "halfway", False, False, 1)
 def test_every_bit(
-    shape: tuple[int, ...], dtype: torch.dtype, fp8: torch.dtype, recipe: str, kind: str, power_of_two: bool, seed: int
+    shape: tuple[int, ...],
+    dtype: torch.dtype,
+    fp8: torch.dtype,
+    recipe: str,
+    kind: str,
+    power_of_two: bool,
+    saturate: bool,
+    seed: int,
 ):
     x = data(kind, shape, dtype, seed)
-    q, scale = gemmir.quantize(x, recipe, dtype=fp8, power_of_two=power_of_two)
-    expected, scales = fp8_oracle.quantized(x, recipe, fp8, power_of_two)
+    q, scale = gemmir.quantize(x, recipe, dtype=fp8, power_of_two=power_of_two, saturate=saturate)
+    expected, scales = fp8_oracle.quantized(x, recipe, fp8, power_of_two, saturate)
     assert (q.dtype, q.shape, q.is_contiguous()) == (fp8, x.shape, True)
     assert (scale.dtype, tuple(scale.shape)) == (torch.float32, scales.shape)
     np.testing.assert_array_equal(patterns(q), expected)
@@ -62,11 +70,18 @@ def test_every_bit(
 
 @CASES
 def test_the_error_of_each_element_is_half_an_ulp(
-    shape: tuple[int, ...], dtype: torch.dtype, fp8: torch.dtype, recipe: str, kind: str, power_of_two: bool, seed: int
+    shape: tuple[int, ...],
+    dtype: torch.dtype,
+    fp8: torch.dtype,
+    recipe: str,
+    kind: str,
+    power_of_two: bool,
+    saturate: bool,
+    seed: int,
 ):
     """Three roundings to float32, and the clamping of two of them, come on top, unless the scale is a power of two."""
     x = data(kind, shape, dtype, seed).nan_to_num(0.0, 1.0, -1.0)
-    q, scale = gemmir.quantize(x, recipe, dtype=fp8, power_of_two=power_of_two)
+    q, scale = gemmir.quantize(x, recipe, dtype=fp8, power_of_two=power_of_two, saturate=saturate)
     exact, number = x.double().numpy(), q.double().numpy()
     whole = fp8_oracle.spread(scale.numpy(), shape, recipe)
     bound = whole * fp8_oracle.half_ulp(number, fp8) + (0 if power_of_two else 6 * 2.0**-24) * np.abs(exact)
@@ -94,6 +109,38 @@ def test_what_is_not_finite_becomes_one_nan_and_counts_for_no_scale():
         assert patterns(q)[0, :4].tolist() == [0x7F] * 4
         assert patterns(q)[0, 5:].tolist() == [0x80, 0]
         assert scale.item() == np.float32(448 / fp8_oracle.LARGEST[fp8])
+
+
+@pytest.mark.parametrize("recipe", RECIPES)
+def test_infinities_saturate_if_that_is_asked_for(recipe: str):
+    """And nothing else is another: not NaN, not what is finite, not a scale."""
+    inf, nan = float("inf"), float("nan")
+    x = torch.tensor([[nan, -nan, inf, -inf, 448.0, -0.0, 1.0]])
+    for fp8, largest in fp8_oracle.LARGEST.items():
+        (plain, scale), (q, same) = (gemmir.quantize(x, recipe, dtype=fp8, saturate=on) for on in (False, True))
+        assert patterns(q)[0, :2].tolist() == patterns(plain)[0, :2].tolist() == [0x7F] * 2
+        assert q.float()[0, 2:4].tolist() == [largest, -largest]
+        assert patterns(q)[0, 4:].tolist() == patterns(plain)[0, 4:].tolist()
+        assert torch.equal(scale, same)
+
+
+@pytest.mark.parametrize("fp8", FP8, ids=str)
+@pytest.mark.parametrize("exponent", [-100, 127], ids=["the least amax", "the largest"])
+def test_what_is_finite_never_overflows(fp8: torch.dtype, exponent: int):
+    """
+    Every significand that the largest magnitude of a block may have: it becomes a number that rounds to `largest`
+    without any clamping, and smaller ones become no larger ones. Exponents in between only scale all of it exactly.
+    """
+    largest = np.float32(fp8_oracle.LARGEST[fp8])
+    rounds_down = largest * (1 + 2.0 ** -(fp8_oracle.SIGNIFICAND_BITS[fp8] + 2))  # less than halfway to the next
+    amax = ((127 + exponent << 23) + np.arange(1 << 23, dtype=np.uint32)).view(np.float32)
+    scale, inverse = amax / largest, largest / amax
+    raised = ((scale.view(np.int32) + 0x7FFFFF) & -0x800000).view(np.float32)
+    for found in (inverse, np.float32(1) / raised):
+        products = amax * found
+        assert products.max() <= largest * np.float32(1 + 2.0**-22) < rounds_down
+        assert np.isfinite(found).all()
+    assert min(scale.min(), inverse.min(), 1 / raised.max()) >= np.finfo(np.float32).smallest_normal
 
 
 @pytest.mark.parametrize("recipe", RECIPES)

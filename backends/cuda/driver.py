@@ -10,15 +10,17 @@ import ctypes
 import importlib
 import os
 from collections.abc import Generator
-from contextlib import contextmanager
+from contextlib import contextmanager, nullcontext
 from functools import cache
 from typing import Any
 
-from gemmir.errors import DeviceError, DeviceLostError, ForkError
+from gemmir.backends.cuda.elf import toolkit_of
+from gemmir.errors import DeviceError, DeviceLostError, ForkError, OutOfMemoryError
 from gemmir.records import dataclass
 from gemmir.target import SM_90A, Target
 
 _SONAME = "libcuda.so.1"
+_OUT_OF_MEMORY = 2
 _CAPTURE_IMPLICIT = 906
 """What the legacy stream answers while another stream of the context is being captured."""
 
@@ -27,6 +29,9 @@ STICKY = frozenset({214, 220, 226, 700, 702, 709, 710, 714, 715, 716, 717, 718, 
 
 NOT_OF_A_KERNEL = frozenset({214, 220, 226, 709, 810, 911})
 """Those of memory, of links and of other devices, and of a context or an MPS client that somebody ended."""
+
+OLDEST_TOOLKIT = (13, 0)
+"""Of CUDA, that kernels are compiled with."""
 
 _NOT_INITIALIZED = 3
 """What `cuInit` answers in a process that was forked off one that used CUDA."""
@@ -112,8 +117,9 @@ def checked(result: tuple[Any, ...], call: str) -> Any:
     """
     The values that the driver call `call` returned.
 
-    `DeviceError` (GMR-D003) if it failed. After an error that the device does not recover from, `DeviceLostError`
-    (GMR-D004 if a kernel may have made it, else GMR-D007), and from then on for every further use.
+    `DeviceError` (GMR-D003) if it failed, `OutOfMemoryError` (GMR-D009) if for want of memory. After an error that the
+    device does not recover from, `DeviceLostError` (GMR-D004 if a kernel may have made it, else GMR-D007), and from
+    then on for every further use.
     """
     status, *values = result
     if int(status) == 0:
@@ -122,9 +128,12 @@ def checked(result: tuple[Any, ...], call: str) -> Any:
 
 
 def _error(status: int, name: str, call: str) -> DeviceError:
-    if status not in STICKY:
-        return DeviceError("GMR-D003", f"{call} failed: {name} ({status})")
     what = f"{call} failed: {name} ({status})"
+    if status == _OUT_OF_MEMORY:
+        fix = "free some: del tensors, torch.cuda.empty_cache(), or end another process"
+        return OutOfMemoryError("GMR-D009", f"{what}; {free_memory()}", fix=fix)
+    if status not in STICKY:
+        return DeviceError("GMR-D003", what)
     fate.refusal = _not_of_a_kernel(what) if status in NOT_OF_A_KERNEL else _fault(what)
     return fate.refusal
 
@@ -211,6 +220,16 @@ def in_context(context: int) -> Generator[None]:
         checked(cuda.cuCtxPopCurrent(), "cuCtxPopCurrent")
 
 
+def free_memory(context: int | None = None) -> str:
+    """How much memory the device of `context` (None: the current one) has left, in words."""
+    cuda = bindings()
+    with in_context(context) if context is not None else nullcontext():
+        status, free, total = cuda.cuMemGetInfo()
+    if int(status) in STICKY:
+        checked((status,), "cuMemGetInfo")
+    return "nobody knows how many are free" if int(status) else f"{free} of {total} bytes are free"
+
+
 def is_capturing(stream: int) -> bool:
     """Whether work on `stream` is being captured into a graph."""
     cuda = bindings()
@@ -221,20 +240,47 @@ def is_capturing(stream: int) -> bool:
     return int(capture) != int(cuda.CUstreamCaptureStatus.CU_STREAM_CAPTURE_STATUS_NONE)
 
 
+def version() -> tuple[int, int]:
+    """The version of CUDA that the driver is for, e.g. (13, 0)."""
+    number = int(checked(bindings().cuDriverGetVersion(), "cuDriverGetVersion"))
+    return number // 1000, number % 1000 // 10
+
+
 def load(cubin: bytes) -> Any:
-    """Load `cubin` into the current context; the module's handle. Never during capture."""
-    cuda = bindings()
-    result = cuda.cuModuleLoadData(cubin)
-    if int(result[0]) == 0 or int(result[0]) in STICKY:
-        return checked(result, "cuModuleLoadData")
-    driver = checked(cuda.cuDriverGetVersion(), "cuDriverGetVersion")
+    """
+    Load `cubin` into the current context; the module's handle. Never during capture.
+
+    `DeviceError`: GMR-D008, before anything is loaded, if the driver is for an older major version of CUDA than the
+    tools that made it; GMR-D003 if the driver does not take it for another reason.
+    """
+    found, made_by = version(), toolkit_of(cubin) or OLDEST_TOOLKIT
+    both = "the driver is for CUDA {}.{}, the kernel was compiled by NVRTC {}.{}".format(*found, *made_by)
+    if found[0] < made_by[0]:
+        raise DeviceError(
+            "GMR-D008",
+            both,
+            rule="a driver loads machine code of its own major version of CUDA, and of older ones",
+            fix="update the NVIDIA driver (CUDA 13 needs R580 or newer), or install cuda-compat-{}-{}".format(*made_by),
+        )
+    result = bindings().cuModuleLoadData(cubin)
+    if int(result[0]) in (0, _OUT_OF_MEMORY) or int(result[0]) in STICKY:
+        return checked(result, f"cuModuleLoadData of {len(cubin)} bytes")
     raise DeviceError(
         "GMR-D003",
-        f"cuModuleLoadData failed: {result[0].name} ({int(result[0])}); the driver is for CUDA "
-        f"{driver // 1000}.{driver % 1000 // 10}",
-        rule="a kernel compiled by NVRTC 13.x needs a driver for CUDA 13 (R580) or newer",
+        f"cuModuleLoadData failed: {result[0].name} ({int(result[0])}); {both}",
         fix="update the NVIDIA driver",
     )
+
+
+@contextmanager
+def loaded(cubin: bytes) -> Generator[Any]:
+    """The module of `cubin`, as by `load`; it is unloaded again if the `with` block fails."""
+    module = load(cubin)
+    try:
+        yield module
+    except DeviceError:
+        bindings().cuModuleUnload(module)
+        raise
 
 
 def function(module: Any, name: str, shared_bytes: int) -> Any:
@@ -267,6 +313,7 @@ def resident_clusters(handle: Any, threads: int, shared_bytes: int, cluster: int
         return count
     raise DeviceError(
         "GMR-D002",
-        f"no cluster of {cluster} CTAs with {shared_bytes} bytes of shared memory fits this device",
-        fix="use cluster = 1x1",
+        f"no cluster of {cluster} CTAs with {shared_bytes} bytes of shared memory each fits this device of {sms} SMs",
+        rule="the CTAs of a cluster run at once on neighbouring SMs",
+        fix="use cluster = 1x1 and split_k = 1, fewer stages, or a whole GPU",
     )

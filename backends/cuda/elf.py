@@ -1,4 +1,4 @@
-"""The build id of a shared library: what its linker wrote into it to tell it from any other."""
+"""What tools wrote into the files that they made: the build id of a shared library, the toolkit of a cubin."""
 
 from __future__ import annotations
 
@@ -18,6 +18,7 @@ _NOTE = struct.Struct("<III")
 _PT_NOTE = 4
 _NT_GNU_BUILD_ID = 3
 _MOST_BYTES = 1 << 16
+_RELEASE = b"Cuda compilation tools, release "
 
 
 def build_id_of(path: Path) -> str | None:
@@ -29,6 +30,13 @@ def build_id_of(path: Path) -> str | None:
         return None
     finally:
         os.close(descriptor)
+
+
+def toolkit_of(cubin: bytes) -> tuple[int, int] | None:
+    """The version of CUDA whose tools made `cubin`, e.g. (13, 0), by their own word; None if it does not say."""
+    _, found, rest = cubin.partition(_RELEASE)
+    major, _, minor = rest[:16].partition(b",")[0].partition(b".")
+    return (int(major), int(minor)) if found and major.isdigit() and minor.isdigit() else None
 
 
 def _build_ids(descriptor: int) -> Iterator[str]:

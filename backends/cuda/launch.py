@@ -157,6 +157,7 @@ class Launcher:
             raise DeviceError(
                 "GMR-D002",
                 f"the kernel needs {manifest.shared_bytes} bytes of shared memory, {info.name} has {info.shared_bytes}",
+                rule="a CTA's shared memory is that of one SM of this device",
                 fix="compile with fewer stages, or use a whole GPU",
             )
         context = driver.primary_context(device)
@@ -168,10 +169,10 @@ class Launcher:
                     rule="kernels cannot be loaded during capture",
                     fix="call kernel.prepare(), gemmir.prepare(...) or the product itself, once, before the capture",
                 )
-            module = driver.load(self._cubin)
-            function = driver.function(module, manifest.entry, manifest.shared_bytes)
             shape = manifest.threads, manifest.shared_bytes, manifest.cluster_ctas
-            clusters = driver.resident_clusters(function, *shape, info.sms)
+            with driver.loaded(self._cubin) as module:
+                function = driver.function(module, manifest.entry, manifest.shared_bytes)
+                clusters = driver.resident_clusters(function, *shape, info.sms)
         return Kernel(function, module, context, clusters)
 
 

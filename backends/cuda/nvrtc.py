@@ -96,16 +96,20 @@ def library_path() -> Path:
     """The file of the NVRTC in use, or that would be: the one already loaded, else a wheel's, else the toolkit's."""
     if (loaded := _loaded_path()) is not None:
         return loaded
-    roots = [*site.getsitepackages(), *([site.getusersitepackages()] if site.ENABLE_USER_SITE else [])]
-    for folder in _WHEEL_FOLDERS:
-        for root in roots:
-            if os.path.isfile(path := os.path.join(root, folder, _SONAME)):
-                return Path(path)
+    for folder in _wheel_folders():
+        if os.path.isfile(path := os.path.join(folder, _SONAME)):
+            return Path(path)
     try:
         pathfinder: Any = importlib.import_module("cuda.pathfinder")
         return Path(pathfinder.load_nvidia_dynamic_lib("nvrtc").abs_path)
     except (ImportError, RuntimeError) as error:
-        raise _missing("NVRTC is not installed") from error
+        raise _not_found(error) from error
+
+
+def _wheel_folders() -> list[str]:
+    """Where wheels put NVRTC, by the ways of CUDA 13 first."""
+    roots = [*site.getsitepackages(), *([site.getusersitepackages()] if site.ENABLE_USER_SITE else [])]
+    return [os.path.join(root, folder) for folder in _WHEEL_FOLDERS for root in roots]
 
 
 def preload(directory: Path) -> None:
@@ -152,11 +156,21 @@ def _unclean(what: str, rule: str) -> CompileError:
     return CompileError("GMR-C001", what, rule=rule, fix="report this as a defect of the CUDA printer")
 
 
+def _not_found(error: Exception) -> ToolMissingError:
+    """Where it was looked for, what lies there instead, and what came of the search behind that."""
+    lines = [f"NVRTC is not installed; {_SONAME} was looked for"]
+    for folder in _wheel_folders():
+        others = sorted(path.name for path in Path(folder).glob("libnvrtc.so.*"))
+        lines.append(f"in {folder}, which {'has ' + ', '.join(others) if others else 'has none'}")
+    lines += ["by cuda.pathfinder and the loader:", *str(error)[:MAX_LOG_BYTES].splitlines()]
+    return _missing("\n    ".join(lines))
+
+
 def _missing(what: str) -> ToolMissingError:
     return ToolMissingError(
         "GMR-C003",
         what,
-        rule=f"NVRTC {OLDEST[0]}.{OLDEST[1]} or newer compiles the kernels",
+        rule=f"NVRTC {OLDEST[0]}.{OLDEST[1]} or a newer {OLDEST[0]}.x compiles the kernels",
         fix='pip install "nvidia-cuda-nvrtc>=13.0.88,<14"',
     )
 
@@ -171,10 +185,17 @@ def _nvrtc() -> Any:
             "GMR-C003", "the package cuda.bindings is not installed", fix='pip install "cuda-python>=13.3,<14"'
         ) from error
     except RuntimeError as error:  # how the bindings say that there is no library
-        raise _missing("NVRTC is not installed") from error
+        raise _not_found(error) from error
     if found < OLDEST:
-        raise _missing(f"NVRTC {found[0]}.{found[1]} is too old")
+        raise _missing(f"NVRTC {found[0]}.{found[1]} is too old{_in_use()}")
+    if found[0] != OLDEST[0]:
+        raise _missing(f"NVRTC {found[0]}.{found[1]} is of another major version{_in_use()}")
     return nvrtc
+
+
+def _in_use() -> str:
+    """Of which file that is said."""
+    return "" if (path := _loaded_path()) is None else f": {path}"
 
 
 def _version(nvrtc: Any) -> tuple[int, int]:

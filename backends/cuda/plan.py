@@ -215,14 +215,30 @@ class SumsOfNothing:
 
     def run(self, tensors: Sequence[torch.Tensor]) -> torch.Tensor:
         out = tensors[-1] if self.new is None else new_tensor(self.new, self.device)
-        return out.zero_() if self.addend is None else out.copy_(tensors[self.addend].float() + 0.0)
+        return out.zero_() if self.addend is None else out.copy_(self._sum(tensors[self.addend]))
+
+    def _sum(self, c: torch.Tensor) -> torch.Tensor:
+        """C added to nothing, in float32."""
+        import torch
+
+        try:
+            return c.float() + 0.0
+        except torch.OutOfMemoryError as error:
+            from gemmir.backends.cuda.memory import out_of_memory
+
+            raise out_of_memory("a float32 copy of c", 4 * c.numel(), self.device, "copy c yourself") from error
 
 
 def new_tensor(info: TensorInfo, device: torch.device) -> torch.Tensor:
-    """Memory for a tensor that lies as `info` says."""
+    """Memory for a tensor that lies as `info` says; `OutOfMemoryError` (GMR-D009) if there is none."""
     import torch
 
-    return torch.empty_strided(info.shape, info.strides, dtype=from_torch.torch_dtype(info.dtype), device=device)
+    try:
+        return torch.empty_strided(info.shape, info.strides, dtype=from_torch.torch_dtype(info.dtype), device=device)
+    except torch.OutOfMemoryError as error:
+        from gemmir.backends.cuda.memory import out_of_memory
+
+        raise out_of_memory(info.name, info.reach, device, "pass out=, split M, or free some") from error
 
 
 def values_of(

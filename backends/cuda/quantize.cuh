@@ -36,7 +36,7 @@ struct Arguments {
     i64 scale_group, scale_row, scale_column;
     u32 rows, columns;
     float largest, least;
-    int power_of_two, vector;
+    int power_of_two, saturate, vector;
 };
 
 template <Input INPUT> constexpr int BYTES = INPUT == Input::f32 ? 4 : 2;
@@ -162,16 +162,17 @@ template <Format FORMAT> DEVICE u32 encoded_pair(float low, float high) {
     return pair;
 }
 
-// `special`: some lane of the warp holds something that is not finite.
+// `special`: some lane of the warp holds something that is not finite. The conversion itself saturates infinities.
 template <Input INPUT, Format FORMAT>
-DEVICE void encode(const u32 (&words)[WORDS<INPUT>], float inverse, bool special, u32 (&bytes)[CHUNK / 4]) {
+DEVICE void encode(const Arguments& a, const u32 (&words)[WORDS<INPUT>], float inverse, bool special, u32 (&bytes)[CHUNK / 4]) {
     float values[CHUNK];
 #pragma unroll
     for (int i = 0; i < CHUNK; ++i) values[i] = decoded<INPUT>(words, i);
     if (special) {
+        const u32 least_nan = a.saturate ? INFINITY_BITS + 1 : INFINITY_BITS;
 #pragma unroll
         for (int i = 0; i < CHUNK; ++i) {
-            if (magnitude(values[i]) >= INFINITY_BITS) values[i] = __uint_as_float(0x7fffffffu);
+            if (magnitude(values[i]) >= least_nan) values[i] = __uint_as_float(0x7fffffffu);
         }
     }
 #pragma unroll
@@ -221,7 +222,7 @@ template <Input INPUT, Format FORMAT> DEVICE void quantize_1x128(const Arguments
 #pragma unroll
     for (int c = 0; c < CHUNKS; ++c) {
         u32 bytes[CHUNK / 4];
-        encode<INPUT, FORMAT>(words[c], __shfl_sync(ALL, found.inverse, c, LANES), special, bytes);
+        encode<INPUT, FORMAT>(a, words[c], __shfl_sync(ALL, found.inverse, c, LANES), special, bytes);
         store(chunks.q + c * chunks.q_step, chunks.count[c], whole(a, chunks.count[c]), bytes);
     }
 }
@@ -248,7 +249,7 @@ template <Input INPUT, Format FORMAT> DEVICE void quantize_128x128(const Argumen
 #pragma unroll
     for (int c = 0; c < CHUNKS; ++c) {
         u32 bytes[CHUNK / 4];
-        encode<INPUT, FORMAT>(words[c], found.inverse, special, bytes);
+        encode<INPUT, FORMAT>(a, words[c], found.inverse, special, bytes);
         store(chunks.q + c * chunks.q_step, chunks.count[c], whole(a, chunks.count[c]), bytes);
     }
 }

@@ -82,6 +82,7 @@ class Arguments(ctypes.Structure):
         ("largest", ctypes.c_float),
         ("least", ctypes.c_float),
         ("power_of_two", ctypes.c_int32),
+        ("saturate", ctypes.c_int32),
         ("vector", ctypes.c_int32),
     )
 
@@ -142,13 +143,20 @@ _loaded = Loaded()
 
 
 def prepare(
-    recipe: Recipe, x: torch.Tensor, q: torch.Tensor, scale: torch.Tensor, *, least: float, power_of_two: bool
+    recipe: Recipe,
+    x: torch.Tensor,
+    q: torch.Tensor,
+    scale: torch.Tensor,
+    *,
+    least: float,
+    power_of_two: bool,
+    saturate: bool,
 ) -> Launch:
     """
     What quantises tensors like `x` (rank 2 or 3, elements of the last dimension neighbours) to ones like `q`, `scale`.
 
     `q` is row-major, `scale` has one number for each block of `recipe` (one of `SHAPES`) in any layout; a block's
-    largest magnitude counts as at least `least`. There must be elements.
+    largest magnitude counts as at least `least`. There must be elements. The rest is as in `gemmir.quantize`.
 
     `InputError` (GMR-I007) if the grid would be too large, `DeviceError` without a Hopper GPU, `CaptureError` if the
     kernel would have to be loaded during capture, `CompileError` if it cannot be compiled.
@@ -171,6 +179,7 @@ def prepare(
         largest=torch.finfo(q.dtype).max,
         least=least,
         power_of_two=power_of_two,
+        saturate=saturate,
     )
     steps = (x_group * x.element_size(), x_row * x.element_size(), 2 * x.shape[-1])
     return Launch(function, context, device, shape.threads, grid, arguments, not any(step % 16 for step in steps))
@@ -245,7 +254,8 @@ def _load(kind: Kind, device: int) -> tuple[Any, int]:
                 rule="kernels cannot be loaded during capture",
                 fix="call gemmir.quantize once, with tensors of these types, before the capture",
             )
-        return driver.function(driver.load(compiled(kind)), kind.entry, 0), context
+        with driver.loaded(compiled(kind)) as module:
+            return driver.function(module, kind.entry, 0), context
 
 
 def _grid(shape: Shape, extents: tuple[int, ...]) -> tuple[int, int, int]:

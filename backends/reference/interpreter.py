@@ -21,6 +21,7 @@ from gemmir.backends.reference.scaling import dequantise
 from gemmir.backends.reference.values import element_dtype, tensor_type
 from gemmir.dialects.gemm import ProductOp, YieldOp, argument_names, the_function
 from gemmir.errors import InputError, UnsupportedError
+from gemmir.validation import check_values
 
 Environment = dict[SSAValue, torch.Tensor]
 
@@ -42,7 +43,8 @@ def run(
 
     Rows of a result that no group writes, or whose group is invalid, are zero. With `out`, of the shape and dtype of
     the one result, that is what is written to and returned, and such rows keep what they held. With `validate` an
-    invalid entry of an index operand is an `InputError` (GMR-I009) that names it.
+    invalid entry of an index operand (GMR-I009), or a scale that is no positive number (GMR-I010), is an `InputError`
+    that names it.
 
     Raises `InputError` GMR-I001 (dtype), GMR-I002 (shape), GMR-I004 (devices), GMR-I005 (number) or GMR-I009
     (`multiply`), and `UnsupportedError` GMR-U001 for anything else than one function of known ops.
@@ -60,7 +62,9 @@ def run(
             return results[0] if len(results) == 1 else results
         product = _expect_product(op)
         operands = operands_of(product, values)
-        groups = groups_of(product.grouping, operands, validate=validate)
+        if validate:
+            check_values(product.grouping, operands)
+        groups = groups_of(product.grouping, operands)
         held = out if out is not None and _is_the_result(product) else None
         result = _new_result(product, operands) if held is None else _checked(held, product, operands)
         for group in groups:

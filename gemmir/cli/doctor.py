@@ -43,7 +43,8 @@ def execute(args: argparse.Namespace) -> int:
 
 
 def line(check: Check) -> str:
-    text = f"{check.status:8} {check.name:16} {check.value}"
+    value = check.value.replace("\n", "\n" + " " * 22)
+    text = f"{check.status:8} {check.name:16} {value}"
     return text + (f"\n{'':25} for {check.needed_for}: {check.fix}\n" if check.fix else "\n")
 
 

@@ -14,9 +14,9 @@ def operands_of(inputs: dict[str, torch.Tensor]) -> Operands:
     return Operands(*(inputs.get(name) for name in names))  # type: ignore[arg-type]
 
 
-def called(grouping: Grouping, o: Operands, out: torch.Tensor) -> torch.Tensor:
+def called(grouping: Grouping, o: Operands, out: torch.Tensor, **options: bool) -> torch.Tensor:
     """The product of the form, in `out`."""
-    rest = {"scale_a": o.scale_a, "scale_b": o.scale_b, "c": o.c, "out": out}
+    rest = {"scale_a": o.scale_a, "scale_b": o.scale_b, "c": o.c, "out": out} | options
     if grouping is Grouping.NONE:
         return gemmir.matmul(o.a, o.b, **rest)
     if grouping is Grouping.BATCH:

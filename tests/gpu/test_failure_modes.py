@@ -6,6 +6,7 @@ import pytest
 import torch
 
 import gemmir
+from gemmir.errors import OutOfMemoryError
 
 pytestmark = pytest.mark.gpu
 
@@ -23,3 +24,21 @@ def test_more_than_2_31_elements() -> None:
     others = torch.ones(m, dtype=torch.bool, device="cuda")
     others[rows] = False
     assert not bool(result[others].any())
+
+
+def test_no_memory_for_a_result() -> None:
+    """Of 256 GiB: an error with the bytes, as torch's own, after which the same product of fewer rows is computed."""
+    m, n, k = 1 << 20, 1 << 17, 64
+    a, w = (torch.ones(rows, k, dtype=torch.bfloat16, device="cuda") for rows in (m, n))
+    gemmir.matmul(a[:300], w.t())
+    torch.cuda.synchronize()
+    before = torch.cuda.memory_allocated()
+    for _ in range(2):
+        with pytest.raises(torch.OutOfMemoryError) as caught:
+            gemmir.matmul(a, w.t())
+        assert isinstance(caught.value, OutOfMemoryError)
+        assert f"out: {2 * m * n} bytes on cuda:0" in caught.value.what
+        assert "bytes are free" in caught.value.what
+    del caught
+    assert torch.cuda.memory_allocated() == before
+    assert bool((gemmir.matmul(a[:300], w.t()) == k).all())

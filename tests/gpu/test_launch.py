@@ -13,6 +13,7 @@ import pytest
 import torch
 
 import gemmir
+from gemmir import ops
 from gemmir.backends.reference.data import random_inputs
 from gemmir.errors import CaptureError, InputError
 from gemmir.ir_text import parse_module
@@ -197,6 +198,37 @@ def test_two_threads() -> None:
     assert (sorted(done), wrong) == ([0, 1], [])
 
 
+def test_threads_that_call_products_at_once(monkeypatch: pytest.MonkeyPatch) -> None:
+    """The same ones and different ones, which no thread has called: each is compiled once, all bits are right."""
+    a, w = (torch.randn(rows, 512, device="cuda").bfloat16() for rows in (300, 256))
+    calls = [functools.partial(gemmir.matmul, a[:m], w[:n].t(), split_k=1) for m in (9, 300) for n in (128, 256)]
+    wanted = [call() for call in calls]
+    made: list[object] = []
+    make = ops.kernel_of._make
+    monkeypatch.setattr(ops.kernel_of, "_make", lambda call: (made.append(call), make(call))[1])
+    ops.kernel_of.cache_clear()
+    ops.forget()
+    start, wrong, done = threading.Barrier(8), [], []
+    torch.cuda.synchronize()
+
+    def work(first: int) -> None:
+        start.wait(60)
+        with torch.cuda.stream(torch.cuda.Stream()):
+            for turn in range(100):
+                number = (first + turn) % len(calls)
+                if not torch.equal(calls[number](), wanted[number]):
+                    wrong.append(number)
+        done.append(first)
+
+    threads = [threading.Thread(target=work, args=(number // 2,)) for number in range(8)]
+    for thread in threads:
+        thread.start()
+    for thread in threads:
+        thread.join(timeout=240)
+    assert (sorted(done), wrong) == ([0, 0, 1, 1, 2, 2, 3, 3], [])
+    assert len(made) == len(set(made)) == len(calls)
+
+
 def test_every_device() -> None:
     """Called with tensors on each device while the first is current, which it stays."""
     shared = fresh_kernel()
@@ -298,6 +330,7 @@ os._exit(0)  # what torch tears down would meet the fault again
 FORKED = """
 import os, sys, torch
 import gemmir
+from gemmir import ops
 from gemmir.backends.reference.data import random_inputs
 from gemmir.errors import DeviceError
 from gemmir.ir_text import parse_module

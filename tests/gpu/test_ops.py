@@ -6,6 +6,7 @@ The result holds a value of its own before each call, so that a row that is writ
 
 from __future__ import annotations
 
+import warnings
 from dataclasses import replace
 
 import pytest
@@ -89,6 +90,30 @@ def test_invalid_indices(grouping: Grouping, fp8: bool) -> None:
     scales = {"scale_a": inputs.get("xs"), "scale_b": inputs.get("ws")}
     with pytest.raises(InputError, match=r"\[\d+\] = "):
         gemmir.grouped_matmul(inputs["x"], inputs["w"], validate=True, **word, **scales)  # type: ignore[arg-type]
+
+
+@pytest.mark.parametrize("grouping", FORMS)
+def test_validation_waits_once(grouping: Grouping) -> None:
+    """And names what is bad; without it nothing waits."""
+    problem = problem_of(grouping, True, (128, 256, 512, 3))
+    inputs = random_inputs(parse_module(program_text(problem)), None, 0, DEVICE)
+    dtype = getattr(torch, problem.d.torch_name)
+    out = torch.zeros(result_shape(grouping, operands_of(inputs)), dtype=dtype, device=DEVICE)
+    for options, waits in (({}, 0), ({"validate": True}, 1)):
+        called(grouping, operands_of(inputs), out, **options)
+        torch.cuda.set_sync_debug_mode("warn")
+        try:
+            with warnings.catch_warnings(record=True) as seen:
+                warnings.simplefilter("always")
+                called(grouping, operands_of(inputs), out, **options)
+        finally:
+            torch.cuda.set_sync_debug_mode("default")
+        assert len([w for w in seen if "synchroniz" in str(w.message)]) == waits
+    inputs["ws"][(0,) * inputs["ws"].dim()] = -1.0
+    held = out.clone()
+    with pytest.raises(InputError, match=r"GMR-I010: scale_b\[.*\] = -1"):
+        called(grouping, operands_of(inputs), out, validate=True)
+    assert torch.equal(out, held)
 
 
 @pytest.mark.parametrize("fp8", [True, False], ids=["fp8", "bf16"])

@@ -45,14 +45,14 @@ def guarded(shape: tuple[int, ...], strides: tuple[int, ...], dtype: torch.dtype
     return inner.as_strided(shape, strides), buffer
 
 
-def check(x: torch.Tensor, recipe: str, fp8: torch.dtype, power_of_two: bool = False) -> None:
+def check(x: torch.Tensor, recipe: str, fp8: torch.dtype, power_of_two: bool = False, saturate: bool = False) -> None:
     """On the GPU as on the CPU: q, its scales, and what lies around them."""
     shape, layout = tuple(x.shape), scale_layout(RECIPES[recipe], tuple(x.shape))
     buffers: list[list[torch.Tensor]] = []
     for device in ("cpu", DEVICE):
         q, around_q = guarded(shape, torch.empty(shape, device="meta").stride(), fp8)
         scale, around_scale = guarded(*layout, torch.float32)
-        options = {"dtype": fp8, "power_of_two": power_of_two}
+        options = {"dtype": fp8, "power_of_two": power_of_two, "saturate": saturate}
         if device == "cpu":
             expected = gemmir.quantize(x.cpu(), recipe, **options)
             q.view(torch.uint8).copy_(expected[0].view(torch.uint8))
@@ -70,7 +70,9 @@ def check(x: torch.Tensor, recipe: str, fp8: torch.dtype, power_of_two: bool = F
 @pytest.mark.parametrize("recipe", NAMES)
 def test_the_bits_of_the_cpu(recipe: str, dtype: torch.dtype, fp8: torch.dtype) -> None:
     for seed, (shape, kind) in enumerate(itertools.product(SHAPES, KINDS)):
-        check(data(kind, shape, dtype, seed).to(DEVICE), recipe, fp8, power_of_two=bool(seed % 2))
+        check(
+            data(kind, shape, dtype, seed).to(DEVICE), recipe, fp8, power_of_two=bool(seed % 2), saturate=bool(seed % 3)
+        )
 
 
 @pytest.mark.parametrize("dtype", DTYPES, ids=str)

@@ -13,6 +13,7 @@ from typing import TYPE_CHECKING
 
 import gemmir
 from gemmir.compat.deep_gemm.operands import Scaled, check_result, index, scaled, tensor
+from gemmir.compat.deep_gemm.runtime import settings
 from gemmir.compat.deep_gemm.scaling import Granularity, Recipe, both_laid_out, granularity_of_b, laid_out
 from gemmir.errors import InputError, UnsupportedError
 from gemmir.problem import GROUP_ALIGNMENT
@@ -56,6 +57,7 @@ def m_grouped_fp8_gemm_nt_contiguous(
         scale_b=scale_b,
         out=d,
         expected_m=_expected(expected_m_for_psum_layout, w.shape[0]),
+        overlap=settings.pdl,
     )
 
 
@@ -102,7 +104,16 @@ def m_grouped_fp8_gemm_nt_masked(
     check_result(d, None, 3)
     granularity = granularity_of_b(recipe, recipe_a, recipe_b)
     scale_a, scale_b = both_laid_out(x, scale_x, w, scale_w, granularity)
-    gemmir.grouped_matmul(x, w.mT, counts=masked_m, scale_a=scale_a, scale_b=scale_b, out=d, expected_m=expected_m)
+    gemmir.grouped_matmul(
+        x,
+        w.mT,
+        counts=masked_m,
+        scale_a=scale_a,
+        scale_b=scale_b,
+        out=d,
+        expected_m=expected_m,
+        overlap=settings.pdl,
+    )
 
 
 def m_grouped_bf16_gemm_nt_contiguous(
@@ -120,7 +131,7 @@ def m_grouped_bf16_gemm_nt_contiguous(
     check_result(d, None, 2)
     ids = _ids(grouped_layout, use_psum_layout, w.shape[0], x.shape[0])
     expected_m = _expected(expected_m_for_psum_layout, w.shape[0])
-    gemmir.grouped_matmul(x, w.mT, group_ids=ids, out=d, expected_m=expected_m)
+    gemmir.grouped_matmul(x, w.mT, group_ids=ids, out=d, expected_m=expected_m, overlap=settings.pdl)
 
 
 def m_grouped_bf16_gemm_nn_contiguous(
@@ -146,7 +157,8 @@ def m_grouped_bf16_gemm_nt_masked(
 ) -> None:
     """As `m_grouped_fp8_gemm_nt_masked`, in bfloat16 and without scales."""
     check_result(d, None, 3)
-    gemmir.grouped_matmul(tensor("a", a, 3), tensor("b", b, 3).mT, counts=masked_m, out=d, expected_m=expected_m)
+    x, w = tensor("a", a, 3), tensor("b", b, 3)
+    gemmir.grouped_matmul(x, w.mT, counts=masked_m, out=d, expected_m=expected_m, overlap=settings.pdl)
 
 
 def k_grouped_fp8_gemm_nt_contiguous(
@@ -181,6 +193,7 @@ def k_grouped_fp8_gemm_nt_contiguous(
         scale_b=laid_out(scale_w, 1),
         c=c,
         out=d,
+        overlap=settings.pdl,
     )
 
 
@@ -207,7 +220,7 @@ def k_grouped_bf16_gemm_tn_contiguous(
     if sum(ks) > x.shape[0]:
         rule = f"the groups have {sum(ks)} rows"
         raise InputError("GMR-I002", f"a: {x.shape[0]} rows", rule=rule, fix="pass the rows of all groups")
-    gemmir.grouped_matmul(x.t(), w, offs=ends, c=c, out=d)
+    gemmir.grouped_matmul(x.t(), w, offs=ends, c=c, out=d, overlap=settings.pdl)
 
 
 def _checked_ks(ks: Sequence[int] | None, groups: int) -> list[int]:

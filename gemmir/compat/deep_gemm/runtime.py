@@ -34,7 +34,7 @@ def get_num_sms() -> int:
 
 
 def set_pdl(new_enable_pdl: bool) -> None:
-    """Let kernels that wait by themselves start while the one before ends (`overlap=True` of `gemmir.matmul`)."""
+    """Let kernels that wait by themselves start while the one before ends: `overlap=True`, for groups too."""
     settings.pdl = bool(new_enable_pdl)
 
 

@@ -90,7 +90,12 @@ class RecordingDriver:
     devices: int = 2
     capability: tuple[int, int] = (9, 0)
     shared: int = 232_448
+    sms: int = 132
     clusters: int = 60
+    version: int = 13_000
+    """Of CUDA, that the driver is for: 13.0."""
+    free: tuple[int, int] = (5 << 30, 80 << 30)
+    """Bytes of memory that are free, and all there are."""
     context: int = 0
     capturing: bool = False
     fail: dict[str, Status] = field(default_factory=dict)
@@ -123,7 +128,7 @@ class RecordingDriver:
     def cuDeviceGetAttribute(self, kind: Any, device: int) -> tuple[object, ...]:
         kinds = real.CUdevice_attribute
         values = {
-            kinds.CU_DEVICE_ATTRIBUTE_MULTIPROCESSOR_COUNT: 132,
+            kinds.CU_DEVICE_ATTRIBUTE_MULTIPROCESSOR_COUNT: self.sms,
             kinds.CU_DEVICE_ATTRIBUTE_COMPUTE_CAPABILITY_MAJOR: self.capability[0],
             kinds.CU_DEVICE_ATTRIBUTE_COMPUTE_CAPABILITY_MINOR: self.capability[1],
             kinds.CU_DEVICE_ATTRIBUTE_MAX_SHARED_MEMORY_PER_BLOCK_OPTIN: self.shared,
@@ -131,7 +136,7 @@ class RecordingDriver:
         return self._done("cuDeviceGetAttribute", values[kind])
 
     def cuDriverGetVersion(self) -> tuple[object, ...]:
-        return self._done("cuDriverGetVersion", 12080)
+        return self._done("cuDriverGetVersion", self.version)
 
     def cuDevicePrimaryCtxRetain(self, device: int) -> tuple[object, ...]:
         return self._done("cuDevicePrimaryCtxRetain", real.CUcontext(0x1000 + device))
@@ -155,6 +160,12 @@ class RecordingDriver:
 
     def cuModuleLoadData(self, cubin: bytes) -> tuple[object, ...]:
         return self._done("cuModuleLoadData", f"module in {self.context:#x}")
+
+    def cuModuleUnload(self, module: str) -> tuple[object, ...]:
+        return self._done("cuModuleUnload")
+
+    def cuMemGetInfo(self) -> tuple[object, ...]:
+        return self._done("cuMemGetInfo", *self.free) if self.context else (NO_CONTEXT, 0, 0)
 
     def cuModuleGetFunction(self, module: str, name: bytes) -> tuple[object, ...]:
         return self._done("cuModuleGetFunction", f"{name.decode()} of {module}")

@@ -1,6 +1,7 @@
 """What is said without a driver, about other GPUs, and after errors."""
 
 import os
+import re
 import subprocess
 import sys
 from collections.abc import Iterator
@@ -9,7 +10,7 @@ from pathlib import Path
 import pytest
 
 from gemmir.backends.cuda import driver
-from gemmir.errors import DeviceError, DeviceLostError, ForkError
+from gemmir.errors import DeviceError, DeviceLostError, ForkError, OutOfMemoryError
 from tests.backends.cuda.cuda_doubles import OK, RecordingDriver, Status
 
 ROOT = Path(__file__).resolve().parents[3]
@@ -206,13 +207,60 @@ def test_the_primary_context_is_retained_once(gpu: RecordingDriver):
 def test_loading(gpu: RecordingDriver):
     module = driver.load(b"cubin")
     assert driver.function(module, "k_0", 1000) == "k_0 of module in 0x0"
-    assert gpu.calls == ["cuModuleLoadData", "cuModuleGetFunction", "cuFuncSetAttribute", "cuFuncLoad"]
+    asked = ["cuDriverGetVersion", "cuModuleLoadData", "cuModuleGetFunction", "cuFuncSetAttribute", "cuFuncLoad"]
+    assert gpu.calls == asked
+
+
+def cubin_of(release: str) -> bytes:
+    return b"\x7fELF" + f"Cuda compilation tools, release {release}, V{release}.88".encode() + b"\0.text"
 
 
 def test_a_cubin_that_the_driver_does_not_take(gpu: RecordingDriver):
-    gpu.fail["cuModuleLoadData"] = Status("CUDA_ERROR_UNSUPPORTED_PTX_VERSION", 222)
-    with pytest.raises(DeviceError, match=r"GMR-D003: cuModuleLoadData failed.*the driver is for CUDA 12\.8"):
-        driver.load(b"cubin")
+    gpu.fail["cuModuleLoadData"] = Status("CUDA_ERROR_INVALID_IMAGE", 200)
+    what = r"GMR-D003: cuModuleLoadData failed: CUDA_ERROR_INVALID_IMAGE \(200\); the driver is for CUDA 13\.0, the "
+    with pytest.raises(DeviceError, match=what + r"kernel was compiled by NVRTC 13\.5"):
+        driver.load(cubin_of("13.5"))
+
+
+@pytest.mark.parametrize(
+    ("version", "release", "takes"),
+    [
+        (12_080, "13.0", False),
+        (12_090, "13.5", False),
+        (13_000, "13.5", True),  # minor versions of one major one are compatible
+        (13_020, "13.0", True),
+        (14_000, "13.5", True),
+        (13_030, "14.1", False),
+        (12_090, "", False),  # a cubin that does not say: none is older than 13.0
+        (13_000, "", True),
+    ],
+)
+def test_a_driver_that_is_too_old(gpu: RecordingDriver, version: int, release: str, takes: bool):
+    """Said with both versions, and before the driver is given anything."""
+    gpu.version = version
+    cubin = cubin_of(release) if release else b"cubin"
+    if takes:
+        driver.load(cubin)
+        return
+    both = f"the driver is for CUDA {version // 1000}.{version % 1000 // 10}, the kernel was compiled by NVRTC "
+    with pytest.raises(DeviceError, match=re.escape(f"GMR-D008: {both}{release or '13.0'}\n")) as error:
+        driver.load(cubin)
+    assert "update the NVIDIA driver" in (error.value.fix or "")
+    assert gpu.calls == ["cuDriverGetVersion"]
+
+
+@pytest.mark.parametrize("call", ["cuModuleLoadData", "cuFuncLoad", "cuDevicePrimaryCtxRetain"])
+def test_no_memory_in_the_driver(gpu: RecordingDriver, call: str):
+    gpu.context = 0x1000
+    gpu.fail[call] = Status("CUDA_ERROR_OUT_OF_MEMORY", 2)
+    with pytest.raises(OutOfMemoryError, match=rf"GMR-D009: {call}.* failed.*; {5 << 30} of {80 << 30} bytes are free"):
+        driver.function(driver.load(b"cubin"), "k_0", 1000), driver.primary_context(0)
+    driver.refuse_if_unusable()
+    gpu.fail = {"cuMemGetInfo": Status("CUDA_ERROR_INVALID_CONTEXT", 201)}
+    assert driver.free_memory() == "nobody knows how many are free"
+    gpu.fail = {"cuMemGetInfo": Status("CUDA_ERROR_ILLEGAL_ADDRESS", 700)}
+    with pytest.raises(DeviceLostError, match="GMR-D004: cuMemGetInfo"):
+        driver.free_memory()
 
 
 @pytest.mark.parametrize("call", ["cuModuleGetFunction", "cuFuncSetAttribute", "cuFuncLoad"])
@@ -239,5 +287,5 @@ def test_clusters_that_run_at_once(gpu: RecordingDriver):
     assert gpu.calls == []
     assert driver.resident_clusters("k", 384, 200_000, 2, 132) == 60
     gpu.clusters = 0
-    with pytest.raises(DeviceError, match="GMR-D002: no cluster of 2 CTAs with 200000 bytes"):
+    with pytest.raises(DeviceError, match=r"GMR-D002: no cluster of 2 CTAs with 200000 bytes .* of 132 SMs"):
         driver.resident_clusters("k", 384, 200_000, 2, 132)

@@ -1,6 +1,5 @@
 """Launching, as far as it can be seen without a GPU: what is asked of the driver, how often, and what is refused."""
 
-import threading
 from dataclasses import replace
 from typing import Any
 
@@ -11,9 +10,10 @@ from hypothesis import strategies as st
 
 from gemmir.backends.cuda import driver
 from gemmir.backends.cuda.launch import Launcher, grid_size
+from gemmir.backends.cuda.plan import SumsOfNothing
 from gemmir.bench.cases import Case
 from gemmir.compiler import lower
-from gemmir.errors import CaptureError, DeviceError, DeviceLostError, InputError, UnsupportedError
+from gemmir.errors import CaptureError, DeviceError, DeviceLostError, InputError, OutOfMemoryError, UnsupportedError
 from gemmir.kernel import CompiledKernel
 from gemmir.manifest import Manifest
 from gemmir.sm_limit import limit_sms
@@ -267,6 +267,28 @@ def test_a_slice_of_a_gpu(gpu: RecordingDriver):
         launcher()(tensors(8))
 
 
+@pytest.mark.parametrize(("sms", "clusters"), [(16, 8), (16, 7), (132, 66), (1, 1)])
+def test_fewer_sms_than_a_whole_gpu_has(gpu: RecordingDriver, sms: int, clusters: int):
+    """The grid is as large as what runs at once there: for lone CTAs an SM each, for clusters what the driver says."""
+    gpu.sms, gpu.clusters = sms, clusters
+    launcher()(tensors(4096))
+    launcher(replace(MANIFEST, cluster_m=1))(tensors(4096))
+    assert [run.grid for run in gpu.launches] == [2 * clusters, sms]
+
+
+def test_a_cluster_that_fits_nowhere_leaves_nothing_loaded(gpu: RecordingDriver):
+    gpu.clusters = 0
+    call = launcher()
+    for _ in range(2):
+        with pytest.raises(DeviceError, match=r"GMR-D002: no cluster of 2 CTAs(.|\n)*cluster = 1x1"):
+            call(tensors(8))
+    assert gpu.calls.count("cuModuleLoadData") == gpu.calls.count("cuModuleUnload") == 2
+    assert gpu.launches == []
+    gpu.clusters = 60
+    call(tensors(8))
+    assert len(gpu.launches) == 1
+
+
 def test_a_parameter_of_another_version(gpu: RecordingDriver):
     """Never guessed: the kernel would read it as something else."""
 
@@ -305,8 +327,10 @@ def test_a_lost_device_is_said_once_and_then_refused(gpu: RecordingDriver):
 
 
 def test_no_memory_for_a_result(gpu: RecordingDriver, monkeypatch: pytest.MonkeyPatch):
-    """Torch's error, with nothing launched and nothing half made: kernels themselves need no memory."""
+    """The bytes are said, nothing is launched and nothing half made: kernels themselves need no memory."""
     call, arguments = launcher(), tensors(8)
+    monkeypatch.setattr(torch.cuda, "memory_reserved", lambda device: 3 << 30)
+    monkeypatch.setattr(torch.cuda, "memory_allocated", lambda device: 1 << 30)
 
     def empty(*_: object, **__: object) -> DeviceTensor:
         raise torch.OutOfMemoryError("CUDA out of memory")
@@ -314,11 +338,30 @@ def test_no_memory_for_a_result(gpu: RecordingDriver, monkeypatch: pytest.Monkey
     with monkeypatch.context() as patch:
         patch.setattr(torch, "empty_strided", empty)
         for _ in range(2):
-            with pytest.raises(torch.OutOfMemoryError):
+            with pytest.raises(torch.OutOfMemoryError) as caught:
                 call(arguments)
+            error = caught.value
+            assert isinstance(error, OutOfMemoryError)
+            assert error.code == "GMR-D009"
+            assert f"out: {8 * 7168 * 2} bytes on cuda:0, where {5 << 30} of {80 << 30} bytes are free" in error.what
+            assert f"torch holds {2 << 30} that no tensor uses" in error.what
+            assert "pass out=" in (error.fix or "")
     assert gpu.launches == []
     call(arguments)
     assert len(gpu.launches) == 1
+
+
+def test_no_memory_for_the_sum_of_c_and_nothing(gpu: RecordingDriver):
+    class C:
+        def float(self) -> None:
+            raise torch.OutOfMemoryError("CUDA out of memory")
+
+        def numel(self) -> int:
+            return 100
+
+    c: Any = C()
+    with pytest.raises(OutOfMemoryError, match="GMR-D009: a float32 copy of c: 400 bytes on cuda:0"):
+        SumsOfNothing(lambda *_: True, 0, None, torch.device("cuda", 0)).run([c, torch.ones(5, 20)])
 
 
 def test_a_failed_launch_can_be_repeated(gpu: RecordingDriver):
@@ -394,56 +437,3 @@ def test_which_kernels_wait(m: int, waits: bool):
     assert lowered.manifest is not None
     assert lowered.manifest.waits is waits
     assert ("griddepcontrol.wait" in lowered.source) is waits
-
-
-# ------------------------------------------------------------ devices and threads
-
-
-def test_a_device_that_is_not_current(gpu: RecordingDriver):
-    call = launcher()
-    call(tensors(8, "cuda:1"))
-    assert (gpu.launches[0].context, gpu.launches[0].stream, gpu.context) == (0x1001, STREAM + 1, 0x1000)
-    assert gpu.launches[0].function.endswith("module in 0x1001")
-    call(tensors(8, "cuda:0"))
-    assert (gpu.launches[1].context, gpu.launches[1].stream) == (0x1000, STREAM)
-    assert gpu.calls.count("cuModuleLoadData") == 2
-
-
-def test_a_thread_without_a_context(gpu: RecordingDriver):
-    """The driver handles no tensor map there."""
-    call = launcher()
-    gpu.context = 0
-    for first in (1 << 40, 1 << 41):
-        call(tensors(8, first=first))
-        assert (gpu.launches[-1].context, gpu.context) == (0x1000, 0)
-
-
-def test_threads_load_a_kernel_once(gpu: RecordingDriver):
-    call = launcher()
-    threads = [threading.Thread(target=call, args=(tensors(8 + i % 4),)) for i in range(16)]
-    for thread in threads:
-        thread.start()
-    for thread in threads:
-        thread.join(timeout=30)
-    assert gpu.calls.count("cuModuleLoadData") == 1
-    assert sorted(run.scalars[-1] for run in gpu.launches) == sorted([8, 9, 10, 11] * 4)
-
-
-def test_preparing(gpu: RecordingDriver, monkeypatch: pytest.MonkeyPatch):
-    monkeypatch.setattr(torch.cuda, "is_available", lambda: True)
-    monkeypatch.setattr(torch.cuda, "init", lambda: None)
-    monkeypatch.setattr(torch.cuda, "current_device", lambda: 1)
-    call = launcher()
-    for device in (None, "cuda", "cuda:0", 0, torch.device("cuda", 1)):
-        call.prepare(device)
-    assert list(call._kernels) == [1, 0]
-    assert gpu.calls.count("cuModuleLoadData") == 2
-    with pytest.raises(InputError, match="GMR-I004: device cpu"):
-        call.prepare("cpu")
-    assert gpu.launches == []
-
-
-def test_preparing_with_a_torch_that_has_no_cuda(gpu: RecordingDriver, monkeypatch: pytest.MonkeyPatch):
-    monkeypatch.setattr(torch.cuda, "is_available", lambda: False)
-    with pytest.raises(DeviceError, match=r"GMR-D001: torch .* cannot use CUDA"):
-        launcher().prepare()

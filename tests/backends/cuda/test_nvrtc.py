@@ -1,5 +1,6 @@
 """Compiling with NVRTC: what comes out, what is refused, and how it is said."""
 
+import re
 import subprocess
 import sys
 from pathlib import Path
@@ -194,7 +195,40 @@ def test_without_a_library_there_is_no_build_id(monkeypatch: pytest.MonkeyPatch)
         nvrtc.build_id()
 
 
-def test_with_a_library_that_is_too_old(monkeypatch: pytest.MonkeyPatch):
+@pytest.mark.parametrize("has_pathfinder", [True, False])
+def test_where_it_was_looked_for_is_listed(monkeypatch: pytest.MonkeyPatch, tmp_path: Path, has_pathfinder: bool):
+    """A wheel of CUDA 12, as those of torch for CUDA 12 bring along, is named."""
+    (old := tmp_path / "nvidia/cuda_nvrtc/lib").mkdir(parents=True)
+    (old / "libnvrtc.so.12").write_bytes(b"")
+
+    class Pathfinder:
+        def load_nvidia_dynamic_lib(self, name: str) -> object:
+            raise RuntimeError(f'Failure finding "{name}"\n  No such file: conda')
+
+    def load(name: str) -> Pathfinder:
+        if not has_pathfinder:
+            raise ImportError("No module named 'cuda.pathfinder'")
+        return Pathfinder()
+
+    monkeypatch.setattr(nvrtc, "_loaded_path", lambda: None)
+    monkeypatch.setattr(nvrtc.site, "getsitepackages", lambda: [str(tmp_path)])
+    monkeypatch.setattr(nvrtc.site, "ENABLE_USER_SITE", False)
+    monkeypatch.setattr(nvrtc.importlib, "import_module", load)
+    with pytest.raises(ToolMissingError, match="GMR-C003: NVRTC is not installed") as error:
+        nvrtc.library_path()
+    searched = ['Failure finding "nvrtc"', "  No such file: conda"]
+    assert error.value.what.split("\n    ") == [
+        "NVRTC is not installed; libnvrtc.so.13 was looked for",
+        f"in {tmp_path / 'nvidia/cu13/lib'}, which has none",
+        f"in {old}, which has libnvrtc.so.12",
+        "by cuda.pathfinder and the loader:",
+        *(searched if has_pathfinder else ["No module named 'cuda.pathfinder'"]),
+    ]
+    assert error.value.fix == 'pip install "nvidia-cuda-nvrtc>=13.0.88,<14"'
+
+
+@pytest.mark.parametrize(("version", "what"), [((12, 9), "is too old"), ((14, 0), "is of another major version")])
+def test_with_a_library_of_another_version(monkeypatch: pytest.MonkeyPatch, version: tuple[int, int], what: str):
     class Result:
         name = "NVRTC_SUCCESS"
 
@@ -203,11 +237,15 @@ def test_with_a_library_that_is_too_old(monkeypatch: pytest.MonkeyPatch):
 
     class Bindings:
         def nvrtcVersion(self) -> tuple[Result, int, int]:
-            return (Result(), 12, 9)
+            return (Result(), *version)
 
     monkeypatch.setattr(nvrtc.importlib, "import_module", lambda name: Bindings())
-    with pytest.raises(ToolMissingError, match=r"GMR-C003: NVRTC 12\.9 is too old"):
+    monkeypatch.setattr(nvrtc, "_loaded_path", lambda: Path("lib/libnvrtc.so"))
+    said = "GMR-C003: NVRTC {}.{} {}: lib/libnvrtc.so".format(*version, what)
+    with pytest.raises(ToolMissingError, match=re.escape(said)) as error:
         nvrtc.compile_cubin(KERNEL)
+    assert "13.0 or a newer 13.x" in (error.value.rule or "")
+    assert "nvidia-cuda-nvrtc" in (error.value.fix or "")
 
 
 def test_a_program_is_destroyed_whatever_happens(monkeypatch: pytest.MonkeyPatch):
@@ -251,9 +289,11 @@ def test_preloading_from_a_folder_without_nvrtc(tmp_path: Path):
 def test_every_supported_version(folder: str):
     said = run_with(
         folder,
-        f"c = nvrtc.compile_cubin({KERNEL!r})\nprint(nvrtc.version(), c.cubin[:4])\nprint(nvrtc.library_path())\n"
+        "from gemmir.backends.cuda.elf import toolkit_of\n"
+        f"c = nvrtc.compile_cubin({KERNEL!r})\nprint(nvrtc.version(), c.cubin[:4], toolkit_of(c.cubin))\n"
+        "print(nvrtc.library_path())\n"
         f"nvrtc.check_syntax({KERNEL!r})\np = nvrtc.compile_ptx({KERNEL!r})\nprint('.entry k' in p, c.ptx == p)",
     )
     version = (13, 0) if folder == OLDEST else nvrtc.version()
     path = Path(folder) / "nvidia/cu13/lib/libnvrtc.so.13" if folder == OLDEST else nvrtc.library_path()
-    assert said == [f"{version} b'\\x7fELF'", str(path), "True True"]
+    assert said == [f"{version} b'\\x7fELF' {version}", str(path), "True True"]

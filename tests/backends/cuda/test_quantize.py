@@ -19,9 +19,11 @@ from gemmir.backends.cuda.sass import count_opcodes
 from gemmir.cache import Cache
 from gemmir.cache_files import Entry
 from gemmir.dtypes import F8E4M3FN, F32
-from gemmir.errors import CaptureError, CompileError, DeviceError, InputError
+from gemmir.errors import CaptureError, CompileError, DeviceError, InputError, OutOfMemoryError
 from gemmir.problem import Recipe
-from gemmir.scale_blocks import scale_layout
+from gemmir.quantization import How, Plan
+from gemmir.scale_blocks import scale_layout, tiling
+from gemmir.scales import align_scales
 from tests.backends.cuda.cuda_doubles import OK, RecordingDriver, Status, recorded
 from tests.backends.cuda.disassembly import InBatches
 from tests.backends.cuda.machine_code import NVRTCS
@@ -135,9 +137,17 @@ def tensors(shape: tuple[int, ...], recipe: Recipe, dtype: torch.dtype = torch.b
     return torch.zeros(shape, dtype=dtype), q, torch.empty_strided(extents, strides)
 
 
-def prepared(recipe: Recipe, made: tuple[torch.Tensor, ...], power_of_two: bool = False) -> Launch:
+def prepared(recipe: Recipe, made: tuple[torch.Tensor, ...], **options: bool) -> Launch:
     x, q, scale = made
-    return quantize.prepare(recipe, x, q, scale, least=2.0**-100, power_of_two=power_of_two)
+    return quantize.prepare(
+        recipe,
+        x,
+        q,
+        scale,
+        least=2.0**-100,
+        power_of_two=options.get("power_of_two", False),
+        saturate=options.get("saturate", False),
+    )
 
 
 @pytest.mark.parametrize(
@@ -159,12 +169,12 @@ def test_what_is_launched(
     scale_strides: tuple[int, ...],
 ):
     made = tensors(shape, recipe)
+    *groups, m, k = shape
     addresses = x, q, scale = [tensor.data_ptr() for tensor in made]
-    prepared(recipe, made, True).run(*addresses)
+    prepared(recipe, made, power_of_two=bool(groups), saturate=not groups).run(*addresses)
     ((function, launched, stream, context, arguments),) = gpu[1]
     assert function.startswith(f"quantize_{recipe.value}_bf16_e4m3 ")
     assert (launched, stream, context) == ((*grid, threads, 1, 1), STREAM, 0x1000)
-    *groups, m, k = shape
     names = ("scale_group", "scale_row", "scale_column")
     assert tuple(arguments.pop(name) for name in names) == scale_strides
     assert arguments == {
@@ -177,7 +187,8 @@ def test_what_is_launched(
         "x_row": k if m > 1 else 0,
         "largest": 448.0,
         "least": 2.0**-100,
-        "power_of_two": 1,
+        "power_of_two": bool(groups),
+        "saturate": not groups,
         "vector": k % 8 == 0,
     }
 
@@ -234,6 +245,27 @@ def test_what_a_gpu_refuses(gpu: tuple[RecordingDriver, list[Launched]]):
     driver.fail["cuLaunchKernel"] = Status("CUDA_ERROR_INVALID_VALUE", 1)
     with pytest.raises(DeviceError, match="GMR-D003"):
         launch.run(1 << 40, 1 << 41, 1 << 42)
+
+
+def test_no_memory(gpu: tuple[RecordingDriver, list[Launched]], monkeypatch: pytest.MonkeyPatch):
+    """For q and scales, and for scales that are laid out anew: the bytes that were wanted and those that are free."""
+
+    def nothing(*_: object, **__: object) -> torch.Tensor:
+        raise torch.OutOfMemoryError("CUDA out of memory")
+
+    device, how = torch.device("cuda", 0), How(power_of_two=False, saturate=False)
+    layout = scale_layout(ROWS, (4, 256))
+    plan = Plan((4, 256), torch.float8_e4m3fn, device, layout, (0, 0, 0), tiling(ROWS, (4, 256)), how, None)
+    with monkeypatch.context() as patch:
+        patch.setattr(torch, "empty", nothing)
+        with pytest.raises(
+            OutOfMemoryError, match=rf"GMR-D009: q and scale: {4 * 256 + 8 * 4} bytes on cuda:0, where 5"
+        ):
+            plan.new()
+        patch.setattr(torch.Tensor, "new_zeros", nothing)
+        with pytest.raises(torch.OutOfMemoryError, match=rf"GMR-D009: scales: {4 * 2 * 8} bytes"):
+            align_scales(torch.ones(5, 2))
+    assert gpu[1] == []
 
 
 def test_another_gpu_is_refused(gpu: tuple[RecordingDriver, list[Launched]]):
