@@ -162,13 +162,21 @@ CASES: dict[int, tuple[str, str]] = {
     54: (
         "a kernel that hangs",
         "passes/test_hopper_check_sync.py::test_a_hang_is_told_with_everybody_who_waits "
-        "sabotage/test_sabotage.py::test_the_checker_finds_it",
+        "sabotage/test_sabotage.py::test_the_checker_finds_it "
+        "backends/cuda/test_watchdog.py::test_nothing_is_spilled_or_serialised "
+        "backends/cuda/test_watchdog.py::test_the_next_call_says_who_waited "
+        "gpu/test_watchdog.py::test_a_kernel_that_hangs_is_ended_and_says_where",
     ),
     55: (
         "a device that is lost",
         "backends/cuda/test_launch.py::test_a_lost_device_is_said_once_and_then_refused "
+        "backends/cuda/test_launch.py::test_a_lost_device_is_said_with_the_last_launches "
         "gpu/test_launch.py::test_after_a_fault",
     ),
-    56: ("a device that others reset", "backends/cuda/test_driver.py::test_which_errors_stay"),
+    56: (
+        "faults of the hardware, a device that others reset",
+        "backends/cuda/test_driver.py::test_which_errors_stay backends/cuda/test_driver.py::test_an_error_that_stays "
+        "backends/cuda/test_launch.py::test_a_device_that_is_lost_through_no_kernel",
+    ),
 }
 """Number -> what goes wrong, and tests."""

@@ -37,6 +37,8 @@ _FILE_NAME = b"kernel.cu"
 _COMMENT = r"(?s)/\*.*?\*/|//[^\n]*"
 _DIRECTIVE = r"(?m)^[ \t]*(?:#|%:)\s*(include(?:_next)?|import|embed|line|\d+)\b|\b(__has_(?:include|embed))\b"
 _TRIGRAPH = r"\?\?[=/'()!<>-]"
+_VARIABLE = r"(?m)^__device__ \w+ (\w+);$"
+"""Of the device, which the host may look for: NVRTC keeps the name of what it is told of."""
 _PATH = r"(?<![\w.*/])/(?:[^\s/:'\"()]+/)+([^\s/:'\"()]+)"
 
 
@@ -196,6 +198,8 @@ def _compiled(source: str, options: Sequence[str]) -> Generator[tuple[Any, Any]]
     status, program = nvrtc.nvrtcCreateProgram(source.encode("ascii"), _FILE_NAME, 0, None, None)
     _check(nvrtc, status)
     try:
+        for name in re.findall(_VARIABLE, source):
+            _check(nvrtc, nvrtc.nvrtcAddNameExpression(program, f"&{name}".encode())[0])
         (status,) = nvrtc.nvrtcCompileProgram(program, len(options), [o.encode() for o in options])
         if status == nvrtc.nvrtcResult.NVRTC_ERROR_COMPILATION:
             raise _failed(_log(nvrtc, program))

@@ -19,6 +19,7 @@ VARIABLES = {
     "GEMMIR_CACHE_DIR": "where it lies",
     "GEMMIR_CACHE_MAX": "how large it may become",
     "GEMMIR_DEBUG": "shows Python tracebacks",
+    "GEMMIR_WATCHDOG_MS": "ends kernels that wait for so long",
 }
 """Every variable that gemmir reads, and what it does."""
 
