@@ -25,9 +25,10 @@ demo: setup
 test: setup
 	$(BIN)/python -m pytest -n auto --maxprocesses 8 --dist worksteal
 
-# Too long for each change: a million mutated IR texts.
+# Too long for each change: a million mutated IR texts; 500 compilations and 250 commands that are interrupted.
 test-nightly: setup
 	GEMMIR_FUZZ=1000000 $(BIN)/python -m pytest tests/fuzz
+	GEMMIR_INTERRUPTS=500 $(BIN)/python -m pytest tests/test_interrupts.py
 
 test-gpu: setup
 	$(PIP) install --no-deps nvidia-cuda-sanitizer-api==$(SANITIZER)

@@ -203,6 +203,13 @@ _COMPILE = {
         "The last look at a source before it is compiled found a word, a character or a directive that is not ours.",
         "a defect of gemmir: please report it",
     ),
+    "GMR-C006": ErrorCode(
+        "a kernel that takes too long to compile",
+        "CompileError",
+        "NVRTC was not done after `GEMMIR_COMPILE_TIMEOUT` seconds (300 if it is not set). It cannot be stopped, so it "
+        "goes on in a thread.",
+        "smaller blocks; 0 is no limit",
+    ),
 }
 
 _CACHE = {

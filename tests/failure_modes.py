@@ -157,7 +157,11 @@ CASES: dict[int, tuple[str, str]] = {
     53: (
         "an interrupt",
         "cache/test_faults.py::test_an_interrupt_leaves_nothing_behind "
-        "cli/test_main.py::test_an_interrupt_exits_with_130",
+        "cli/test_main.py::test_an_interrupt_exits_with_130 "
+        "test_interrupts.py::test_a_compilation_may_be_interrupted_at_any_moment "
+        "test_interrupts.py::test_a_command_may_be_interrupted_at_any_moment "
+        "test_interrupts.py::test_an_interrupt_while_nvrtc_compiles_is_heard_before_it_is_done "
+        "test_interrupts.py::test_preparing_is_left_at_once",
     ),
     54: (
         "a kernel that hangs",
