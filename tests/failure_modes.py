@@ -29,7 +29,13 @@ CASES: dict[int, tuple[str, str]] = {
     10: ("an unsupported memory order", "backends/cuda/test_arguments.py::test_wrong_memory_order"),
     11: ("rows that overlap", "backends/cuda/test_arguments.py::test_overlapping_rows"),
     12: ("more than 2^31 elements", "gpu/test_failure_modes.py::test_more_than_2_31_elements"),
-    13: ("coordinates beyond 32 bits", "backends/cuda/test_arguments.py::test_sizes"),
+    13: (
+        "coordinates beyond 32 bits",
+        "backends/cuda/test_arguments.py::test_sizes "
+        "test_failure_modes.py::test_sizes_whose_last_tile_could_not_be_counted "
+        "test_failure_modes.py::test_more_rows_than_can_be_counted_are_refused_when_they_come "
+        "gpu/test_failure_modes.py::test_as_many_rows_as_there_may_be",
+    ),
     14: ("more tiles than can be counted", "test_failure_modes.py::test_more_tiles_than_can_be_counted"),
     15: ("scales of a wrong shape", "test_ops.py::test_the_call_that_is_wrong_raises"),
     16: (
@@ -152,7 +158,10 @@ CASES: dict[int, tuple[str, str]] = {
     51: ("passes that do not apply", "test_bad_input.py::test_a_pipeline_that_does_not_apply_is_refused"),
     52: (
         "constants that overflow, source without end",
-        "test_ir_text.py::test_hostile_text_is_refused test_injection.py::test_a_source_without_end_is_refused",
+        "test_ir_text.py::test_hostile_text_is_refused test_injection.py::test_a_source_without_end_is_refused "
+        "test_failure_modes.py::test_no_number_of_a_kernel_is_more_than_an_int "
+        "test_failure_modes.py::test_a_kernel_that_was_unrolled_without_end_is_refused "
+        "test_interrupts.py::test_a_compilation_that_takes_too_long",
     ),
     53: (
         "an interrupt",
