@@ -12,6 +12,7 @@ import pytest
 
 import gemmir
 from gemmir.backends.cuda import driver, from_torch, watchdog
+from gemmir.backends.cuda.audit import audit_source
 from gemmir.backends.cuda.compiler_log import check_log
 from gemmir.backends.cuda.launch import Launcher
 from gemmir.backends.cuda.nvrtc import compile_cubin
@@ -19,7 +20,7 @@ from gemmir.backends.cuda.prelude import WATCHED, sections
 from gemmir.backends.cuda.printer import print_kernel
 from gemmir.bench.grouped import GroupedCase
 from gemmir.compiler import lower
-from gemmir.errors import DeviceLostError, InputError
+from gemmir.errors import DeviceLostError, InputError, SyncError
 from gemmir.kernel import CompiledKernel
 from gemmir.testing.strategies import split_in_two
 from gemmir.watchdog_limit import MOST_MS, watchdog_limit
@@ -73,6 +74,17 @@ def test_what_was_proven_is_printed_the_same():
     wait = sections()["mbarrier_wait"].text
     of_watchdog = sections()[WATCHED + "mbarrier_wait"].text
     assert head.replace(of_watchdog, "").split() == plain.replace(wait, "").split()
+
+
+def test_it_is_compared_with_the_proven_kernel_all_the_same():
+    kernel, source = dense().kernel, watched_sources()["tiles"]
+    audit_source(kernel, source)
+    wait = next(line for line in source.splitlines() if line.strip().startswith("mbarrier_wait(empty"))
+    with pytest.raises(SyncError, match="GMR-Y001"):
+        audit_source(kernel, source.replace(wait + "\n", "", 1))
+    tried = "mbarrier.try_wait.parity.shared::cta.b64 done, [%1], %2;"
+    with pytest.raises(SyncError, match="GMR-Y001"):
+        audit_source(kernel, source.replace(tried, "setp.eq.u32 done, %1, %2;"))
 
 
 def test_every_wait_that_goes_round_has_one():
