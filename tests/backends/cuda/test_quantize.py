@@ -19,7 +19,7 @@ from gemmir.backends.cuda.sass import count_opcodes
 from gemmir.cache import Cache
 from gemmir.cache_files import Entry
 from gemmir.dtypes import F8E4M3FN, F32
-from gemmir.errors import CaptureError, CompileError, DeviceError, InputError
+from gemmir.errors import CaptureError, CompileError, DeviceError, DeviceLostError, InputError
 from gemmir.problem import Recipe
 from gemmir.scale_blocks import scale_layout
 from tests.backends.cuda.cuda_doubles import OK, RecordingDriver, Status, recorded
@@ -233,6 +233,16 @@ def test_what_a_gpu_refuses(gpu: tuple[RecordingDriver, list[Launched]]):
     launch = prepared(ROWS, tensors((4, 64), ROWS, torch.float32))
     driver.fail["cuLaunchKernel"] = Status("CUDA_ERROR_INVALID_VALUE", 1)
     with pytest.raises(DeviceError, match="GMR-D003"):
+        launch.run(1 << 40, 1 << 41, 1 << 42)
+
+
+def test_a_lost_device_is_said_with_what_was_quantised(gpu: tuple[RecordingDriver, list[Launched]]):
+    driver, _ = gpu
+    launch = prepared(ROWS, tensors((4, 64), ROWS, torch.float32))
+    driver.fail["cuLaunchKernel"] = Status("CUDA_ERROR_ILLEGAL_ADDRESS", 700)
+    with pytest.raises(
+        DeviceLostError, match=r"GMR-D004(.|\n)*last 1 launches(.|\n)*quantize_\w+_f32_e4m3: 4x64; device 0"
+    ):
         launch.run(1 << 40, 1 << 41, 1 << 42)
 
 

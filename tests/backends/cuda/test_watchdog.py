@@ -6,6 +6,7 @@ import ctypes
 import re
 from dataclasses import replace
 from functools import cache
+from pathlib import Path
 from typing import Any
 
 import pytest
@@ -19,7 +20,8 @@ from gemmir.backends.cuda.nvrtc import compile_cubin
 from gemmir.backends.cuda.prelude import WATCHED, sections
 from gemmir.backends.cuda.printer import print_kernel
 from gemmir.bench.grouped import GroupedCase
-from gemmir.compiler import lower
+from gemmir.cli.main import main
+from gemmir.compiler import compile_call, lower
 from gemmir.errors import DeviceLostError, InputError, SyncError
 from gemmir.kernel import CompiledKernel
 from gemmir.testing.strategies import split_in_two
@@ -117,6 +119,27 @@ def test_it_is_another_kernel_in_the_cache(tmp_path: Any, monkeypatch: pytest.Mo
     assert [watchdog.watched(kernel.source) is not None for kernel in kernels] == [False, True, True, True]
     assert kernels[1].cubin == kernels[2].cubin
     assert kernels[0].manifest == kernels[1].manifest, "it is launched the same way"
+
+
+def test_a_call_finds_the_kernel_that_the_environment_asks_for(monkeypatch: pytest.MonkeyPatch):
+    call = ("a call of this test",)
+    kernels: list[CompiledKernel] = []
+    for limit in ("", "250", "250", "0"):
+        monkeypatch.setenv("GEMMIR_WATCHDOG_MS", limit)
+        kernels.append(compile_call(call, GROUPS.program))
+    assert [watchdog.watched(kernel.source) is not None for kernel in kernels] == [False, True, True, False]
+    assert kernels[0].key == kernels[3].key != kernels[1].key == kernels[2].key
+
+
+def test_the_command_prints_it(tmp_path: Path, capsys: pytest.CaptureFixture[str]):
+    (tmp_path / "layer.mlir").write_text(str(GROUPS.program().module))
+    command = ["compile", str(tmp_path / "layer.mlir"), "--emit", "cuda"]
+    assert main([*command, "--watchdog-ms", str(LIMIT)]) == 0
+    assert watchdog.watched(capsys.readouterr().out) is not None
+    assert main(command) == 0
+    assert watchdog.watched(capsys.readouterr().out) is None
+    assert main([*command, "--watchdog-ms", str(MOST_MS + 1)]) == 1
+    assert "GMR-I009" in capsys.readouterr().err
 
 
 @pytest.mark.parametrize("text", ["soon", "-1", "1.5", "1e3", str(MOST_MS + 1), "9" * 50, "\u0663"])
