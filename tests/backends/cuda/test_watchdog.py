@@ -42,6 +42,13 @@ def dense() -> Lowered:
     return lowered(fp8_problem(None, 7168, 2048), FP8_SCHEDULE)
 
 
+def small() -> gemmir.Program:
+    program = gemmir.Program("small")
+    a, b = program.input("a", (64, 256), "bf16"), program.input("b", (256, 64), "bf16")
+    program.output(program.matmul(a, b).cast("bf16"))
+    return program
+
+
 @cache
 def watched_sources() -> dict[str, str]:
     """A kernel of each kind, with a watchdog."""
@@ -113,8 +120,7 @@ def test_nor_by_the_oldest_compiler():
 
 def test_it_is_another_kernel_in_the_cache(tmp_path: Any, monkeypatch: pytest.MonkeyPatch):
     monkeypatch.setenv("GEMMIR_CACHE_DIR", str(tmp_path))
-    text = lower(GROUPS.program(), until="gemm").ir["gemm"]
-    kernels = [gemmir.compile(text, watchdog_ms=ms) for ms in (0, LIMIT, LIMIT, 2 * LIMIT)]
+    kernels = [gemmir.compile(small(), watchdog_ms=ms) for ms in (0, LIMIT, LIMIT, 2 * LIMIT)]
     assert len({kernel.key for kernel in kernels}) == 3
     assert [watchdog.watched(kernel.source) is not None for kernel in kernels] == [False, True, True, True]
     assert kernels[1].cubin == kernels[2].cubin
@@ -126,7 +132,7 @@ def test_a_call_finds_the_kernel_that_the_environment_asks_for(monkeypatch: pyte
     kernels: list[CompiledKernel] = []
     for limit in ("", "250", "250", "0"):
         monkeypatch.setenv("GEMMIR_WATCHDOG_MS", limit)
-        kernels.append(compile_call(call, GROUPS.program))
+        kernels.append(compile_call(call, small))
     assert [watchdog.watched(kernel.source) is not None for kernel in kernels] == [False, True, True, False]
     assert kernels[0].key == kernels[3].key != kernels[1].key == kernels[2].key
 
