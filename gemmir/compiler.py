@@ -81,7 +81,7 @@ def compile(
     must not change a bit of its results (see `CompiledKernel.reseed`); it is slow, and for tests only.
 
     `watchdog_ms`: a wait at a barrier of the kernel that lasts longer, in milliseconds, ends it, and the next call
-    raises `DeviceLostError` (GMR-D008), which says who waited where. 0: no watchdog; None: what GEMMIR_WATCHDOG_MS
+    raises `DeviceLostError` (GMR-D010), which says who waited where. 0: no watchdog; None: what GEMMIR_WATCHDOG_MS
     says, by default 0. Results have the same bits with it, a little later.
 
     Raises `IRError`, `UnsupportedError`, `ScheduleError`, `SyncError` or `CompileError`; `InputError` for an option.

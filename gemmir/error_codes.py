@@ -291,7 +291,7 @@ _DEVICE = {
         "Memory, a link or another device failed, or the context or the MPS server that it belonged to was ended.",
         "start a new process; `dmesg` and `nvidia-smi -q` show faults of the hardware",
     ),
-    "GMR-D008": ErrorCode(
+    "GMR-D010": ErrorCode(
         "a kernel that hung",
         "DeviceLostError",
         "A kernel that was compiled with a watchdog (`GEMMIR_WATCHDOG_MS`) waited at a barrier for longer than that.",

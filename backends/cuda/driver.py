@@ -110,7 +110,7 @@ def checked(result: tuple[Any, ...], call: str) -> Any:
     The values that the driver call `call` returned.
 
     `DeviceError` (GMR-D003) if it failed. After an error that the device does not recover from, `DeviceLostError`
-    (GMR-D004 if a kernel may have made it, GMR-D008 if one hung, else GMR-D007), and from then on for every further
+    (GMR-D004 if a kernel may have made it, GMR-D010 if one hung, else GMR-D007), and from then on for every further
     use.
     """
     status, *values = result

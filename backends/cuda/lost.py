@@ -10,7 +10,7 @@ NOT_OF_A_KERNEL = frozenset({214, 220, 226, 709, 810, 911})
 
 
 def lost_device(status: int, what: str) -> DeviceLostError:
-    """The error for CUDA's `status`, which `what` names; GMR-D008 if a watchdog barked, else GMR-D004 or GMR-D007."""
+    """The error for CUDA's `status`, which `what` names; GMR-D010 if a watchdog barked, else GMR-D004 or GMR-D007."""
     launches = recent.lines()
     if status in NOT_OF_A_KERNEL:
         return DeviceLostError(
@@ -21,7 +21,7 @@ def lost_device(status: int, what: str) -> DeviceLostError:
         )
     if barks := watchdog.barks():
         return DeviceLostError(
-            "GMR-D008",
+            "GMR-D010",
             "\n".join([what, *barks, *launches]),
             rule="no wait inside a kernel lasts longer than the limit of its watchdog",
             fix="restart the process; if the kernel is only slow (a debugger, a shared GPU), set a higher limit; else "

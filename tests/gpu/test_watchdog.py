@@ -116,7 +116,7 @@ def test_a_kernel_that_hangs_is_ended_and_says_where(dtype: str, m: int, first: 
     assert done.returncode == 0, done.stderr
     lines = done.stdout.splitlines()
     said = [line.split() for line in lines if line.startswith("GMR-")]
-    assert [code for code, _ in said] == ["GMR-D008", "GMR-D008"], done.stdout
+    assert [code for code, _ in said] == ["GMR-D010", "GMR-D010"], done.stdout
     assert LIMIT_MS <= int(said[0][1]) <= 3 * LIMIT_MS + 1000
     assert f"which waited for more than {LIMIT_MS} ms in CTA" in done.stdout
     waits = [line for line in lines if " waits at " in line]

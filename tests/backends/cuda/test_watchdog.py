@@ -286,7 +286,7 @@ def test_the_next_call_says_who_waited(gpu: RecordingDriver):
     for _ in range(2):
         with pytest.raises(DeviceLostError) as error:
             kernel(*tensors(8))
-        assert error.value.code == "GMR-D008"
+        assert error.value.code == "GMR-D010"
         assert "the watchdog ended down_proj (k_0123456789abcdef)" in error.value.what
         assert "warp 9 (store thread) waits at staged[0], whose phase of parity 0 does not end" in error.value.what
         assert "gemmir's last 2 launches" in error.value.what
@@ -299,10 +299,10 @@ def test_waiting_says_it_too(gpu: RecordingDriver, monkeypatch: pytest.MonkeyPat
     watched_kernel()(*tensors(8))
     hang(gpu)
     gpu.fail["cuCtxSynchronize"] = LOST
-    with pytest.raises(DeviceLostError, match=r"GMR-D008: cuCtxSynchronize failed: CUDA_ERROR_LAUNCH_FAILED \(719\)"):
+    with pytest.raises(DeviceLostError, match=r"GMR-D010: cuCtxSynchronize failed: CUDA_ERROR_LAUNCH_FAILED \(719\)"):
         gemmir.synchronize(0)
     asked = len(gpu.calls)
-    with pytest.raises(DeviceLostError, match="GMR-D008"):
+    with pytest.raises(DeviceLostError, match="GMR-D010"):
         gemmir.synchronize(0)
     assert len(gpu.calls) == asked, "refused without asking again"
 
