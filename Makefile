@@ -1,4 +1,5 @@
-# make demo | test | test-nightly | test-gpu | check | format | docs | clean: each sets up what it needs in .venv, once.
+# make demo | test | test-nightly | test-gpu | test-gpu-nightly | check | format | docs | clean: each sets up what it
+# needs in .venv, once.
 
 PYTHON ?= python3
 VENV := .venv
@@ -16,7 +17,7 @@ CUDA_HEADERS := 13.5.37
 
 PIP := $(BIN)/python -m pip --disable-pip-version-check --quiet
 
-.PHONY: demo test test-nightly test-gpu check format docs setup clean
+.PHONY: demo test test-nightly test-gpu test-gpu-nightly check format docs setup clean
 
 demo: setup
 	$(BIN)/python examples/demo.py
@@ -25,13 +26,18 @@ demo: setup
 test: setup
 	$(BIN)/python -m pytest -n auto --maxprocesses 8 --dist worksteal
 
-# Too long for each change: a million mutated IR texts.
+# Too long for each change: a million mutated IR texts; 500 compilations and 250 commands that are interrupted.
 test-nightly: setup
 	GEMMIR_FUZZ=1000000 $(BIN)/python -m pytest tests/fuzz
+	GEMMIR_INTERRUPTS=500 $(BIN)/python -m pytest tests/test_interrupts.py
 
 test-gpu: setup
 	$(PIP) install --no-deps nvidia-cuda-sanitizer-api==$(SANITIZER)
 	$(BIN)/python -m pytest -m gpu
+
+# A million launches, and an hour of streams and graphs under chaos.
+test-gpu-nightly: setup
+	GEMMIR_SOAK=1000000 GEMMIR_SOAK_SECONDS=3600 $(BIN)/python -m pytest -m gpu tests/gpu/test_soak.py
 
 check: setup
 	$(BIN)/ruff check

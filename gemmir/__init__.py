@@ -24,6 +24,7 @@ if TYPE_CHECKING:
     from gemmir.bundle import load_bundle
     from gemmir.compiler import compile
     from gemmir.decode import decode_split_k
+    from gemmir.device_sync import synchronize
     from gemmir.kernel import CompiledKernel
     from gemmir.linear_layer import linear
     from gemmir.ops import batched_matmul, grouped_matmul, matmul
@@ -51,6 +52,7 @@ __all__ = [
     "matmul",
     "prepare",
     "quantize",
+    "synchronize",
     "torch_ops",
 ]
 
@@ -70,6 +72,7 @@ _HOMES = {
     "matmul": "gemmir.ops",
     "prepare": "gemmir.preparing",
     "quantize": "gemmir.quantization",
+    "synchronize": "gemmir.device_sync",
 }
 
 

@@ -1,8 +1,6 @@
 """`python -m gemmir` is the `gemmir` command."""
 
-import sys
-
-from gemmir.cli.main import main
+from gemmir.cli.main import run_process
 
 if __name__ == "__main__":
-    sys.exit(main())
+    run_process()

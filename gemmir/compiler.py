@@ -22,6 +22,7 @@ from gemmir.kernel import CompiledKernel
 from gemmir.manifest import Manifest
 from gemmir.records import dataclass
 from gemmir.target import SM_90A, find_target
+from gemmir.watchdog_limit import watchdog_limit
 
 if TYPE_CHECKING:
     from xdsl.dialects.builtin import ModuleOp
@@ -68,6 +69,7 @@ def compile(
     m: int | None = None,
     cache: bool = True,
     chaos: bool = False,
+    watchdog_ms: int | None = None,
 ) -> CompiledKernel:
     """
     Compile a program to a kernel for `target`; needs no GPU and no CUDA toolkit.
@@ -78,29 +80,35 @@ def compile(
     disk unless `cache` is False. With `chaos` the kernel sleeps at random before everything that synchronises, which
     must not change a bit of its results (see `CompiledKernel.reseed`); it is slow, and for tests only.
 
-    Raises `IRError`, `UnsupportedError`, `ScheduleError`, `SyncError` or `CompileError`.
+    `watchdog_ms`: a wait at a barrier of the kernel that lasts longer, in milliseconds, ends it, and the next call
+    raises `DeviceLostError` (GMR-D010), which says who waited where. 0: no watchdog; None: what GEMMIR_WATCHDOG_MS
+    says, by default 0. Results have the same bits with it, a little later.
+
+    Raises `IRError`, `UnsupportedError`, `ScheduleError`, `SyncError` or `CompileError`; `InputError` for an option.
     """
     find_target(target)
+    limit = watchdog_limit(watchdog_ms)
     facts = {
         "program": _key_text(source),
         "pipeline": pipeline or "",
         "m": "" if m is None else str(m),
         "chaos": str(chaos),
+        "watchdog": str(limit),
         **_tools(target),
     }
 
     def build() -> Entry:
-        lowered = lower(source, target=target, pipeline=pipeline, m=m)
+        lowered = lower(source, target=target, pipeline=pipeline, m=m, watchdog_ms=limit or 0)
         if chaos:
-            _print(lowered, target, checked=True, chaos=True)
+            _print(lowered, target, limit, checked=True, chaos=True)
         if _key_text(source) != facts["program"]:  # what came out may be of either
             raise InputError("GMR-I005", f"{source!s:.100}: it changed while it was compiled", fix="compile it again")
         return _compiled(lowered, target, facts)
 
     if not cache:
-        return _kernel(build(), None)
+        return _kernel(build())
     store, key = Cache(), digest(facts)
-    return _kernel(_found_or_built(store, key, facts, build), store.source_path(key))
+    return _kernel(_found_or_built(store, key, facts, build), store, key)
 
 
 def compile_call(call: object, program: Callable[[], Program]) -> CompiledKernel:
@@ -111,20 +119,23 @@ def compile_call(call: object, program: Callable[[], Program]) -> CompiledKernel
     an entry that is checked like those of kernels: where both are there, neither the program nor xDSL is needed.
     Errors are those of `program()` and of `compile`.
     """
-    plain = {"pipeline": "", "m": "", "chaos": str(False), **_tools(SM_90A.name)}
+    limit = watchdog_limit()
+    plain = {"pipeline": "", "m": "", "chaos": str(False), "watchdog": str(limit), **_tools(SM_90A.name)}
     asked = {"call": canonical(call), **plain}
     store, name = Cache(), digest(asked)
     known = store.get(name, "call")
     if known is not None and known.header.get("facts") == recorded(asked):
         key = str(known.header.get("kernel"))
         if is_key(key) and (entry := store.found(key, plain)) is not None:
-            return _kernel(entry, store.source_path(key))
+            return _kernel(entry, store, key)
     source = program()
     facts = {"program": _key_text(source), **plain}
     key = digest(facts)
-    entry = _found_or_built(store, key, facts, lambda: _compiled(lower(source), SM_90A.name, facts))
+    entry = _found_or_built(
+        store, key, facts, lambda: _compiled(lower(source, watchdog_ms=limit or 0), SM_90A.name, facts)
+    )
     store.put(name, Entry({"kernel": key, "facts": recorded(asked)}, b""), "call")
-    return _kernel(entry, store.source_path(key))
+    return _kernel(entry, store, key)
 
 
 def _tools(target: str) -> dict[str, str]:
@@ -142,6 +153,7 @@ def lower(
     m: int | None = None,
     until: Level = "cuda",
     observer: Observer | None = None,
+    watchdog_ms: int | None = None,
 ) -> Lowered:
     """
     Take a program down to level `until`; arguments as for `compile`.
@@ -155,6 +167,7 @@ def lower(
     from gemmir.pipeline import Observer, parse_pipeline, run_passes
 
     find_target(target)
+    limit = watchdog_limit(watchdog_ms)
     told = Observer() if observer is None else observer
     module = module_of(source)
     _expect(module, m)
@@ -183,7 +196,7 @@ def lower(
     if until == "cuda":
         verify_module(module)
         began = perf_counter()
-        _print(lowered, target, checked=bool(passes) and passes[-1].name == PROOF)
+        _print(lowered, target, limit, checked=bool(passes) and passes[-1].name == PROOF)
         told.printed(lowered.source, perf_counter() - began)
     return lowered
 
@@ -299,7 +312,7 @@ def _passes_until(passes: tuple[ModulePass, ...], until: Level) -> tuple[ModuleP
     return passes
 
 
-def _print(lowered: Lowered, target: str, *, checked: bool, chaos: bool = False) -> None:
+def _print(lowered: Lowered, target: str, limit: int | None, *, checked: bool, chaos: bool = False) -> None:
     """Prove (unless `checked` just now), print, and compare what was printed with what was proven."""
     from gemmir.backends.cuda.audit import audit_source
     from gemmir.backends.cuda.describe import describe
@@ -311,7 +324,7 @@ def _print(lowered: Lowered, target: str, *, checked: bool, chaos: bool = False)
     kernel = the_kernel(lowered.module)
     if not checked:
         check_kernel(kernel)
-    printed = print_kernel(kernel, chaos)
+    printed = print_kernel(kernel, chaos, limit)
     lint(printed.source, printed.entry)
     audit_source(kernel, printed.source)
     lowered.source = printed.source
@@ -351,7 +364,8 @@ def _found_or_built(store: Cache, key: str, facts: Mapping[str, str], build: Cal
         return entry
 
 
-def _kernel(entry: Entry, source_path: Path | None) -> CompiledKernel:
+def _kernel(entry: Entry, store: Cache | None = None, key: str = "") -> CompiledKernel:
+    """What `entry` holds, and where it is kept, if it is."""
     header = entry.header
     ir = header["ir"]
     assert isinstance(ir, dict)
@@ -361,5 +375,6 @@ def _kernel(entry: Entry, source_path: Path | None) -> CompiledKernel:
         cubin=entry.payload,
         log=str(header["log"]),
         texts={str(level): str(text) for level, text in ir.items()},
-        source_path=source_path,
+        source_path=None if store is None else store.source_path(key),
+        key=key,
     )

@@ -209,6 +209,13 @@ _COMPILE = {
         "The last look at a source before it is compiled found a word, a character or a directive that is not ours.",
         "a defect of gemmir: please report it",
     ),
+    "GMR-C006": ErrorCode(
+        "a kernel that takes too long to compile",
+        "CompileError",
+        "NVRTC was not done after `GEMMIR_COMPILE_TIMEOUT` seconds (300 if it is not set). It cannot be stopped, so it "
+        "goes on in a thread.",
+        "smaller blocks; 0 is no limit",
+    ),
 }
 
 _CACHE = {
@@ -301,6 +308,12 @@ _DEVICE = {
         "OutOfMemoryError",
         "Torch had no memory for a result, or the driver none for a kernel or a context; nothing was launched.",
         "free some, pass `out`, or split the product; the message has the bytes",
+    ),
+    "GMR-D010": ErrorCode(
+        "a kernel that hung",
+        "DeviceLostError",
+        "A kernel that was compiled with a watchdog (`GEMMIR_WATCHDOG_MS`) waited at a barrier for longer than that.",
+        "the message names the barrier and who waits at it; a limit that is too short hits healthy kernels",
     ),
 }
 

@@ -138,7 +138,7 @@ class DeviceError(GemmirError):
 
 
 class DeviceLostError(DeviceError):
-    """A sticky CUDA error: this process cannot use the device any more (`GMR-D004`, `GMR-D007`)."""
+    """A sticky CUDA error: this process cannot use the device any more (`GMR-D004`, `GMR-D007`, `GMR-D010`)."""
 
 
 class OutOfMemoryError(DeviceError):

@@ -40,6 +40,8 @@ class CompiledKernel:
     texts: dict[str, str]
     source_path: Path | None
     """Where the source lies on disk, if it is cached."""
+    key: str = ""
+    """Of its entry in the cache, where it has one: `gemmir cache show KEY`."""
     _lock: threading.Lock = field(default_factory=threading.Lock, repr=False, compare=False)
 
     @property
@@ -59,7 +61,7 @@ class CompiledKernel:
     def _launcher(self) -> Launcher:
         from gemmir.backends.cuda.launch import Launcher
 
-        return Launcher(self.manifest, self.cubin)
+        return Launcher(self.manifest, self.cubin, self.source, self.key)
 
     def launcher(self) -> Launcher:
         """What loads and launches the kernel; made on first use."""

@@ -101,8 +101,17 @@ def _make(calls: list[Call], device: int | None, threads: int, report: Progress 
                 report(next(done), len(calls), kernel)
         return kernel
 
-    with ThreadPoolExecutor(threads, "gemmir-prepare") as pool:
-        return [*pool.map(make, calls)]
+    pool = ThreadPoolExecutor(threads, "gemmir-prepare")
+    try:
+        made = [*pool.map(make, calls)]
+    except KeyboardInterrupt:  # what has begun goes on, and is in the cache for the next time
+        pool.shutdown(wait=False, cancel_futures=True)
+        raise
+    except BaseException:
+        pool.shutdown()
+        raise
+    pool.shutdown()
+    return made
 
 
 def _every_m(grouping: Grouping) -> tuple[int, ...]:

@@ -10,6 +10,12 @@ from __future__ import annotations
 from gemmir.errors import UnsupportedError
 from gemmir.records import dataclass
 
+MOST_EXTENT = 2**31 - 2**16
+"""
+M, N and K of a kernel, and its tiles, are at most so many. Coordinates are 32-bit integers, and those of the last tile,
+of the last cluster and of the tile after a CTA's last one lie behind the end.
+"""
+
 
 @dataclass(frozen=True, slots=True)
 class Target:

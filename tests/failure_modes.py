@@ -29,7 +29,13 @@ CASES: dict[int, tuple[str, str]] = {
     10: ("an unsupported memory order", "backends/cuda/test_arguments.py::test_wrong_memory_order"),
     11: ("rows that overlap", "backends/cuda/test_arguments.py::test_overlapping_rows"),
     12: ("more than 2^31 elements", "gpu/test_failure_modes.py::test_more_than_2_31_elements"),
-    13: ("coordinates beyond 32 bits", "backends/cuda/test_arguments.py::test_sizes"),
+    13: (
+        "coordinates beyond 32 bits",
+        "backends/cuda/test_arguments.py::test_sizes "
+        "test_failure_modes.py::test_sizes_whose_last_tile_could_not_be_counted "
+        "test_failure_modes.py::test_more_rows_than_can_be_counted_are_refused_when_they_come "
+        "gpu/test_failure_modes.py::test_as_many_rows_as_there_may_be",
+    ),
     14: ("more tiles than can be counted", "test_failure_modes.py::test_more_tiles_than_can_be_counted"),
     15: ("scales of a wrong shape", "test_ops.py::test_the_call_that_is_wrong_raises"),
     16: (
@@ -186,23 +192,38 @@ CASES: dict[int, tuple[str, str]] = {
     51: ("passes that do not apply", "test_bad_input.py::test_a_pipeline_that_does_not_apply_is_refused"),
     52: (
         "constants that overflow, source without end",
-        "test_ir_text.py::test_hostile_text_is_refused test_injection.py::test_a_source_without_end_is_refused",
+        "test_ir_text.py::test_hostile_text_is_refused test_injection.py::test_a_source_without_end_is_refused "
+        "test_failure_modes.py::test_no_number_of_a_kernel_is_more_than_an_int "
+        "test_failure_modes.py::test_a_kernel_that_was_unrolled_without_end_is_refused "
+        "test_interrupts.py::test_a_compilation_that_takes_too_long",
     ),
     53: (
         "an interrupt",
         "cache/test_faults.py::test_an_interrupt_leaves_nothing_behind "
-        "cli/test_main.py::test_an_interrupt_exits_with_130",
+        "cli/test_main.py::test_an_interrupt_exits_with_130 "
+        "test_interrupts.py::test_a_compilation_may_be_interrupted_at_any_moment "
+        "test_interrupts.py::test_a_command_may_be_interrupted_at_any_moment "
+        "test_interrupts.py::test_an_interrupt_while_nvrtc_compiles_is_heard_before_it_is_done "
+        "test_interrupts.py::test_preparing_is_left_at_once",
     ),
     54: (
         "a kernel that hangs",
         "passes/test_hopper_check_sync.py::test_a_hang_is_told_with_everybody_who_waits "
-        "sabotage/test_sabotage.py::test_the_checker_finds_it",
+        "sabotage/test_sabotage.py::test_the_checker_finds_it "
+        "backends/cuda/test_watchdog.py::test_nothing_is_spilled_or_serialised "
+        "backends/cuda/test_watchdog.py::test_the_next_call_says_who_waited "
+        "gpu/test_watchdog.py::test_a_kernel_that_hangs_is_ended_and_says_where",
     ),
     55: (
         "a device that is lost",
         "backends/cuda/test_launch.py::test_a_lost_device_is_said_once_and_then_refused "
+        "backends/cuda/test_launch.py::test_a_lost_device_is_said_with_the_last_launches "
         "gpu/test_launch.py::test_after_a_fault",
     ),
-    56: ("a device that others reset", "backends/cuda/test_driver.py::test_which_errors_stay"),
+    56: (
+        "faults of the hardware, a device that others reset",
+        "backends/cuda/test_driver.py::test_which_errors_stay backends/cuda/test_driver.py::test_an_error_that_stays "
+        "backends/cuda/test_launch.py::test_a_device_that_is_lost_through_no_kernel",
+    ),
 }
 """Number -> what goes wrong, and tests."""

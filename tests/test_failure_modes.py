@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import ast
+import re
 from dataclasses import replace
 from functools import cache
 from pathlib import Path
@@ -10,21 +11,28 @@ from typing import Any
 
 import pytest
 import torch
+from xdsl.utils.exceptions import VerifyException
 
 import gemmir
 from gemmir.backends.cuda.arguments import check_arguments
+from gemmir.backends.cuda.source_lint import lint
+from gemmir.backends.cuda.target import the_kernel
 from gemmir.backends.reference import random_inputs
 from gemmir.bench.cases import Case
 from gemmir.compiler import lower
-from gemmir.errors import GemmirError, InputError, IRError
+from gemmir.dialects.hopper import CtaSyncOp
+from gemmir.dialects.hopper.bounds import MAX_OPS, check_kernel_bounds
+from gemmir.errors import CompileError, GemmirError, InputError, IRError, UnsupportedError
 from gemmir.ir_text import parse_module
 from gemmir.problem import Grouping
+from gemmir.target import MOST_EXTENT
 from gemmir.testing.oracles import check_bits, simulated
 from gemmir.testing.strategies import fp8_problem, half_problem, program_text
 from tests.backends.cuda.cuda_doubles import MANIFEST, tensors
 from tests.failure_modes import CASES
 
 ROOT = Path(__file__).parent
+FAR = 2**31 - 8
 
 
 @cache
@@ -86,10 +94,10 @@ def test_a_box_that_is_wider_than_its_swizzle():
 
 
 def test_more_tiles_than_can_be_counted():
-    """2^31 - 1 rows of 7168 columns: each size is legal, the number of tiles of 64 x 8 is not."""
+    """As many rows as there may be, of 7168 columns: each size is legal, the number of tiles of 64 x 8 is not."""
     manifest = replace(MANIFEST, block_m=64, block_n=8, cluster_m=1)
     infos = [gemmir_describe(tensor, spec.name) for tensor, spec in zip(tensors(8), manifest.inputs, strict=True)]
-    most = 2**31 - 4
+    most = MOST_EXTENT
     grown = [
         replace(info, shape=(most, *info.shape[1:]), strides=(info.strides[0], most)[: len(info.shape)])
         if info.name == "xs"
@@ -106,6 +114,61 @@ def gemmir_describe(tensor: Any, name: str) -> Any:
     from gemmir.backends.cuda.arguments import describe
 
     return describe(tensor, name)
+
+
+@pytest.mark.parametrize(("name", "m", "n", "k"), [("M", FAR, 64, 64), ("N", 64, FAR, 64), ("K", 64, 64, FAR)])
+def test_sizes_whose_last_tile_could_not_be_counted(name: str, m: int, n: int, k: int):
+    """2^31 - 8 is an integer of 32 bits; the end of the tile that holds it is none."""
+    with pytest.raises(UnsupportedError, match=rf"GMR-U001: {name} = {FAR}(.|\n)*at most {MOST_EXTENT}") as error:
+        gemmir.compile(fixed_m(m, n, k), cache=False)
+    assert f"split {name}" in (error.value.fix or "")
+    largest = [size if size != FAR else MOST_EXTENT for size in (m, n, k)]
+    source = gemmir.compile(fixed_m(*largest), cache=False).source
+    assert max(int(number) for number in re.findall(r"\b\d+\b", source.partition('extern "C"')[2])) < 2**31
+
+
+def fixed_m(m: int, n: int, k: int) -> gemmir.Program:
+    program = gemmir.Program("f")
+    a, b = program.input("a", (m, k), "bf16"), program.input("b", (k, n), "bf16")
+    return _output(program, program.matmul(a, b))
+
+
+def test_more_rows_than_can_be_counted_are_refused_when_they_come():
+    rows = MOST_EXTENT + 1
+    manifest = replace(MANIFEST, block_m=128)
+    infos = [gemmir_describe(tensor, spec.name) for tensor, spec in zip(tensors(8), manifest.inputs, strict=True)]
+    infos[0] = replace(infos[0], shape=(rows, 2048))
+    infos[2] = replace(infos[2], shape=(rows, 16), strides=(1, rows + 3))
+    with pytest.raises(InputError, match=rf"GMR-I007: x: dimension 0 is {rows}(.|\n)*at most {MOST_EXTENT}"):
+        check_arguments(manifest, infos)
+
+
+# ------------------------------------------------------------ 52
+
+
+def test_no_number_of_a_kernel_is_more_than_an_int():
+    lowered = lower(Case("bf16", 64, 256, 512).text, m=64)
+    source, manifest = lowered.source, lowered.manifest
+    assert manifest is not None
+    for old, new in (("constexpr int N = 256;", "constexpr int N = 2147483648;"), (" k < 8;", f" k < {2**31};")):
+        assert old in source
+        lint(source.replace(old, new.replace("2147483648", "2147483647")), manifest.entry)
+        with pytest.raises(CompileError, match="GMR-C005: the number 2147483648"):
+            lint(source.replace(old, new), manifest.entry)
+    with pytest.raises(CompileError, match="GMR-C005: the number 9999999999"):
+        lint(source.replace(" k < 8;", f" k < {'9' * 5000};"), manifest.entry)
+
+
+def test_a_kernel_that_was_unrolled_without_end_is_refused():
+    """Each op is one that there is: 4096 of a kernel may be printed."""
+    kernel = the_kernel(lower(Case("bf16", 64, 256, 512).text, m=64, until="hopper").module)
+    block, sync = kernel.body.block, next(op for op in kernel.body.block.ops if isinstance(op, CtaSyncOp))
+    room = MAX_OPS - sum(1 for _ in kernel.walk())
+    block.add_ops(sync.clone() for _ in range(room))
+    check_kernel_bounds(kernel)
+    block.add_op(sync.clone())
+    with pytest.raises(VerifyException, match="operations: 4097 of 4096"):
+        check_kernel_bounds(kernel)
 
 
 # ------------------------------------------------------------ 17

@@ -35,6 +35,7 @@ KNOWN_ONLY_BY = {
         "gemmir.compiler",
         "gemmir.kernel",
         "gemmir.bundle",
+        "gemmir.device_sync",
         "gemmir.ops",
         "gemmir.preparing",
         "gemmir.reference_calls",

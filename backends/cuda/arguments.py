@@ -16,10 +16,7 @@ from gemmir.dtypes import BY_TORCH_NAME, DTYPES
 from gemmir.errors import InputError
 from gemmir.manifest import Manifest, PointerParam, StrideParam, TensorMapParam, TensorSpec
 from gemmir.records import dataclass
-from gemmir.target import SM_90A
-
-MAX_EXTENT = 2**31 - 1
-"""Coordinates of TMA and of tiles are 32-bit integers."""
+from gemmir.target import MOST_EXTENT, SM_90A
 
 MAX_PITCH_BYTES = 2**40
 OUTPUT = -1
@@ -290,16 +287,16 @@ def _check_devices(infos: Sequence[TensorInfo]) -> None:
 
 def _check_sizes(manifest: Manifest, m: int, infos: Sequence[TensorInfo]) -> None:
     for info in infos:
-        if (largest := max(info.shape, default=0)) > MAX_EXTENT:
+        if (largest := max(info.shape, default=0)) > MOST_EXTENT:
             raise InputError(
                 "GMR-I007",
                 f"{info.name}: dimension {info.shape.index(largest)} is {largest}",
-                rule=f"dimensions are at most {MAX_EXTENT}",
+                rule=f"dimensions are at most {MOST_EXTENT}",
                 fix="split the tensor",
             )
     tiles = manifest.most_cluster_tiles(m) * manifest.cluster_m * manifest.cluster_n
-    if tiles > MAX_EXTENT:
-        raise InputError("GMR-I007", f"{tiles} tiles", rule=f"at most {MAX_EXTENT}", fix="split M")
+    if tiles > MOST_EXTENT:
+        raise InputError("GMR-I007", f"{tiles} tiles", rule=f"at most {MOST_EXTENT}", fix="split M")
 
 
 def _check_memory(spec: TensorSpec, info: TensorInfo, use: Use) -> None:

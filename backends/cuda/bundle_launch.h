@@ -228,7 +228,7 @@ static inline gemmir_result gemmir_check_shape(const gemmir_spec *spec, const ge
         if (wanted->shape[d] < 0 && *m >= 0 && extent != *m)
             return gemmir_bad(GEMMIR_BAD_SHAPE, number, "M differs between tensors");
         if (wanted->shape[d] < 0) *m = extent;
-        if (extent > spec->max_extent) return gemmir_bad(GEMMIR_TOO_LARGE, number, "a dimension is over 2^31 - 1");
+        if (extent > spec->max_extent) return gemmir_bad(GEMMIR_TOO_LARGE, number, "a dimension is more than a kernel counts");
     }
     return gemmir_ok();
 }

@@ -10,12 +10,12 @@ from __future__ import annotations
 import re
 from importlib.resources import files
 
-from gemmir.backends.cuda.arguments import MAX_EXTENT, MAX_PITCH_BYTES, OUTPUT, Use, uses
+from gemmir.backends.cuda.arguments import MAX_PITCH_BYTES, OUTPUT, Use, uses
 from gemmir.dtypes import DTYPES
 from gemmir.errors import UnsupportedError
 from gemmir.layouts import Swizzle
 from gemmir.manifest import Manifest, Param, PointerParam, StrideParam, TensorMapParam, TensorSpec
-from gemmir.target import find_target
+from gemmir.target import MOST_EXTENT, find_target
 
 MAX_INPUTS = 16
 MAX_PARAMS = 40
@@ -123,7 +123,7 @@ def _spec(manifest: Manifest, name: str) -> str:
     rows = [
         f'"{manifest.entry}", {len(manifest.inputs)}, {len(manifest.params)}, {name}_tensors, {name}_params',
         *(", ".join(map(str, row)) for row in numbers),
-        f"{_braces([*target.compute_capability])}, {target.tma_alignment}, {MAX_EXTENT}, INT64_C({MAX_PITCH_BYTES})",
+        f"{_braces([*target.compute_capability])}, {target.tma_alignment}, {MOST_EXTENT}, INT64_C({MAX_PITCH_BYTES})",
     ]
     return _table(f"static const gemmir_spec {name}_spec", rows)
 

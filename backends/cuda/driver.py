@@ -15,7 +15,7 @@ from functools import cache
 from typing import Any
 
 from gemmir.backends.cuda.elf import toolkit_of
-from gemmir.errors import DeviceError, DeviceLostError, ForkError, OutOfMemoryError
+from gemmir.errors import DeviceError, ForkError, OutOfMemoryError
 from gemmir.records import dataclass
 from gemmir.target import SM_90A, Target
 
@@ -26,9 +26,6 @@ _CAPTURE_IMPLICIT = 906
 
 STICKY = frozenset({214, 220, 226, 700, 702, 709, 710, 714, 715, 716, 717, 718, 719, 721, 810, 911})
 """Errors after which this process cannot use the device any more: memory errors, faults and timeouts of kernels."""
-
-NOT_OF_A_KERNEL = frozenset({214, 220, 226, 709, 810, 911})
-"""Those of memory, of links and of other devices, and of a context or an MPS client that somebody ended."""
 
 OLDEST_TOOLKIT = (13, 0)
 """Of CUDA, that kernels are compiled with."""
@@ -118,8 +115,8 @@ def checked(result: tuple[Any, ...], call: str) -> Any:
     The values that the driver call `call` returned.
 
     `DeviceError` (GMR-D003) if it failed, `OutOfMemoryError` (GMR-D009) if for want of memory. After an error that the
-    device does not recover from, `DeviceLostError` (GMR-D004 if a kernel may have made it, else GMR-D007), and from
-    then on for every further use.
+    device does not recover from, `DeviceLostError` (GMR-D004 if a kernel may have made it, GMR-D010 if one hung, else
+    GMR-D007), and from then on for every further use.
     """
     status, *values = result
     if int(status) == 0:
@@ -134,26 +131,10 @@ def _error(status: int, name: str, call: str) -> DeviceError:
         return OutOfMemoryError("GMR-D009", f"{what}; {free_memory()}", fix=fix)
     if status not in STICKY:
         return DeviceError("GMR-D003", what)
-    fate.refusal = _not_of_a_kernel(what) if status in NOT_OF_A_KERNEL else _fault(what)
+    from gemmir.backends.cuda.lost import lost_device
+
+    fate.refusal = lost_device(status, what)
     return fate.refusal
-
-
-def _fault(what: str) -> DeviceLostError:
-    return DeviceLostError(
-        "GMR-D004",
-        what,
-        rule="after a fault in any kernel of this process, the device refuses all further work of it",
-        fix="restart the process; find the faulty kernel with compute-sanitizer",
-    )
-
-
-def _not_of_a_kernel(what: str) -> DeviceLostError:
-    return DeviceLostError(
-        "GMR-D007",
-        what,
-        rule="after a fault of the hardware or the end of its context, a process cannot use the device any more",
-        fix="restart the process; if it comes again, look for Xid errors in dmesg and in nvidia-smi -q",
-    )
 
 
 @cache

@@ -14,7 +14,7 @@ from collections.abc import Sequence
 from math import prod
 from typing import TYPE_CHECKING
 
-from gemmir.backends.cuda import driver, from_torch
+from gemmir.backends.cuda import driver, from_torch, watchdog
 from gemmir.backends.cuda.arguments import (
     TensorInfo,
     check_arguments,
@@ -51,14 +51,17 @@ class Launcher:
     """
     A compiled kernel that can be called with torch tensors. One serves every M, device, stream and thread.
 
-    `manifest` says what the kernel takes, `cubin` is its machine code. Making one touches no GPU.
+    `manifest` says what the kernel takes, `cubin` is its machine code, `source` the CUDA C++ that this was made of, by
+    which the reports of its watchdog are read. `key` is its key in the cache, for people. Making one touches no GPU.
     """
 
-    def __init__(self, manifest: Manifest, cubin: bytes):
+    def __init__(self, manifest: Manifest, cubin: bytes, source: str = "", key: str = ""):
         self.manifest = manifest
         self.seed = ctypes.c_uint32(0)
         """Of the delays of a kernel under chaos; read at each launch."""
+        self.key = key
         self._cubin = cubin
+        self._source = source
         self._names = tuple(spec.name for spec in manifest.inputs)
         self._lock = threading.Lock()
         self._kernels: dict[int, Kernel] = {}
@@ -105,7 +108,7 @@ class Launcher:
             kernel = self._kernel(infos[0].device_index)
             grid = grid_size(self.manifest, m, self._resident(kernel))
             values = values_of(self.manifest, infos, m, overlap, self.seed)
-            plan = Plan(self.manifest, kernel, grid, infos, tensors[0].device, overlap, accepts, values)
+            plan = Plan(self.manifest, kernel, grid, infos, tensors[0].device, overlap, accepts, values, self.key)
             with self._lock:
                 remember(self._plans, key, plan, MAX_PLANS)
         return plan.ready([info.address for info in infos][: len(tensors)], given)
@@ -171,6 +174,8 @@ class Launcher:
                 )
             shape = manifest.threads, manifest.shared_bytes, manifest.cluster_ctas
             with driver.loaded(self._cubin) as module:
+                if (watched := watchdog.watched(self._source)) is not None:
+                    watchdog.attach(module, f"{manifest.name} ({manifest.entry})", watched)
                 function = driver.function(module, manifest.entry, manifest.shared_bytes)
                 clusters = driver.resident_clusters(function, *shape, info.sms)
         return Kernel(function, module, context, clusters)

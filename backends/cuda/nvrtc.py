@@ -14,12 +14,16 @@ import site
 from collections.abc import Callable, Generator, Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeVar
 
+from gemmir.backends.cuda.apart import TimeIsUpError, apart
 from gemmir.backends.cuda.elf import build_id_of
+from gemmir.compile_time import VARIABLE, compile_timeout
 from gemmir.errors import CompileError, ToolMissingError
 from gemmir.records import dataclass
 from gemmir.target import SM_90A, find_target
+
+T = TypeVar("T")
 
 OLDEST = (13, 0)
 MAX_SOURCE_BYTES = 1 << 20
@@ -37,6 +41,8 @@ _FILE_NAME = b"kernel.cu"
 _COMMENT = r"(?s)/\*.*?\*/|//[^\n]*"
 _DIRECTIVE = r"(?m)^[ \t]*(?:#|%:)\s*(include(?:_next)?|import|embed|line|\d+)\b|\b(__has_(?:include|embed))\b"
 _TRIGRAPH = r"\?\?[=/'()!<>-]"
+_DEVICE_VARIABLE = r"(?m)^__device__ \w+ (\w+);$"
+"""Of the device, which the host may look for: NVRTC keeps the name of what it is told of."""
 _PATH = r"(?<![\w.*/])/(?:[^\s/:'\"()]+/)+([^\s/:'\"()]+)"
 
 
@@ -53,25 +59,29 @@ def compile_cubin(source: str, target: str = SM_90A.name) -> Compiled:
     """
     Compile `source` for `target`.
 
-    `CompileError` (GMR-C001) with the compiler's words if it fails; `ToolMissingError` (GMR-C003) without NVRTC.
+    `CompileError` with the compiler's words if it fails (GMR-C001), or if it takes longer than
+    `gemmir.compile_time.compile_timeout` says (GMR-C006); `ToolMissingError` (GMR-C003) without NVRTC. Ctrl-C is heard
+    at once, while the compiler goes on in a thread of its own, as it cannot be stopped.
     """
-    with _compiled(source, (f"--gpu-architecture={find_target(target).name}", *OPTIONS)) as (nvrtc, program):
+    options = (f"--gpu-architecture={find_target(target).name}", *OPTIONS)
+
+    def made(nvrtc: Any, program: Any) -> Compiled:
         cubin = _fetch(nvrtc.nvrtcGetCUBINSize, nvrtc.nvrtcGetCUBIN, program)
         return Compiled(cubin, _log(nvrtc, program), _ptx(nvrtc, program))
+
+    return _of_compiled(source, options, made)
 
 
 def compile_ptx(source: str, target: str = SM_90A.name) -> str:
     """The PTX of `source`; errors as in `compile_cubin`."""
     architecture = find_target(target).name.replace("sm_", "compute_")
-    with _compiled(source, (f"--gpu-architecture={architecture}", *OPTIONS)) as (nvrtc, program):
-        return _ptx(nvrtc, program)
+    return _of_compiled(source, (f"--gpu-architecture={architecture}", *OPTIONS), _ptx)
 
 
 def check_syntax(source: str, target: str = SM_90A.name) -> None:
     """Parse and type-check `source`, about 30 times faster than compiling it; errors as in `compile_cubin`."""
     options = (f"--gpu-architecture={find_target(target).name}", "--fdevice-syntax-only", *OPTIONS)
-    with _compiled(source, options):
-        return
+    _of_compiled(source, options, lambda nvrtc, program: None)
 
 
 def version() -> tuple[int, int]:
@@ -209,20 +219,40 @@ def _check(nvrtc: Any, status: Any) -> None:
         raise CompileError("GMR-C001", f"NVRTC failed: {status.name}")
 
 
-@contextmanager
-def _compiled(source: str, options: Sequence[str]) -> Generator[tuple[Any, Any]]:
-    """The bindings and a compiled program, which is destroyed on leaving."""
+def _of_compiled(source: str, options: Sequence[str], read: Callable[[Any, Any], T]) -> T:
+    """What `read` makes of the bindings and a compiled program: all that NVRTC does, in a thread that can be left."""
     lint_source(source)
-    nvrtc = _nvrtc()
+    nvrtc, seconds = _nvrtc(), compile_timeout()
+
+    def work() -> T:
+        with _compiled(nvrtc, source, options) as program:
+            return read(nvrtc, program)
+
+    try:
+        return apart(work, seconds)
+    except TimeIsUpError:
+        raise CompileError(
+            "GMR-C006",
+            f"NVRTC is not done after {seconds} s with {len(source)} characters of source",
+            rule=f"a kernel compiles in at most {seconds} s; NVRTC goes on in a thread until it is done",
+            fix=f"smaller blocks or a shorter program; on a machine that is very slow, set {VARIABLE}",
+        ) from None
+
+
+@contextmanager
+def _compiled(nvrtc: Any, source: str, options: Sequence[str]) -> Generator[Any]:
+    """A compiled program, which is destroyed on leaving."""
     status, program = nvrtc.nvrtcCreateProgram(source.encode("ascii"), _FILE_NAME, 0, None, None)
     _check(nvrtc, status)
     try:
+        for name in re.findall(_DEVICE_VARIABLE, source):
+            _check(nvrtc, nvrtc.nvrtcAddNameExpression(program, f"&{name}".encode())[0])
         (status,) = nvrtc.nvrtcCompileProgram(program, len(options), [o.encode() for o in options])
         if status == nvrtc.nvrtcResult.NVRTC_ERROR_COMPILATION:
             raise _failed(_log(nvrtc, program))
         if int(status) != 0:
             raise _failed(f"{status.name}\n{_log(nvrtc, program)}")
-        yield nvrtc, program
+        yield program
     finally:
         nvrtc.nvrtcDestroyProgram(program)
 

@@ -17,6 +17,7 @@ from typing import TYPE_CHECKING, Any, TypeAlias
 from gemmir.backends.cuda import driver, from_torch
 from gemmir.backends.cuda.arguments import TensorInfo, alignments
 from gemmir.backends.cuda.parameters import Block, Map, Values, launch_config, number, slots_of
+from gemmir.backends.cuda.recent import Launched, launched
 from gemmir.backends.cuda.tensor_map import tensor_map_fields
 from gemmir.calls import Ready, remember
 from gemmir.guards import Guard
@@ -55,7 +56,8 @@ class Plan:
     A kernel, and tensors of one kind that fit it.
 
     `tensors` are the inputs and the output, where they were first seen (0 for an output that was new). `grid` is a
-    number of CTAs. `accepts` says whether the inputs, and the output where the caller gave it, are of this kind.
+    number of CTAs, `key` that of the kernel in the cache, or "". `accepts` says whether the inputs, and the output
+    where the caller gave it, are of this kind.
     """
 
     manifest: Manifest
@@ -66,8 +68,9 @@ class Plan:
     overlap: bool
     accepts: Guard
     values: Values
+    key: str = ""
     first: Block | None = None
-    configs: OrderedDict[int, Any] = field(default_factory=OrderedDict[int, Any])
+    configs: OrderedDict[int, tuple[Any, Launched]] = field(default_factory=OrderedDict[int, "tuple[Any, Launched]"])
     lock: threading.Lock = field(default_factory=threading.Lock)
     places: tuple[tuple[int, int], ...] = ()
     """Of each tensor: what its address is a multiple of, and how many bytes its elements span."""
@@ -132,16 +135,17 @@ class Plan:
         """
         fate, success, again, config_for = driver.fate, self.success, self._again, self._config
         launch, function = self.call, self.function
-        configs, stream_of, index = self.configs, self.stream_of, self.index
+        configs, stream_of, index, note = self.configs, self.stream_of, self.index, launched.append
 
         def run(tensors: Sequence[torch.Tensor]) -> torch.Tensor:
             if fate.refusal is not None:
                 driver.refuse_if_unusable()
             stream = stream_of(index)
             try:
-                config = configs[stream]
+                config, about = configs[stream]
             except KeyError:
-                config = config_for(stream)
+                config, about = config_for(stream)
+            note(about)
             result = launch(config, function, block.address, 0)
             if result[0] is not success:
                 again(result, config, block.address)
@@ -149,12 +153,18 @@ class Plan:
 
         return run
 
-    def _config(self, stream: int) -> Any:
+    def _config(self, stream: int) -> tuple[Any, Launched]:
         shape = self.grid, self.manifest.threads, self.manifest.shared_bytes
-        config = launch_config(shape, stream, self.overlap)
+        made = launch_config(shape, stream, self.overlap), (self, stream)
         with self.lock:
-            remember(self.configs, stream, config, MAX_STREAMS)
-        return config
+            remember(self.configs, stream, made, MAX_STREAMS)
+        return made
+
+    def told(self, stream: int) -> str:
+        """What a launch on that stream is, in one line."""
+        kernel = f"{self.manifest.name} ({self.manifest.entry}{f', key {self.key[:16]}' if self.key else ''})"
+        shapes = ", ".join(f"{info.name} {'x'.join(map(str, info.shape))} {info.dtype}" for info in self.tensors)
+        return f"{kernel}: {shapes}; device {self.index}, stream {stream:#x}, {self.grid} CTAs"
 
     def _again(self, result: tuple[Any, ...], config: Any, parameters: int) -> None:
         """

@@ -8,8 +8,11 @@ from dataclasses import dataclass
 from functools import cache
 from importlib.resources import files
 
-FILES = ("prelude.cuh", "prelude_stream.cuh", "prelude_groups.cuh", "prelude_split_k.cuh")
+FILES = ("prelude.cuh", "prelude_stream.cuh", "prelude_groups.cuh", "prelude_split_k.cuh", "prelude_watchdog.cuh")
 """Where wrappers are; those of a later file may need those of an earlier one."""
+
+WATCHED = "watched_"
+"""What the name of a wait of the watchdog begins with; the rest is that of the wait whose place it takes."""
 
 _HEADER = re.compile(r"^//@ (\w+):(.*)$", re.MULTILINE)
 
@@ -36,13 +39,19 @@ def sections() -> dict[str, Section]:
     }
 
 
-def prelude(used: Iterable[str]) -> str:
-    """The text of the sections named in `used` and of what they need, in file order. `KeyError` for an unknown name."""
+def prelude(used: Iterable[str], watched: bool = False) -> str:
+    """
+    The text of the sections named in `used` and of what they need, in file order. `KeyError` for an unknown name.
+
+    `watched`: with the waits of the watchdog in the place of those that may wait for ever.
+    """
     known = sections()
     wanted: set[str] = set()
     pending = list(used)
     while pending:
         name = pending.pop()
+        if watched and f"{WATCHED}{name}" in known:
+            name = f"{WATCHED}{name}"
         if name in wanted:
             continue
         wanted.add(name)

@@ -90,21 +90,25 @@ SYNCHRONISING = (
 """Before these a kernel under chaos sleeps."""
 
 
-def print_kernel(kernel: hopper.KernelOp, chaos: bool = False) -> PrintedKernel:
+def print_kernel(kernel: hopper.KernelOp, chaos: bool = False, watchdog_ms: int | None = None) -> PrintedKernel:
     """
     CUDA source of a verified kernel; `UnsupportedError` (GMR-U001) for an op that does not belong in one.
 
     With `chaos` the kernel takes a seed after its other parameters, and each warp sleeps for a pseudo-random time
     before everything that synchronises: results must not change. For tests only.
+
+    With `watchdog_ms` whoever waits at an mbarrier for longer reports it and ends the kernel (see
+    `gemmir.backends.cuda.watchdog`). The kernel's own text is the same: only the waits of its prelude are others.
     """
-    return _Printer(kernel, chaos).print()
+    return _Printer(kernel, chaos, watchdog_ms).print()
 
 
 class _Printer(PrintsStorage, PrintsBarriers, PrintsLoads, PrintsArithmetic, PrintsSplitK, PrintsStores):
     """Dispatches ops to the methods that print them; prints the kernel, its roles and loops itself."""
 
-    def __init__(self, kernel: hopper.KernelOp, chaos: bool):
+    def __init__(self, kernel: hopper.KernelOp, chaos: bool, watchdog_ms: int | None):
         super().__init__(kernel, chaos)
+        self.watchdog_ms = watchdog_ms
         self.comments = Comments()
         self.first_warp = 0
         self.elected = False
@@ -217,6 +221,8 @@ class _Printer(PrintsStorage, PrintsBarriers, PrintsLoads, PrintsArithmetic, Pri
                 out.line(f"u32 chaos = {self.need('chaos_start')}(seed);")
             self.block(kernel.body.block)
         pieces = [self.header(), prelude(self.used)]
+        if self.watchdog_ms is not None:
+            pieces[1:] = [f"constexpr int WATCHDOG_MS = {self.watchdog_ms};", prelude(self.used, watched=True)]
         for shape in self.wgmmas:
             pieces.append(wgmma_wrapper(*shape, name=multiply_name(shape[2], shape == self.wgmmas[0])))
         return PrintedKernel("\n\n".join([*pieces, out.text()]) + "\n", entry)

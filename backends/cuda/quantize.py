@@ -16,6 +16,7 @@ from typing import TYPE_CHECKING, Any
 from gemmir.backends.cuda import driver, from_torch
 from gemmir.backends.cuda.compiler_log import check_log
 from gemmir.backends.cuda.nvrtc import build_id, compile_cubin, version
+from gemmir.backends.cuda.recent import launched as last_launched
 from gemmir.cache import Cache
 from gemmir.cache_files import Entry, Json
 from gemmir.cache_keys import digest, recorded, sources_digest
@@ -95,6 +96,7 @@ class Launch:
     `aligned`: every 8 elements of a row lie at a multiple of 16 bytes in x, and of 8 in q, if the first ones do.
     """
 
+    entry: str
     function: Any
     context: int
     device: int
@@ -117,6 +119,8 @@ class Launch:
 
     def _launch(self, arguments: Arguments) -> None:
         addresses = (ctypes.c_void_p * 1)(ctypes.addressof(arguments))
+        stream = from_torch.raw_stream()(self.device)
+        last_launched.append((self, stream))
         launched = driver.bindings().cuLaunchKernel(
             self.function,
             *self.grid,
@@ -124,11 +128,16 @@ class Launch:
             1,
             1,
             0,
-            from_torch.raw_stream()(self.device),
+            stream,
             ctypes.addressof(addresses),
             0,
         )
         driver.checked(launched, "cuLaunchKernel")
+
+    def told(self, stream: int) -> str:
+        """What a launch on that stream is, in one line."""
+        rows, columns = self.arguments.rows, self.arguments.columns
+        return f"{self.entry}: {rows}x{columns}; device {self.device}, stream {stream:#x}, {self.grid} CTAs"
 
 
 @dataclass
@@ -166,7 +175,8 @@ def prepare(
     shape, device = SHAPES[recipe], x.device.index or 0
     grid = _grid(shape, tuple(x.shape))
     driver.refuse_if_unusable()
-    function, context = _function(Kind(recipe, _dtype(x), _dtype(q)), device)
+    kind = Kind(recipe, _dtype(x), _dtype(q))
+    function, context = _function(kind, device)
     x_group, x_row = _strides(x)
     arguments = Arguments(
         rows=x.shape[-2],
@@ -182,7 +192,9 @@ def prepare(
         saturate=saturate,
     )
     steps = (x_group * x.element_size(), x_row * x.element_size(), 2 * x.shape[-1])
-    return Launch(function, context, device, shape.threads, grid, arguments, not any(step % 16 for step in steps))
+    return Launch(
+        kind.entry, function, context, device, shape.threads, grid, arguments, not any(step % 16 for step in steps)
+    )
 
 
 def source(kind: Kind) -> str:

@@ -18,6 +18,7 @@ from gemmir.dtypes import DTYPES
 from gemmir.errors import CompileError
 
 MAX_BYTES = 1 << 20
+MAX_INT = 2**31 - 1
 MAX_WGMMAS = 2
 """Shapes of WGMMA in a kernel: the last columns may be computed in narrower tiles."""
 
@@ -39,6 +40,7 @@ _WORD = re.compile(r"(?<!\w)[A-Za-z_]\w*")
 _WGMMA = re.compile(r"wgmma\.mma_async\.sync\.aligned\.m64n(?P<n>\d{1,3})k\d+\.f32\.(?P<a>\w+)\.(?P<b>\w+) ")
 _NUMBERED = re.compile(r"_\d+$")
 _UNROLL = re.compile(r"^#pragma unroll 1$", re.MULTILINE)
+_NUMBER = re.compile(r"(?<![\w.])\d+(?![\w.])")
 _FORBIDDEN = re.compile(r"[\"'#\\`@$]")
 
 
@@ -54,6 +56,7 @@ def lint(source: str, entry: str) -> None:
     if not kernel or _ENTRY.fullmatch(entry) is None:
         raise _refused(f"no kernel {entry!r:.60}", "a source has one kernel, named after its schedule")
     known = _check_head(head)
+    _check_numbers(_COMMENT.sub("", body), *_CONSTANT.findall(head))
     _check_body(_COMMENT.sub("", body), known | {entry})
 
 
@@ -69,6 +72,13 @@ def _check_head(head: str) -> set[str]:
             raise _refused(f"{line[:60]!r} before the kernel", "there are sections of the prelude, and constants")
         known |= set(_WORD.findall(line)) if _CONSTANT.fullmatch(line) else set()
     return known
+
+
+def _check_numbers(*texts: str) -> None:
+    """Those of the kernel and of the constants before it are `int`s of C++: none becomes another on its way."""
+    for found in (found[0] for text in texts for found in _NUMBER.finditer(text)):
+        if len(found) > len(str(MAX_INT)) or int(found) > MAX_INT:
+            raise _refused(f"the number {found[:40]}", f"numbers are at most {MAX_INT}")
 
 
 def _wrappers(head: str) -> list[str]:

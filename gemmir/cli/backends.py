@@ -25,12 +25,17 @@ SIMULATED_RATE = 30e6
 
 @dataclass(frozen=True, slots=True)
 class Options:
-    """How to lower the program, as for `gemmir.compile`; `seed` draws the order of a simulated run."""
+    """
+    How to lower the program, as for `gemmir.compile`; `seed` draws the order of a simulated run.
+
+    Only a kernel on a GPU has a watchdog: the simulator tells of a hang by itself.
+    """
 
     target: str = "sm_90a"
     pipeline: str | None = None
     m: int | None = None
     seed: int = 0
+    watchdog_ms: int | None = None
 
 
 @dataclass(frozen=True, slots=True)
@@ -150,8 +155,15 @@ def on_gpu(module: ModuleOp, inputs: dict[str, torch.Tensor], options: Options) 
     import torch
 
     from gemmir.compiler import compile
+    from gemmir.device_sync import synchronize
 
-    kernel = compile(module, target=options.target, pipeline=options.pipeline, m=options.m)
+    kernel = compile(
+        module,
+        target=options.target,
+        pipeline=options.pipeline,
+        m=options.m,
+        watchdog_ms=options.watchdog_ms,
+    )
     kernel.prepare()
     specs = kernel.manifest.inputs
     tensors = [laid_out(spec, tensor.cuda()) for spec, tensor in zip(specs, inputs.values(), strict=True)]
@@ -161,7 +173,7 @@ def on_gpu(module: ModuleOp, inputs: dict[str, torch.Tensor], options: Options) 
     for _ in range(WARM_LAUNCHES):
         kernel(*tensors, out=result)
     end.record()
-    end.synchronize()
+    synchronize()  # which says more of a kernel that fails than torch does
     seconds = start.elapsed_time(end) / 1e3 / WARM_LAUNCHES
     return Outcome(result, torch.cuda.get_device_name(), seconds, on_gpu=True)
 

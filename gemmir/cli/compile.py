@@ -51,6 +51,7 @@ def configure(parser: argparse.ArgumentParser) -> None:
     )
     parser.add_argument("-o", "--output", metavar="PATH", default=STDOUT, help="a file, or DIR/ for several kinds")
     add_compiler_arguments(parser)
+    add_watchdog_argument(parser)
     parser.add_argument(
         "--fail-on",
         type=conditions_of,
@@ -70,10 +71,28 @@ def add_compiler_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--m", type=positive, metavar="M", help="choose the schedule for this M where it is open")
 
 
+def add_watchdog_argument(parser: argparse.ArgumentParser) -> None:
+    """What every subcommand that makes a kernel to be run takes."""
+    parser.add_argument(
+        "--watchdog-ms",
+        type=whole,
+        metavar="MS",
+        help="end the kernel when a wait in it lasts longer, and say who waited where; 0 for no watchdog (default: "
+        "GEMMIR_WATCHDOG_MS, or 0)",
+    )
+
+
 def positive(text: str) -> int:
     """An argument that counts something."""
     if not text.isdecimal() or int(text) < 1:
         raise argparse.ArgumentTypeError(f"{text[:40]!r} is not a positive integer")
+    return int(text)
+
+
+def whole(text: str) -> int:
+    """An argument that counts something, and may be 0."""
+    if not text.isdecimal():
+        raise argparse.ArgumentTypeError(f"{text[:40]!r} is not a whole number")
     return int(text)
 
 
@@ -155,7 +174,15 @@ def lower_for(module: ModuleOp, args: argparse.Namespace, observer: Observer) ->
 
     deepest = "cubin" if args.fail_on else max(args.emit, key=list(SUFFIXES).index)
     until = dict(zip(map(str, LEVELS), LEVELS, strict=True)).get(deepest, "cuda")
-    return lower(module, target=args.target, pipeline=args.pipeline, m=args.m, until=until, observer=observer)
+    return lower(
+        module,
+        target=args.target,
+        pipeline=args.pipeline,
+        m=args.m,
+        until=until,
+        observer=observer,
+        watchdog_ms=args.watchdog_ms,
+    )
 
 
 def file_name(module: ModuleOp) -> str:

@@ -18,7 +18,9 @@ VARIABLES = {
     "GEMMIR_CACHE": "0 switches the kernel cache off",
     "GEMMIR_CACHE_DIR": "where it lies",
     "GEMMIR_CACHE_MAX": "how large it may become",
+    "GEMMIR_COMPILE_TIMEOUT": "how many seconds NVRTC may take for a kernel",
     "GEMMIR_DEBUG": "shows Python tracebacks",
+    "GEMMIR_WATCHDOG_MS": "ends kernels that wait for so long",
 }
 """Every variable that gemmir reads, and what it does."""
 

@@ -12,7 +12,7 @@ import os
 import sys
 import traceback
 from collections.abc import Callable, Sequence
-from typing import Protocol
+from typing import NoReturn, Protocol
 
 from gemmir.cli import bench, cache, completion, doctor, errors, explain, opt, run
 from gemmir.cli import compile as compile_command
@@ -96,6 +96,17 @@ def main(argv: Sequence[str] | None = None) -> int:
         if debug:
             traceback.print_exc()
         return explain_failure(error)
+
+
+def run_process() -> NoReturn:
+    """The process's `main`, which waits for no compiler that nobody waits for any more."""
+    code = main()
+    apart = sys.modules.get("gemmir.backends.cuda.apart")
+    if apart is not None and apart.left_behind():
+        for stream in (sys.stdout, sys.stderr):
+            stream.flush()
+        os._exit(code)
+    sys.exit(code)
 
 
 def explain_failure(error: Exception) -> int:

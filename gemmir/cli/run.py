@@ -8,7 +8,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from gemmir.cli.backends import BACKENDS, Options, run_on
-from gemmir.cli.compile import add_compiler_arguments, positive
+from gemmir.cli.compile import add_compiler_arguments, add_watchdog_argument, positive
 from gemmir.cli.destinations import check_destination
 from gemmir.cli.diagnostics import UsageError
 from gemmir.cli.sources import FILE_HELP, read_module
@@ -42,6 +42,7 @@ def configure(parser: argparse.ArgumentParser) -> None:
         "--check", action="store_true", help="compare each element with the exact product, within the derived bound"
     )
     add_compiler_arguments(parser)
+    add_watchdog_argument(parser)
 
 
 def shape_of(text: str) -> int:
@@ -66,7 +67,8 @@ def execute(args: argparse.Namespace) -> int:
         inputs = random_inputs(module, rows_of(op, args.shape), args.seed)
     else:
         inputs = load_inputs(args.inputs, arguments_of(op))
-    outcome = run_on(args.backend, module, inputs, Options(args.target, args.pipeline, args.m, args.seed))
+    options = Options(args.target, args.pipeline, args.m, args.seed, args.watchdog_ms)
+    outcome = run_on(args.backend, module, inputs, options)
     write = sys.stdout.write
     write(f"problem  {problem_of(op)}\n")
     if outcome.note:

@@ -7,6 +7,7 @@ import torch
 
 import gemmir
 from gemmir.errors import OutOfMemoryError
+from gemmir.target import MOST_EXTENT
 
 pytestmark = pytest.mark.gpu
 
@@ -42,3 +43,15 @@ def test_no_memory_for_a_result() -> None:
     del caught
     assert torch.cuda.memory_allocated() == before
     assert bool((gemmir.matmul(a[:300], w.t()) == k).all())
+
+
+def test_as_many_rows_as_there_may_be() -> None:
+    """69 GB: the last tile ends just below 2^31."""
+    a = torch.zeros(MOST_EXTENT, 8, dtype=torch.bfloat16, device="cuda")
+    rows = torch.tensor([0, 1, 2**30, MOST_EXTENT - 2, MOST_EXTENT - 1], device="cuda")
+    a[rows] = torch.randn(5, 8, device="cuda").bfloat16()
+    w = torch.randn(8, 8, device="cuda").bfloat16()
+    result = gemmir.matmul(a, w.t())
+    assert torch.equal(result[rows], gemmir.matmul(a[rows], w.t(), expected_m=4096, split_k=1))
+    result[rows] = 0.0
+    assert not any(bool(part.any()) for part in result.split(2**28))

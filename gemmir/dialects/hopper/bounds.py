@@ -58,7 +58,10 @@ from gemmir.layouts import PANEL, STAGED_COLUMNS, STMATRIX_BYTES, Swizzle
 from gemmir.legality import MAX_CLUSTER, MAX_SPLIT_K
 from gemmir.problem import SCALE_BLOCK, Grouping
 from gemmir.stream_legality import MAX_PARTS
-from gemmir.target import SM_90A, TMA_SHARED_ALIGNMENT, WARP_LANES
+from gemmir.target import MOST_EXTENT, SM_90A, TMA_SHARED_ALIGNMENT, WARP_LANES
+
+MAX_OPS = 4096
+"""Of a kernel, each a line of its source or a few: no loop is unrolled further. The passes make up to a few hundred."""
 
 
 def _fits(what: str, needed: int, available: int) -> None:
@@ -68,6 +71,9 @@ def _fits(what: str, needed: int, available: int) -> None:
 
 def check_kernel_bounds(kernel: KernelOp) -> None:
     """Raise `VerifyException` for the first access or binding that does not fit."""
+    _fits("operations", sum(1 for _ in kernel.walk()), MAX_OPS)
+    _fits("columns, of which the last tile's lie behind,", number(kernel.columns), MOST_EXTENT)
+    _fits("elements of K, whose blocks are counted,", number(kernel.depth), MOST_EXTENT)
     _fits("bytes of shared memory", number(kernel.shared), SM_90A.shared_bytes)
     _fits("CTAs in a cluster", kernel.cluster_ctas, MAX_PARTS if kernel.parts > 1 else MAX_CLUSTER)
     _check_threads(kernel)

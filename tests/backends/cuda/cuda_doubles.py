@@ -14,7 +14,7 @@ import pytest
 import torch
 from cuda.bindings import driver as real
 
-from gemmir.backends.cuda import driver, from_torch, tensor_map
+from gemmir.backends.cuda import driver, from_torch, recent, tensor_map, watchdog
 from gemmir.manifest import Manifest, PointerParam, RowsParam, StrideParam, TensorMapParam, TensorSpec
 
 MANIFEST = Manifest(
@@ -107,6 +107,10 @@ class RecordingDriver:
     """Addresses that tensor maps were given after they were encoded."""
     manifest: Manifest = MANIFEST
     """Of the kernel that is launched."""
+    host: list[ctypes.Array[ctypes.c_char]] = field(default_factory=list)
+    """Memory of the host that the device can write."""
+    copied: list[bytes] = field(default_factory=list)
+    """What was copied to the device."""
 
     def _done(self, call: str, *values: object) -> tuple[object, ...]:
         self.calls.append(call)
@@ -175,6 +179,25 @@ class RecordingDriver:
 
     def cuFuncLoad(self, function: str) -> tuple[object, ...]:
         return self._done("cuFuncLoad")
+
+    def cuMemHostAlloc(self, size: int, flags: int) -> tuple[object, ...]:
+        assert flags == real.CU_MEMHOSTALLOC_PORTABLE | real.CU_MEMHOSTALLOC_DEVICEMAP
+        self.host.append(ctypes.create_string_buffer(b"\xff" * size, size))  # what was in it before is still there
+        return self._done("cuMemHostAlloc", ctypes.addressof(self.host[-1]))
+
+    def cuMemHostGetDevicePointer(self, address: int, flags: int) -> tuple[object, ...]:
+        return self._done("cuMemHostGetDevicePointer", real.CUdeviceptr(address + 1))
+
+    def cuModuleGetGlobal(self, module: str, name: bytes) -> tuple[object, ...]:
+        return self._done("cuModuleGetGlobal", f"{name.decode()} of {module}", 16)
+
+    def cuMemcpyHtoD(self, variable: str, data: bytes, size: int) -> tuple[object, ...]:
+        assert len(data) == size
+        self.copied.append(data)
+        return self._done("cuMemcpyHtoD")
+
+    def cuCtxSynchronize(self) -> tuple[object, ...]:
+        return self._done("cuCtxSynchronize")
 
     def cuOccupancyMaxActiveClusters(self, function: str, config: Any) -> tuple[object, ...]:
         return self._done("cuOccupancyMaxActiveClusters", self.clusters)
@@ -282,6 +305,8 @@ def recorded(monkeypatch: pytest.MonkeyPatch, stream: int) -> Iterator[Recording
     monkeypatch.setattr(driver, "bindings", lambda: recording)
     monkeypatch.setattr(tensor_map, "bindings", lambda: recording)
     monkeypatch.setattr(driver.fate, "refusal", None)
+    monkeypatch.setattr(watchdog, "records", [])
+    recent.launched.clear()
     monkeypatch.setattr(from_torch, "raw_stream", lambda: lambda device: stream + device)
     for cached in (driver.device_info, driver.primary_context):
         cached.cache_clear()

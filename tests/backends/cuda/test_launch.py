@@ -1,5 +1,6 @@
 """Launching, as far as it can be seen without a GPU: what is asked of the driver, how often, and what is refused."""
 
+import re
 from dataclasses import replace
 from typing import Any
 
@@ -323,6 +324,48 @@ def test_a_lost_device_is_said_once_and_then_refused(gpu: RecordingDriver):
         call(tensors(8))
     with pytest.raises(DeviceLostError):
         call.prepare(0)
+    assert len(gpu.calls) == asked
+
+
+def test_a_lost_device_is_said_with_the_last_launches(gpu: RecordingDriver):
+    """Whose kernels, with what shapes, where; the newest first, and no more than are kept."""
+    call = Launcher(MANIFEST, b"cubin", key="0123456789abcdef" * 4)
+    for m in range(1, 13):
+        call(tensors(m, "cuda:0" if m % 2 else "cuda:1"))
+    gpu.fail["cuLaunchKernelEx"] = Status("CUDA_ERROR_LAUNCH_FAILED", 719)
+    with pytest.raises(DeviceLostError) as error:
+        call(tensors(100))
+    first, head, *lines = error.value.what.splitlines()
+    assert first == "cuLaunchKernelEx failed: CUDA_ERROR_LAUNCH_FAILED (719)"
+    assert head == "gemmir's last 8 launches, newest first:"
+    assert [re.search(r"\bx (\d+)x2048 f8E4M3FN", line)[1] for line in lines] == [  # pyright: ignore
+        "100",
+        "12",
+        "11",
+        "10",
+        "9",
+        "8",
+        "7",
+        "6",
+    ]
+    assert lines[0] == (
+        "  down_proj (k_0123456789abcdef, key 0123456789abcdef): x 100x2048 f8E4M3FN, w 2048x7168 f8E4M3FN, "
+        "xs 100x16 f32, ws 16x56 f32, bias 7168 bf16, out 100x7168 bf16; device 0, stream 0x77, 56 CTAs"
+    )
+    assert "device 1, stream 0x78" in lines[1]
+
+
+def test_a_device_that_is_lost_through_no_kernel(gpu: RecordingDriver):
+    """ECC, a link, a context that somebody ended: another code, the same care, and no kernel is blamed."""
+    call = launcher()
+    call(tensors(8))
+    gpu.fail["cuLaunchKernelEx"] = Status("CUDA_ERROR_ECC_UNCORRECTABLE", 214)
+    with pytest.raises(DeviceLostError, match=r"GMR-D007(.|\n)*last 2 launches(.|\n)*Xid"):
+        call(tensors(8))
+    asked = len(gpu.calls)
+    for _ in range(2):
+        with pytest.raises(DeviceLostError, match="GMR-D007"):
+            call(tensors(8))
     assert len(gpu.calls) == asked
 
 

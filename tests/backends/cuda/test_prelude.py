@@ -55,12 +55,13 @@ def test_lanes_meet_under_no_condition() -> None:
 
 def test_every_section_is_used_by_some_kernel() -> None:
     fp8, bf16 = fp8_problem(None, 7168, 2048), half_problem(None, 7168, 2048)
+    split = lowered(split_in_two(fp8), replace(FP8_SCHEDULE, cluster_m=1, num_stages=4))
     sources = [
         lowered(fp8, FP8_SCHEDULE).source,
         lowered(fp8, replace(FP8_SCHEDULE, scale_batch=16)).source,
         lowered(fp8, replace(FP8_SCHEDULE, block_n=192, split=Split.ALONG_M, turns=True, cluster_m=1)).source,
         lowered(fp8, replace(FP8_SCHEDULE, cluster_m=1, cluster_n=1, tail_n=128, tail_after=27)).source,
-        lowered(split_in_two(fp8), replace(FP8_SCHEDULE, cluster_m=1, num_stages=4)).source,
+        split.source,
         lowered(bf16, BF16_SCHEDULE).source,
         lowered(replace(bf16, a=half_problem(None, 8, 8).a, d=fp8.d), BF16_SCHEDULE).source,
         lowered(replace(fp8, d=F16), FP8_SCHEDULE).source,
@@ -75,6 +76,7 @@ def test_every_section_is_used_by_some_kernel() -> None:
             for g in FORMS
         ),
         lower(program_text(groups_of(Grouping.OFFS), Schedule(cluster_m=2, cluster_n=1))).source,
+        print_kernel(split.kernel, watchdog_ms=100).source,
     ]
     unused = [s.name for s in sections().values() if not any(s.text in source for source in sources)]
     assert unused == []

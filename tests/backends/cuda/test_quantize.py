@@ -19,7 +19,7 @@ from gemmir.backends.cuda.sass import count_opcodes
 from gemmir.cache import Cache
 from gemmir.cache_files import Entry
 from gemmir.dtypes import F8E4M3FN, F32
-from gemmir.errors import CaptureError, CompileError, DeviceError, InputError, OutOfMemoryError
+from gemmir.errors import CaptureError, CompileError, DeviceError, DeviceLostError, InputError, OutOfMemoryError
 from gemmir.problem import Recipe
 from gemmir.quantization import How, Plan
 from gemmir.scale_blocks import scale_layout, tiling
@@ -266,6 +266,16 @@ def test_no_memory(gpu: tuple[RecordingDriver, list[Launched]], monkeypatch: pyt
         with pytest.raises(torch.OutOfMemoryError, match=rf"GMR-D009: scales: {4 * 2 * 8} bytes"):
             align_scales(torch.ones(5, 2))
     assert gpu[1] == []
+
+
+def test_a_lost_device_is_said_with_what_was_quantised(gpu: tuple[RecordingDriver, list[Launched]]):
+    driver, _ = gpu
+    launch = prepared(ROWS, tensors((4, 64), ROWS, torch.float32))
+    driver.fail["cuLaunchKernel"] = Status("CUDA_ERROR_ILLEGAL_ADDRESS", 700)
+    with pytest.raises(
+        DeviceLostError, match=r"GMR-D004(.|\n)*last 1 launches(.|\n)*quantize_\w+_f32_e4m3: 4x64; device 0"
+    ):
+        launch.run(1 << 40, 1 << 41, 1 << 42)
 
 
 def test_another_gpu_is_refused(gpu: tuple[RecordingDriver, list[Launched]]):
