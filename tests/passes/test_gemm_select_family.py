@@ -7,9 +7,10 @@ import pytest
 from gemmir.dtypes import F32
 from gemmir.errors import InputError, UnsupportedError
 from gemmir.passes.gemm_select_family import unlowered
+from gemmir.passes.stream_search import search_family
 from gemmir.problem import Grouping
-from gemmir.schedule import Family
-from gemmir.testing.strategies import columns_problem, half_problem
+from gemmir.schedule import Family, Schedule
+from gemmir.testing.strategies import columns_problem, fp8_problem, half_problem
 from tests.passes.run_passes import fp8_text, plain_text, run
 
 NAME = "gemm-select-family"
@@ -186,3 +187,12 @@ def test_forms_of_whole_products_are_grouped_and_not_split(change: dict[str, obj
     assert missing is not None
     assert missing.what.startswith(f"{what} with split_k")
     assert unlowered(replace(columns_problem(64, 64, 256), grouping=Grouping.BATCH, groups=3)) is None
+
+
+@pytest.mark.parametrize(("most", "expected", "block_m"), [(None, 1, 32), (128, 1, 32), (20, 1, 24), (None, 64, 64)])
+def test_tiles_of_counted_groups_are_not_as_low_as_what_is_expected(most: int | None, expected: int, block_m: int):
+    """A group with more rows than its tile would read its weights again."""
+    counted = replace(fp8_problem(128, 7168, 2048), m=most, expected_m=expected, grouping=Grouping.COUNTS, groups=8)
+    assert search_family(counted, Schedule(family=Family.STREAM)).best.schedule.block_m == block_m
+    one = replace(counted, grouping=Grouping.NONE, groups=1, m=expected)
+    assert search_family(one, Schedule(family=Family.STREAM)).best.schedule.block_m == max(8, expected)
