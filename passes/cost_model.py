@@ -118,7 +118,8 @@ def _math_clocks(problem: GemmProblem, schedule: Schedule, tensor: float, target
         busy = _norm(tensor, operand_reads, c.operand_order) * (1 + c.in_place_wave * (tile.waves - 1))
         stages = schedule.num_stages or fitting_stages(problem, schedule, target)
         shallow = 1 + c.in_place_shallow if stages <= SHALLOW_STAGES else 1.0
-        return max(busy, c.in_place_k_block) * (c.in_place_three if groups == 3 else 1.0) * shallow
+        busy = _norm(busy, STREAM.in_place_chain, STREAM.overlap_order)
+        return busy * (c.in_place_three if groups == 3 else 1.0) * shallow
     # Of a chunk, only the last k-block's promotion has no wave of the same warpgroup to hide behind (estimate).
     chunk = _chunk(problem, schedule)
     promotion = c.promotion_per_column * tile.wg_columns * (COLUMN_SCALES if problem.column_scales else 1)
@@ -250,6 +251,16 @@ def _order_terms(order: Traffic | None, groups: int, c: Constants) -> tuple[floa
     return c.spread_a * a + c.spread_b * b, 0 if order is None else groups * order.dram_again
 
 
+def _dram_order(problem: GemmProblem, schedule: Schedule, rounds: int, target: Target, c: Constants) -> float:
+    """
+    How well DRAM and all rounds overlap. One round in place with a ring that is deep is to DRAM what `stream` is: no
+    tile's end or result comes between its loads.
+    """
+    stages = schedule.num_stages or fitting_stages(problem, schedule, target)
+    alike = not problem.promoted and rounds == 1 and stages > SHALLOW_STAGES and _hinted(schedule, rounds)
+    return STREAM.dram_order if alike else c.dram_overlap_order
+
+
 def _l2_share(schedule: Schedule, utilisation: float, tensor: float, target: Target) -> float:
     """Share of what L2 delivers that operands take, with tensor cores that work `utilisation` of the time."""
     assert schedule.block_m is not None and schedule.block_n is not None
@@ -346,7 +357,7 @@ def predict(
         clock_hz=clock,
         dram_seconds=dram,
         fixed_seconds=fixed,
-        seconds=fixed + _norm(cycles / clock, dram, c.dram_overlap_order),
+        seconds=fixed + _norm(cycles / clock, dram, _dram_order(problem, schedule, rounds, target, c)),
     )
 
 
@@ -427,7 +438,8 @@ def tile_bound(
     transfer *= min(1.0, c.hinted_loads) * (1.0 if problem.promoted else min(1.0, c.in_place_loads))
     k_block = max(block_m * block_n * clocks_per_element, transfer)
     cycles = -(-tiles // (target.sms // problem.numerics.split_k)) * problem.part_k_blocks * k_block
-    return c.launch_seconds + _norm(cycles / c.boost_clock_hz, dram, c.dram_overlap_order)
+    order = c.dram_overlap_order if problem.promoted else max(c.dram_overlap_order, STREAM.dram_order)
+    return c.launch_seconds + _norm(cycles / c.boost_clock_hz, dram, order)
 
 
 def cluster_bound(problem: GemmProblem, alone: Cost, constants: Constants = DEFAULT) -> float:

@@ -27,7 +27,7 @@ from tests.calibration.fit import (
 
 DATA = load()
 H200, GAPS, H100, SLOTS, CHOICES, SCALES, DRAWN, *ROWS = DATA
-OTHERS = {"NVIDIA H100 80GB HBM3": 1.039}
+OTHERS = {"NVIDIA H100 80GB HBM3": 1.037}
 COMMITTED = Fit(DEFAULT, OTHERS)
 """The factor by which the H100's kernels take longer than its DRAM explains, to three digits."""
 
@@ -67,9 +67,9 @@ def test_noise_moves_constants_by_little():
 
 
 def test_what_the_data_cannot_tell_stays_where_it_was():
-    """No k-block that was measured is as short as the least that one in place takes."""
-    found = fitted([GAPS], {"in_place_k_block": 130.0, "wave_latency": 260.0})
-    assert found.constants.in_place_k_block == pytest.approx(130.0)
+    """No tile that was measured has parts of K, whose CTAs exchange sums."""
+    found = fitted([GAPS], {"exchange_bytes_per_clock": 20.0, "wave_latency": 260.0})
+    assert found.constants.exchange_bytes_per_clock == pytest.approx(20.0)
     assert found.constants.wave_latency != pytest.approx(260.0, rel=0.005)
 
 
@@ -97,15 +97,15 @@ def test_regret_is_of_what_the_model_ranks_first():
 @pytest.mark.parametrize(
     ("series", "mean", "least", "most"),
     [
-        (H200, 0.034, -0.145, 0.18),
-        (GAPS, 0.032, -0.15, 0.11),
+        (H200, 0.033, -0.14, 0.18),
+        (GAPS, 0.031, -0.145, 0.11),
         (H100, 0.033, -0.16, 0.145),
-        (SLOTS, 0.03, -0.175, 0.15),
-        (CHOICES, 0.028, -0.13, 0.125),
-        (SCALES, 0.044, -0.265, 0.24),
-        (DRAWN, 0.029, -0.15, 0.115),
-        (ROWS[0], 0.069, -0.21, 0.22),
-        (ROWS[1], 0.066, -0.295, 0.28),
+        (SLOTS, 0.03, -0.175, 0.152),
+        (CHOICES, 0.027, -0.125, 0.125),
+        (SCALES, 0.044, -0.265, 0.245),
+        (DRAWN, 0.028, -0.15, 0.115),
+        (ROWS[0], 0.069, -0.31, 0.175),
+        (ROWS[1], 0.063, -0.375, 0.15),
     ],
     ids=[
         *("schedules", "gaps", "orders", "scales and slices", "choices", "scales at once", "drawn"),
@@ -115,7 +115,9 @@ def test_regret_is_of_what_the_model_ranks_first():
 def test_errors(series: Series, mean: float, least: float, most: float):
     """
     Of schedules of all kinds, far from the best ones too: tiles of 128x112 for large products are 20% off, orders of
-    tiles that take half as long again as the best 15%. Of 136 rows in tiles whose last rows are zeros, a third.
+    tiles that take half as long again as the best 15%. FP8 256 x 7168 x 16384 in 128x128 with only four stages is 24%
+    slower by the model than it is: never taken. Of 136 rows of 16 bits in tiles whose last rows are zeros, more than a
+    third: those count a fifth in the fit (`FILLED`), and `stream` computes them.
     """
     off = np.expm1(errors([series], COMMITTED))
     assert np.mean(np.abs(off)) < mean
@@ -134,7 +136,6 @@ FAR = {
     "H200 f8E4M3FN-136x4096x7168": 0.076,
     "H200 bf16-804x4352x4992": 0.078,
     "H200 f8E4M3FN-1500x6000x1024": 0.056,
-    "H100 f8E4M3FN-4096x32768x512": 0.101,
 }
 """What is further than 5% from the fastest. Those of 136 rows the other family computes, so that nobody gets them."""
 
