@@ -32,9 +32,9 @@ where K is split, and the weights come sooner than they are promoted: there they
 
 UNEVEN_ROWS = 32
 """
-Rows that a tile has at least in groups by `counts`, which are told apart on the device: one with more rows than its tile
-reads its weights again. 32 groups of 7168 x 2048, of which one has 128 rows and the rest 1 each, take 147 us in tiles of
-8x64 and 121 in tiles of 32x128; 1 row each 120 and 120, 4096 x 7168 232 and 232 (FP8, H200).
+Rows that a tile has at least in groups by `counts`, whose rows are known on the device only: one with more rows than
+its tile reads its weights again. 32 groups of 7168 x 2048, one of 128 rows and the rest of 1, take 147 us in tiles of
+8x64 and 121 in tiles of 32x128; with 1 row each 120 and 120, of 4096 x 7168 232 and 232 (FP8, H200).
 """
 
 
