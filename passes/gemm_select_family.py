@@ -210,7 +210,7 @@ By how much kernels of `tiles` may take longer than predicted up to `MAX_BLOCK_M
 to. Of 34 products of 1 to 128 rows on an H100 all were faster with `stream`, 0.1% to 48%; six of them not by the model.
 """
 
-OPTIMISM_SECONDS = 5e-6
+OPTIMISM_SECONDS = 3e-6
 """The same of groups whose tiles take several rounds: 0 to 6.5 us on an H200, whatever their length."""
 
 
