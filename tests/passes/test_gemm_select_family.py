@@ -76,6 +76,13 @@ def test_forms_that_do_not_stream(text: str) -> None:
     assert run(text, NAME)[1].family is Family.TILES
 
 
+@pytest.mark.parametrize(("m", "family"), [(160, "stream"), (176, "stream"), (192, "tiles"), (240, "stream")])
+def test_16_bit_tiles_whose_last_rows_are_zeros_are_doubted(m: int, family: str) -> None:
+    """The model says tiles from 172 rows on; rows between those that were measured, 160 and 192, take their share."""
+    _, _, (decision,) = run(plain_text(m, 7168, 2048), NAME)
+    assert decision.choice == family
+
+
 def test_more_rows_are_not_even_considered_for_streams() -> None:
     _, schedule, (decision,) = run(fp8_text(257, 4096, 7168), NAME)
     assert schedule.family is Family.TILES
