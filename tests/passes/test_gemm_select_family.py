@@ -4,6 +4,9 @@ from dataclasses import replace
 
 import pytest
 
+from gemmir.bench.grouped import GroupedCase
+from gemmir.compiler import lower
+from gemmir.dialects.gemm import schedule_of, the_matmul
 from gemmir.dtypes import F32
 from gemmir.errors import InputError, UnsupportedError
 from gemmir.passes.gemm_select_family import unlowered
@@ -75,6 +78,37 @@ def test_few_rows_stream(m: int, form: str) -> None:
 @pytest.mark.parametrize("text", [plain_text(8, 256, 256, d="f32"), plain_text(8, 64, 64, "layout <b = n>")])
 def test_forms_that_do_not_stream(text: str) -> None:
     assert run(text, NAME)[1].family is Family.TILES
+
+
+@pytest.mark.parametrize(("m", "family"), [(160, "stream"), (176, "stream"), (192, "tiles"), (240, "stream")])
+def test_16_bit_tiles_whose_last_rows_are_zeros_are_doubted(m: int, family: str) -> None:
+    """The model says tiles from 172 rows on; rows between those that were measured, 160 and 192, take their share."""
+    _, _, (decision,) = run(plain_text(m, 7168, 2048), NAME)
+    assert decision.choice == family
+
+
+GROUPS = {
+    ("f8E4M3FN", "counts", 2, 8, 2112, 7168): (19.0, 11.8),
+    ("f8E4M3FN", "counts", 4, 16, 7168, 2048): (23.7, 20.2),
+    ("f8E4M3FN", "counts", 8, 64, 4096, 7168): (70.1, 68.1),
+    ("bf16", "counts", 8, 64, 4096, 7168): (130.4, 122.4),
+    ("f8E4M3FN", "counts", 16, 32, 7168, 2048): (69.9, 65.4),
+    ("f8E4M3FN", "counts", 8, 128, 4096, 7168): (73.9, 75.0),
+    ("f8E4M3FN", "counts", 32, 64, 7168, 2048): (128.1, 129.8),
+    ("f8E4M3FN", "counts", 32, 20, 4096, 7168): (233.6, 238.6),
+    ("f8E4M3FN", "offs", 32, 128, 7168, 2048): (140.9, 154.7),
+}
+"""Microseconds of `tiles` and of `stream` on an H200 (docs/performance.md)."""
+
+
+@pytest.mark.parametrize("group", GROUPS, ids=str)
+def test_groups_of_few_rows_get_the_faster_family(group: tuple[str, str, int, int, int, int]) -> None:
+    """Or, of tiles in one round, one that takes 1.5% longer."""
+    us = dict(zip(("tiles", "stream"), GROUPS[group], strict=True))
+    chosen = lower(GroupedCase(*group).text, until="schedule", pipeline=f"gemm-canonicalize,{NAME}").module
+    family = schedule_of(the_matmul(chosen)).family
+    assert family is not None
+    assert us[family.value] <= 1.016 * min(us.values())
 
 
 def test_more_rows_are_not_even_considered_for_streams() -> None:
