@@ -13,6 +13,8 @@ import pytest
 from xdsl.passes import ModulePass
 
 import gemmir
+from gemmir.backends.cuda.compiler_log import read_log
+from gemmir.bench.grouped import GroupedCase, schedule_from
 from gemmir.cache import Cache
 from gemmir.compiler import lower
 from gemmir.errors import InputError, IRError, ScheduleError, SyncError
@@ -183,6 +185,15 @@ def test_a_file_that_changes_while_it_is_compiled_is_refused(tmp_path: Path, mon
 def test_without_the_cache_nothing_is_kept() -> None:
     assert gemmir.compile(TEXT, cache=False).source_path is None
     assert Cache().entries() == ()
+
+
+def test_a_kernel_under_chaos_may_spill():
+    """Three warpgroups leave 128 registers a thread at launch, and the sleeps need some."""
+    product = GroupedCase("bf16", "offs", 9, 333, 1536, 640)
+    schedule = schedule_from("family = tiles, block = 192x112x64, warpgroups = 3 along m", product)
+    kernel = gemmir.compile(product.program(schedule), cache=False, chaos=True)
+    assert read_log(kernel.log).spill_stores > 0
+    gemmir.compile(product.program(schedule), cache=False)
 
 
 def test_under_chaos_every_wait_is_late() -> None:

@@ -62,12 +62,13 @@ def read_log(log: str) -> Resources:
     )
 
 
-def check_log(log: str) -> Resources:
+def check_log(log: str, may_spill: bool = False) -> Resources:
     """
     The resources of a kernel that may run.
 
     `CompileError` (GMR-C002) if ptxas reported any of C7508 to C7520 (WGMMA serialised, waits injected, setmaxnreg
-    ignored), spilled registers or gave threads a stack.
+    ignored), spilled registers or gave threads a stack. `may_spill`: kernels that look for faults, under chaos or with a
+    watchdog, need registers for it and are in no hurry.
     """
     if complaints := _COMPLAINT.findall(log):
         codes = ", ".join(sorted({code for line in complaints for code in _CODE.findall(line)}))
@@ -78,7 +79,7 @@ def check_log(log: str) -> Resources:
             fix="use a smaller block_m or block_n",
         )
     found = read_log(log)
-    if found.spill_stores or found.spill_loads or found.stack_bytes:
+    if not may_spill and (found.spill_stores or found.spill_loads or found.stack_bytes):
         raise CompileError(
             "GMR-C002",
             f"ptxas spilled: {found.spill_stores} bytes stored, {found.spill_loads} bytes loaded, "

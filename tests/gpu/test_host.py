@@ -71,7 +71,7 @@ def bare_launch() -> Callable[[], Any]:
     (ready,) = ops.CALLS[Grouping.NONE].ready.values()
     made: Any = ready
     plan, parameters = made.plan, made.parameters.address
-    (config,) = plan.configs.values()
+    ((config, _),) = plan.configs.values()
     launch, function = driver.bindings().cuLaunchKernelEx, plan.kernel.function
     return lambda: launch(config, function, parameters, 0)
 

@@ -140,6 +140,7 @@ def test_spills(logs: dict[str, str]):
         CompileError, match=f"GMR-C002: ptxas spilled: {used.spill_stores} bytes stored, {used.spill_loads}"
     ):
         check_log(logs["spill"])
+    assert check_log(logs["spill"], may_spill=True) == used
 
 
 def test_a_stack(logs: dict[str, str]):
