@@ -67,8 +67,8 @@ def check_log(log: str, may_spill: bool = False) -> Resources:
     The resources of a kernel that may run.
 
     `CompileError` (GMR-C002) if ptxas reported any of C7508 to C7520 (WGMMA serialised, waits injected, setmaxnreg
-    ignored), spilled registers or gave threads a stack. `may_spill`: kernels that look for faults, under chaos or with a
-    watchdog, need registers for it and are in no hurry.
+    ignored), spilled registers or gave threads a stack. `may_spill`: kernels that look for faults, under chaos or with
+    a watchdog, need registers for it and are in no hurry.
     """
     if complaints := _COMPLAINT.findall(log):
         codes = ", ".join(sorted({code for line in complaints for code in _CODE.findall(line)}))

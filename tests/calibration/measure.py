@@ -1,12 +1,13 @@
 """
 Measures the points of `tests.calibration.points` on a Hopper GPU and writes them as JSON.
 
-    python -m tests.calibration.measure --json OUT [--stream] [--budget SECONDS] [--launches N]
+    python -m tests.calibration.measure --json OUT [--stream | --ranked N | --points FILE ...] [--budget SECONDS]
 
-With `--stream` those of `tests.calibration.stream_points`. Everything is compiled first, in threads. Then each shape:
-cuBLAS, and each of its kernels, whose result must have the bits of the shape's first one. What the passes left open is
-written as they chose it; a schedule that comes twice is measured once. When the budget is spent, or at Ctrl-C, what
-there is is written.
+With `--stream` those of `tests.calibration.stream_points`, with `--ranked` the N tiles that the model ranks first of each
+drawn product and each of the dense table, with `--points` those of data that are there, such as h200-scales.json: their
+schedules as they were, measured again. Everything is compiled first, in threads. Then each shape: cuBLAS, and each of
+its kernels, whose result must have the bits of the shape's first one. What the passes left open is written as they
+chose it; a schedule that comes twice is measured once. When the budget is spent, or at Ctrl-C, what there is is written.
 """
 
 from __future__ import annotations
@@ -31,8 +32,8 @@ from gemmir.cli.destinations import check_destination
 from gemmir.compiler import compile
 from gemmir.errors import GemmirError
 from gemmir.kernel import CompiledKernel
-from tests.calibration.data import Measurement, Point, Series, write
-from tests.calibration.points import points
+from tests.calibration.data import Measurement, Point, Series, load, write
+from tests.calibration.points import points, ranked
 from tests.calibration.stream_points import stream_points
 
 if TYPE_CHECKING:
@@ -151,6 +152,19 @@ def compile_point(point: Point) -> CompiledKernel:
     return compile(program_text(case.n, case.k, case.dtype, point.schedule, case.split_k), m=case.m)
 
 
+def wanted(args: argparse.Namespace) -> list[Point]:
+    """The points that the arguments name, those of one shape together."""
+    if args.stream:
+        return stream_points()
+    if args.ranked is not None:
+        return ranked(args.ranked)
+    if args.points is None:
+        return points()
+    again = [m.point for series in load(tuple(args.points)) for m in series.measurements]
+    shapes = list(dict.fromkeys(point.case for point in again))
+    return sorted(again, key=lambda point: shapes.index(point.case))
+
+
 def main(arguments: Sequence[str] | None = None) -> int:
     """0, or 1 if a kernel's bits differed. Raises `DeviceError` without a Hopper GPU."""
     from gemmir.bench.measure import machine, require_gpu
@@ -158,13 +172,16 @@ def main(arguments: Sequence[str] | None = None) -> int:
     began = time.monotonic()
     parser = argparse.ArgumentParser(prog="python -m tests.calibration.measure", description=__doc__)
     parser.add_argument("--json", type=Path, required=True, metavar="OUT")
-    parser.add_argument("--stream", action="store_true", help="kernels for few rows")
+    which = parser.add_mutually_exclusive_group()
+    which.add_argument("--stream", action="store_true", help="kernels for few rows")
+    which.add_argument("--ranked", type=positive, metavar="N", help="the first N tiles of drawn and dense products")
+    which.add_argument("--points", type=Path, nargs="+", metavar="FILE", help="those that were measured before")
     parser.add_argument("--budget", type=float, default=600.0, metavar="SECONDS", help="in all (default: 600)")
     parser.add_argument("--launches", type=positive, default=LAUNCHES, metavar="N")
     args = parser.parse_args(arguments)
     info = require_gpu()
     check_destination(args.json)
-    kernels = compiled(stream_points() if args.stream else points(), compile_point)
+    kernels = compiled(wanted(args), compile_point)
     sys.stderr.write(f"{len(kernels)} kernels after {time.monotonic() - began:.0f} s\n")
     found = Found()
     try:

@@ -65,10 +65,16 @@ def points() -> list[Point]:
     found = [
         *_menu(FP8, DENSE, FP8_MENU),
         *_menu(BF16, DENSE, BF16_MENU),
-        *(point for shape in shapes[:FP8_DRAWN] for point in _first(Case(FP8, *shape))),
-        *(point for shape in shapes[FP8_DRAWN : FP8_DRAWN + BF16_DRAWN] for point in _first(Case(BF16, *shape))),
+        *(point for shape in shapes[:FP8_DRAWN] for point in first_tiles(Case(FP8, *shape))),
+        *(point for shape in shapes[FP8_DRAWN : FP8_DRAWN + BF16_DRAWN] for point in first_tiles(Case(BF16, *shape))),
     ]
     return list(dict.fromkeys(found))
+
+
+def ranked(number: int) -> list[Point]:
+    """The tiles that the model ranks first of each drawn product and each of the dense table, in both types."""
+    cases = [Case(dtype, *shape) for shape in (*drawn(), *DENSE) for dtype in (FP8, BF16)]
+    return [point for case in cases for point in first_tiles(case, number)]
 
 
 def _menu(dtype: str, shapes: tuple[Shape, ...], menu: tuple[str, ...]) -> Iterator[Point]:
@@ -89,11 +95,11 @@ def _completes(point: Point) -> bool:
     return True
 
 
-def _first(case: Case) -> Iterator[Point]:
-    """The first of the model's choices for each of the tiles that it ranks first."""
+def first_tiles(case: Case, number: int = FIRST) -> Iterator[Point]:
+    """The first of the model's choices for each of the `number` tiles that it ranks first."""
     problem, _ = Point(case, "").parsed()
     blocks: set[tuple[int | None, int | None]] = set()
     for candidate in search(problem, Schedule()).candidates:
-        if len(blocks) < FIRST and candidate.block not in blocks:
+        if len(blocks) < number and candidate.block not in blocks:
             blocks.add(candidate.block)
             yield Point(case, schedule_text(candidate.schedule))

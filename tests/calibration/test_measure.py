@@ -1,7 +1,9 @@
 """The measuring script without a GPU: what is compiled, measured, told, and written when the budget ends."""
 
+from argparse import Namespace
 from collections.abc import Iterator
 from dataclasses import dataclass, field
+from pathlib import Path
 
 import pytest
 
@@ -9,8 +11,11 @@ from gemmir.bench.cases import Case
 from gemmir.errors import DeviceError
 from gemmir.kernel import CompiledKernel
 from gemmir.legality import is_legal
-from tests.calibration.data import Measurement, Point
-from tests.calibration.measure import Found, compile_point, compiled, complete, main, measure
+from gemmir.passes.block_search import search
+from gemmir.schedule import Family, Schedule
+from tests.calibration.data import Measurement, Point, Series, write
+from tests.calibration.measure import Found, compile_point, compiled, complete, main, measure, wanted
+from tests.calibration.points import first_tiles
 
 SMALL, OTHER = Case("f8E4M3FN", 64, 256, 256), Case("bf16", 64, 256, 256)
 TILE = "block = 64x64x128, warpgroups = 1 along m"
@@ -74,6 +79,21 @@ def test_what_was_measured_before_the_budget_ended_stays(kernels: list[tuple[Poi
     found = Found()
     measure(kernels, Counting(), lambda: next(going), found)
     assert [m.us for m in found.measurements] == [1.0, 2.0]
+
+
+def test_points_that_were_measured_before_are_the_same_ones_again(tmp_path: Path):
+    once = [Point(OTHER, "block = 64x64x64"), Point(SMALL, TILE), Point(OTHER, "block = 128x64x64")]
+    old = Series("NVIDIA H200", "", {}, {}, tuple(Measurement(point, 1.0) for point in once))
+    (file := tmp_path / "old.json").write_text(write(old))
+    assert wanted(Namespace(stream=False, ranked=None, points=[file])) == [once[0], once[2], once[1]]
+
+
+def test_what_is_ranked_first_comes_first():
+    points = list(first_tiles(SMALL, 3))
+    blocks = [(s.block_m, s.block_n) for _, s in (point.parsed() for point in points)]
+    assert len(set(blocks)) == len(blocks) == 3
+    best = search(Point(SMALL, "").parsed()[0], Schedule(family=Family.TILES)).best.schedule
+    assert blocks[0] == (best.block_m, best.block_n)
 
 
 def test_without_a_gpu_nothing_is_compiled(monkeypatch: pytest.MonkeyPatch):
