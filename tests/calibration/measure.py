@@ -3,11 +3,12 @@ Measures the points of `tests.calibration.points` on a Hopper GPU and writes the
 
     python -m tests.calibration.measure --json OUT [--stream | --ranked N | --points FILE ...] [--budget SECONDS]
 
-With `--stream` those of `tests.calibration.stream_points`, with `--ranked` the N tiles that the model ranks first of each
-drawn product and each of the dense table, with `--points` those of data that are there, such as h200-scales.json: their
-schedules as they were, measured again. Everything is compiled first, in threads. Then each shape: cuBLAS, and each of
-its kernels, whose result must have the bits of the shape's first one. What the passes left open is written as they
-chose it; a schedule that comes twice is measured once. When the budget is spent, or at Ctrl-C, what there is is written.
+With `--stream` those of `tests.calibration.stream_points`, with `--ranked` the N tiles that the model ranks first of
+each drawn product and each of the dense table, with `--points` those of data that are there, such as h200-scales.json:
+their schedules as they were, measured again. Everything is compiled first, in threads. Then each shape: cuBLAS, and
+each of its kernels, whose result must have the bits of the shape's first one. What the passes left open is written as
+they chose it; a schedule that comes twice is measured once. When the budget is spent, or at Ctrl-C, what there is is
+written.
 """
 
 from __future__ import annotations
