@@ -169,10 +169,9 @@ def result_type(
     if isinstance(out_dtype, torch.dtype):
         return out_dtype
     if out_dtype is not None:
-        from gemmir.backends.cuda.from_torch import torch_dtype
         from gemmir.expression import find_dtype
 
-        return torch_dtype(find_dtype(out_dtype, "out_dtype").name)
+        return getattr(torch, find_dtype(out_dtype, "out_dtype").torch_name)
     if out is not None:
         return out.dtype
     if grouping is Grouping.K_OFFS:

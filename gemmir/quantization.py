@@ -69,7 +69,6 @@ def quantize(
     apart. `dtype`: torch.float8_e4m3fn (the default) or torch.float8_e5m2. `q`: the shape of `x`, row-major. `scale`:
     float32 multipliers that decode, in the shape and layout of `scale_a`; both get a leading G where x has one, but for
     the one tensor-wise scale of all groups. `recipe`, by its name or as a member of torch's `ScalingType`:
-
     - "block_wise_1x128": (M, ceil(K/128)), one for 128 elements of a row, as `gemmir.align_scales` lays them out: M
       fastest, blocks of K a multiple of 4 floats apart.
     - "block_wise_128x128": (ceil(M/128), ceil(K/128)), row-major.
@@ -90,11 +89,10 @@ def quantize(
         q     = x * inverse, clamped to -largest .. largest, rounded to nearest even in `dtype`
 
     `power_of_two`: the scale is raised to the next power of two, and inverse = 1 / scale, exactly. Zeros keep their
-    sign. What is finite never overflows, since the scale is made of it. NaN and infinities count for no scale, and
-    become the NaN 0x7f; with `saturate` infinities become the largest finite number of their sign instead.
+    sign. Nothing finite overflows: the scale is made of it. NaN and infinities count for no scale, and become the NaN
+    0x7f; with `saturate` infinities become the largest finite number of their sign instead.
 
     `out`: (q, scale) to write to instead, of exactly these shapes and layouts; `dtype` may then be left out.
-
     Raises `InputError`: GMR-I001 dtype, GMR-I002 shape, GMR-I004 device, GMR-I005 no tensor or one that requires a
     gradient, GMR-I006 memory layout, GMR-I007 size, GMR-I008 overlap, GMR-I009 recipe. With block-wise recipes on a GPU
     also `DeviceError` if it is no Hopper GPU, and `CaptureError` if the first call with these types is being captured.

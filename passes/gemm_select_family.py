@@ -27,7 +27,7 @@ from gemmir.passes.stream_search import search_family
 from gemmir.problem import SCALE_BLOCK, GemmProblem, Grouping, Recipe
 from gemmir.schedule import Family, Schedule
 from gemmir.stream_legality import MAX_BLOCK_M, MAX_PARTS
-from gemmir.target import SM_90A
+from gemmir.target import MOST_EXTENT, SM_90A
 
 ELSEWHERE = "runs on: --backend reference"
 
@@ -92,6 +92,13 @@ def _epilogue(p: GemmProblem) -> Unlowered | None:
     return Unlowered("an epilogue region", "the result is the rounded accumulator", "apply it to the result")
 
 
+def _extents(p: GemmProblem) -> Unlowered | None:
+    sizes = {"M": p.m or 0, "N": p.n, "K": p.k}
+    rule = f"coordinates are 32-bit integers, and tiles reach past the end: M, N and K are at most {MOST_EXTENT}"
+    large = (Unlowered(f"{name} = {size}", rule, f"split {name}") for name, size in sizes.items() if size > MOST_EXTENT)
+    return next(large, None)
+
+
 def _multiple(name: str, size: int, element_bytes: int, of: str) -> Unlowered | None:
     align = SM_90A.tma_alignment
     step = align // element_bytes
@@ -133,6 +140,7 @@ REQUIREMENTS: tuple[Callable[[GemmProblem], Unlowered | None], ...] = (
     _split_k,
     _whole_k_only,
     _epilogue,
+    _extents,
     _columns,
     _depth,
     _outer,

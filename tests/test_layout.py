@@ -43,6 +43,8 @@ KNOWN_ONLY_BY = {
         "gemmir.torch_ops_fake",
         "gemmir.torch_ops_fake_quantize",
         "gemmir.quantization_checks",
+        "gemmir.scales",
+        "gemmir.validation",
         "gemmir.universe",
         "gemmir.bench",
         "gemmir.cli",

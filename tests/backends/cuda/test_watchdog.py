@@ -316,7 +316,7 @@ def test_another_fault_is_no_hang(gpu: RecordingDriver):
 
 def test_memory_that_there_is_not(gpu: RecordingDriver):
     gpu.fail["cuMemHostAlloc"] = Status("CUDA_ERROR_OUT_OF_MEMORY", 2)
-    with pytest.raises(gemmir.errors.DeviceError, match="GMR-D003: cuMemHostAlloc failed"):
+    with pytest.raises(gemmir.errors.DeviceError, match="GMR-D009: cuMemHostAlloc failed"):
         watched_kernel()(*tensors(8))
     gpu.fail.clear()
     watched_kernel()(*tensors(8))
