@@ -67,6 +67,7 @@ def settle() -> bool:
 
 def main(folder: Path, times: int, seed: int) -> dict[str, object]:
     os.environ["GEMMIR_CACHE_DIR"] = str(folder)
+    signal.signal(signal.SIGINT, signal.default_int_handler)  # what a shell starts with `&` ignores it
     drawn, faults, late, early = random.Random(seed), [], [], 0
     compiled()
     Cache().clear()

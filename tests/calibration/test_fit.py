@@ -80,7 +80,7 @@ def test_the_committed_constants_are_what_the_fit_finds():
     From them on: a fit from the round numbers goes the same way in a minute and a half. Where the sum of squares is
     flat, the two end 2% apart.
     """
-    found = fitted(DATA, near=COMMITTED)
+    found = fitted(DATA, near=COMMITTED, iterations=2)
     assert found.machines == pytest.approx(OTHERS, rel=0.005)
     for name in FITTED:
         assert getattr(DEFAULT, name) == pytest.approx(getattr(found.constants, name), rel=0.03), name
