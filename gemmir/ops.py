@@ -69,15 +69,15 @@ def matmul(
     The result is written to `out` where it is given, else to a new tensor of `out_dtype`: by default bfloat16 for FP8
     operands, else the operands' type. `expected_m`: the M that the schedule is chosen for; any M is computed. Without
     it there is a kernel each for M up to 16, 32, 64 and 128, and one for more. K may be summed in `split_k` parts,
-    which decides the bits of a result. By default, with few rows, in as many as N and K ask for
-    (`gemmir.decode_split_k`): a row has the same bits in every batch of up to 128 rows, and in every larger one.
-    `batch_invariant=False`: in as many as are fastest for this M, or `expected_m`. `split_k=1`: the same bits for every
-    M, those of `grouped_matmul`. `validate=True` looks at the scales first, which nothing else does: `InputError`
-    (GMR-I010) names the first one that is NaN, infinite, zero or negative. It waits for the device once, so not during
-    graph capture (GMR-I009). `overlap`: the kernel may start while the one before it on the stream ends, if it waits
-    for that by itself, as those for few rows do. No result depends on it.
+    which decides the bits of a result. By default, with few rows, in as many as N and K ask for (`decode_split_k`): a
+    row has the same bits in every batch of up to 128 rows, and in every larger one. `batch_invariant=False`: in as many
+    as are fastest for this M, or `expected_m`. `split_k=1`: the same bits for every M, those of `grouped_matmul`.
 
-    Raises `InputError` if a tensor does not fit, `UnsupportedError` for want of a kernel, `DeviceError` of a GPU.
+    `validate=True` first looks for a scale that is NaN, infinite, zero or negative (`InputError` GMR-I010 names it),
+    and waits for the device once: not during graph capture (GMR-I009). `overlap`: the kernel may start while the one
+    before it on the stream ends, if it waits for that by itself, as those for few rows do. No result depends on it.
+
+    Raises `InputError` for a tensor that does not fit, `UnsupportedError` or `DeviceError` without a kernel or a GPU.
     """
     if validate or is_dynamo_compiling():
         options = overlap, out_dtype, expected_m, split_k, batch_invariant

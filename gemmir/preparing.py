@@ -12,11 +12,10 @@ from typing import TYPE_CHECKING, TypeAlias
 
 from gemmir.decode import DECODE_ROWS
 from gemmir.errors import InputError
-from gemmir.expression import find_dtype
 from gemmir.matmul_rules import operand_scale_shape
 from gemmir.ops import kernel_of
 from gemmir.problem import Grouping, Recipe
-from gemmir.product_calls import FEW_ROWS, INDICES, Asked, Call, call_of
+from gemmir.product_calls import FEW_ROWS, INDICES, Asked, Call, call_of, dtype_of
 
 if TYPE_CHECKING:
     import torch
@@ -67,8 +66,8 @@ def prepare(
     """
     index = _device(device) if load else None
     form = _grouping(grouping)
-    types = _torch_dtype(dtype, "dtype"), None if c_dtype is None else _torch_dtype(c_dtype, "c_dtype")
-    result = None if out_dtype is None else _torch_dtype(out_dtype, "out_dtype")
+    types = dtype_of(dtype, "dtype"), None if c_dtype is None else dtype_of(c_dtype, "c_dtype")
+    result = None if out_dtype is None else dtype_of(out_dtype, "out_dtype")
     asked = Asked(True, True, c_dtype is None, True, False, result, expected_m, split_k, batch_invariant)
     calls: dict[Call, None] = {}
     for m, n, k in shapes:
@@ -125,13 +124,6 @@ def _grouping(name: object) -> Grouping:
             return grouping
     rule = "one of " + ", ".join(grouping.value for grouping in Grouping)
     raise InputError("GMR-I009", f"grouping {name!r:.40}", rule=rule, fix="use 'none'")
-
-
-def _torch_dtype(dtype: object, where: str) -> torch.dtype:
-    """Torch's type of that name; `InputError` (GMR-I001) if there is none."""
-    from gemmir.backends.cuda.from_torch import torch_dtype
-
-    return torch_dtype(find_dtype(dtype, where).name)
 
 
 def _stand_ins(

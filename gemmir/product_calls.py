@@ -162,6 +162,13 @@ def _major(tensor: torch.Tensor, k_axis: int, other: str) -> str:
     return other if tensor.stride(outer_axis) == 1 != tensor.stride(k_axis) else "k"
 
 
+def dtype_of(dtype: object, where: str) -> torch.dtype:
+    """Torch's type for one of torch's, or for a name; `InputError` (GMR-I001) if `where` names none."""
+    from gemmir.expression import find_dtype
+
+    return getattr(torch, find_dtype(dtype, where).torch_name)
+
+
 def result_type(
     grouping: Grouping, a: torch.Tensor, out: torch.Tensor | None, out_dtype: torch.dtype | str | None
 ) -> torch.dtype:
@@ -169,9 +176,7 @@ def result_type(
     if isinstance(out_dtype, torch.dtype):
         return out_dtype
     if out_dtype is not None:
-        from gemmir.expression import find_dtype
-
-        return getattr(torch, find_dtype(out_dtype, "out_dtype").torch_name)
+        return dtype_of(out_dtype, "out_dtype")
     if out is not None:
         return out.dtype
     if grouping is Grouping.K_OFFS:

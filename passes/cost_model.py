@@ -102,6 +102,11 @@ def _tensor_clocks(schedule: Schedule, target: Target) -> float:
     return instructions * schedule.block_n * target.tensor_clocks_per_column
 
 
+def _stages(problem: GemmProblem, schedule: Schedule, target: Target) -> int:
+    """Those of the ring; while that is open, the most that fit."""
+    return schedule.num_stages or fitting_stages(problem, schedule, target)
+
+
 def _chunk(problem: GemmProblem, schedule: Schedule) -> int:
     """k-blocks between moments at which a warpgroup has nothing in flight, or 1."""
     return min(schedule.promote_chunk or 1, problem.k_blocks)
@@ -116,8 +121,7 @@ def _math_clocks(problem: GemmProblem, schedule: Schedule, tensor: float, target
     operand_reads = groups * tile.waves * wave_bytes / target.shared_bytes_per_clock
     if not problem.promoted:
         busy = _norm(tensor, operand_reads, c.operand_order) * (1 + c.in_place_wave * (tile.waves - 1))
-        stages = schedule.num_stages or fitting_stages(problem, schedule, target)
-        shallow = 1 + c.in_place_shallow if stages <= SHALLOW_STAGES else 1.0
+        shallow = 1 + c.in_place_shallow if _stages(problem, schedule, target) <= SHALLOW_STAGES else 1.0
         busy = _norm(busy, STREAM.in_place_chain, STREAM.overlap_order)
         return busy * (c.in_place_three if groups == 3 else 1.0) * shallow
     # Of a chunk, only the last k-block's promotion has no wave of the same warpgroup to hide behind (estimate).
@@ -143,7 +147,7 @@ def _load_clocks(
         transfer *= c.in_place_loads
     if _hinted(schedule, rounds):
         transfer *= c.hinted_loads
-    stages = schedule.num_stages or fitting_stages(problem, schedule, target)
+    stages = _stages(problem, schedule, target)
     filled = _filled_rows(problem, schedule) / max(1, rounds)
     fill = c.fill_clocks if problem.promoted else c.in_place_fill_clocks
     transfer += _scale_clocks(problem, schedule, stages, c) + fill * filled
@@ -256,8 +260,8 @@ def _dram_order(problem: GemmProblem, schedule: Schedule, rounds: int, target: T
     How well DRAM and all rounds overlap. One round in place with a ring that is deep is to DRAM what `stream` is: no
     tile's end or result comes between its loads.
     """
-    stages = schedule.num_stages or fitting_stages(problem, schedule, target)
-    alike = not problem.promoted and rounds == 1 and stages > SHALLOW_STAGES and _hinted(schedule, rounds)
+    once = not problem.promoted and rounds == 1 and _hinted(schedule, rounds)
+    alike = once and _stages(problem, schedule, target) > SHALLOW_STAGES
     return STREAM.dram_order if alike else c.dram_overlap_order
 
 
@@ -300,7 +304,7 @@ def _clocks(
 
 def _tail_clocks(problem: GemmProblem, schedule: Schedule, spread: float, target: Target, c: Constants) -> _Clocks:
     """Those of the narrower tiles of the last columns, of which a CTA seldom has a second one."""
-    stages = schedule.num_stages or fitting_stages(problem, schedule, target)
+    stages = _stages(problem, schedule, target)
     tail = replace(tail_schedule(problem, schedule), num_stages=stages)
     found = _clocks(problem, tail, spread, 1, target, c)
     flows = problem.promoted and schedule.promote_chunk in (None, 1)
